@@ -1,0 +1,1 @@
+//! vdiskd: disk-image management over HTTP and gRPC.

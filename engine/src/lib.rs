@@ -1,0 +1,1 @@
+//! Disk image formats, backing chains and the operations on them.

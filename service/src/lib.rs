@@ -1,0 +1,1 @@
+//! Inventory, pools, leases, job queue and workers of vdiskd.

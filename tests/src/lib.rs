@@ -1,0 +1,1 @@
+//! Scenarios through HTTP and gRPC, with real clients and killed workers.
