@@ -68,7 +68,16 @@ impl Chain {
             {
                 return Err(Error::corrupt("the backing chain comes back to this file").at(node.storage.name()));
             }
-            let image = open_layer(&node, &env_at(layers.len()))?;
+            let env = env_at(layers.len());
+            let image = open_layer(&node, &env)?;
+            if let Some(above) = layers.last()
+                && !env.metadata_only
+                && !env.for_check
+            {
+                above
+                    .check_below(image.as_ref())
+                    .map_err(|e| e.at(node.storage.name()))?;
+            }
             next = match node.backing {
                 BackingChoice::FromImage => backing_node(image.as_ref(), &node.storage, &env_at(layers.len() + 1))?,
                 BackingChoice::None => None,
