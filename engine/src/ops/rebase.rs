@@ -50,7 +50,7 @@ pub fn rebase(
     };
     pipeline::copy(&source, &target, options, control)?;
     top.flush()?;
-    top.set_backing(backing)?;
+    top.set_backing_over(backing, new_base.map(Chain::top))?;
     top.close()
 }
 
