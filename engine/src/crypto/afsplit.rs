@@ -3,13 +3,14 @@
 
 use zeroize::Zeroizing;
 
-use super::{error::CryptoError, hash::HashAlgorithm};
+use super::hash::HashAlgorithm;
+use crate::{Error, Result};
 
 /// Puts the stripes together again. `split` holds `stripes` pieces of `split.len() / stripes` bytes.
 ///
 /// # Errors
 /// `InvalidArgument` when `split` does not divide into that many pieces.
-pub fn af_merge(hash: HashAlgorithm, split: &[u8], stripes: u32) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
+pub fn af_merge(hash: HashAlgorithm, split: &[u8], stripes: u32) -> Result<Zeroizing<Vec<u8>>> {
     let piece = piece_len(split.len(), stripes)?;
     let mut pieces = split.chunks_exact(piece);
     let last = pieces.next_back().unwrap_or_default();
@@ -27,12 +28,12 @@ pub fn af_split(
     key: &[u8],
     stripes: u32,
     random: Zeroizing<Vec<u8>>,
-) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
+) -> Result<Zeroizing<Vec<u8>>> {
     let wanted = (stripes as usize)
         .checked_sub(1)
         .and_then(|pieces| pieces.checked_mul(key.len()));
     if key.is_empty() || wanted != Some(random.len()) {
-        return Err(CryptoError::invalid(
+        return Err(Error::invalid(
             "the anti-forensic splitter needs random bytes for all stripes but one",
         ));
     }
@@ -45,10 +46,10 @@ pub fn af_split(
     Ok(split)
 }
 
-fn piece_len(len: usize, stripes: u32) -> Result<usize, CryptoError> {
+fn piece_len(len: usize, stripes: u32) -> Result<usize> {
     let stripes = stripes as usize;
     if stripes == 0 || len == 0 || !len.is_multiple_of(stripes) {
-        return Err(CryptoError::invalid(format!(
+        return Err(Error::invalid(format!(
             "{len} bytes do not divide into {stripes} stripes"
         )));
     }

@@ -1,6 +1,6 @@
 //! Block ciphers by name and key length.
 
-use super::error::CryptoError;
+use crate::{Error, Result};
 
 /// A block cipher with its key length, in the names of QEMU and dm-crypt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,25 +79,25 @@ impl CipherAlgorithm {
     ///
     /// # Errors
     /// `Unsupported` for a name that is none of [`Self::all`].
-    pub fn from_name(name: &str) -> Result<Self, CryptoError> {
+    pub fn from_name(name: &str) -> Result<Self> {
         let found = TABLE.iter().find(|row| row.1 == name);
         found
             .map(|row| row.0)
-            .ok_or_else(|| CryptoError::unsupported(format!("cipher '{name}' is not supported")))
+            .ok_or_else(|| Error::unsupported(format!("cipher '{name}' is not supported")))
     }
 
     /// Finds a cipher by a LUKS header's name (`aes`) and the bytes of one cipher key.
     ///
     /// # Errors
     /// `Unsupported` for an unknown name, and for a key length that the cipher does not have.
-    pub fn from_family(family: &str, key_len: usize) -> Result<Self, CryptoError> {
+    pub fn from_family(family: &str, key_len: usize) -> Result<Self> {
         if !TABLE.iter().any(|row| row.2 == family) {
-            return Err(CryptoError::unsupported(format!("cipher '{family}' is not supported")));
+            return Err(Error::unsupported(format!("cipher '{family}' is not supported")));
         }
         let found = TABLE.iter().find(|row| row.2 == family && row.3 == key_len);
-        found.map(|row| row.0).ok_or_else(|| {
-            CryptoError::unsupported(format!("cipher '{family}' does not take a key of {key_len} bytes"))
-        })
+        found
+            .map(|row| row.0)
+            .ok_or_else(|| Error::unsupported(format!("cipher '{family}' does not take a key of {key_len} bytes")))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 
-use super::error::CryptoError;
+use crate::{Error, Result};
 
 /// The two variants that LUKS2 knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,20 +38,20 @@ impl Argon2Cost {
     ///
     /// # Errors
     /// `LimitExceeded`.
-    pub fn check(&self, limit: &Argon2Limit) -> Result<(), CryptoError> {
+    pub fn check(&self, limit: &Argon2Limit) -> Result<()> {
         if self.memory_kib > limit.memory_kib {
             let text = format!(
                 "Argon2 wants {} KiB of memory, the limit is {}",
                 self.memory_kib, limit.memory_kib
             );
-            return Err(CryptoError::limit(text));
+            return Err(Error::limit(text));
         }
         if u64::from(self.memory_kib) * u64::from(self.time) > limit.work_kib {
             let text = format!(
                 "Argon2 wants {} passes over {} KiB, more than the limit",
                 self.time, self.memory_kib
             );
-            return Err(CryptoError::limit(text));
+            return Err(Error::limit(text));
         }
         Ok(())
     }
@@ -69,9 +69,9 @@ pub fn argon2(
     cost: Argon2Cost,
     limit: &Argon2Limit,
     out: &mut [u8],
-) -> Result<(), CryptoError> {
+) -> Result<()> {
     cost.check(limit)?;
-    let bad = |error: argon2::Error| CryptoError::invalid(format!("Argon2 parameters are not valid: {error}"));
+    let bad = |error: argon2::Error| Error::invalid(format!("Argon2 parameters are not valid: {error}"));
     let params = Params::new(cost.memory_kib, cost.time, cost.lanes, Some(out.len())).map_err(bad)?;
     let algorithm = match variant {
         Argon2Variant::Argon2i => Algorithm::Argon2i,
@@ -81,7 +81,7 @@ pub fn argon2(
     let mut memory = Vec::<Block>::new();
     memory
         .try_reserve_exact(count)
-        .map_err(|_| CryptoError::limit(format!("no {} KiB of memory for Argon2", cost.memory_kib)))?;
+        .map_err(|_| Error::limit(format!("no {} KiB of memory for Argon2", cost.memory_kib)))?;
     memory.resize(count, Block::new());
     let hasher = Argon2::new(algorithm, Version::V0x13, params);
     let done = hasher

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use whirlpool::Whirlpool;
 use zeroize::Zeroizing;
 
-use super::error::CryptoError;
+use crate::{Error, Result};
 
 /// A hash function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,12 +104,12 @@ impl HashAlgorithm {
     ///
     /// # Errors
     /// `Unsupported` for a name that is none of [`Self::all`].
-    pub fn from_name(name: &str) -> Result<Self, CryptoError> {
+    pub fn from_name(name: &str) -> Result<Self> {
         let found = TABLE.iter().find(|row| row.1.eq_ignore_ascii_case(name));
         let found = found
             .map(|row| row.0)
             .or(name.eq_ignore_ascii_case("wp512").then_some(Self::Whirlpool));
-        found.ok_or_else(|| CryptoError::unsupported(format!("hash '{name}' is not supported")))
+        found.ok_or_else(|| Error::unsupported(format!("hash '{name}' is not supported")))
     }
 
     /// Whether this is one of the Linux kernel's truncated hashes, which serve ESSIV alone: HMAC over them is not defined.

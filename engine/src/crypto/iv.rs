@@ -2,7 +2,8 @@
 
 use aes::cipher::{BlockCipherEncrypt, KeyInit};
 
-use super::{algorithm::CipherAlgorithm, error::CryptoError, hash::HashAlgorithm};
+use super::{algorithm::CipherAlgorithm, hash::HashAlgorithm};
+use crate::{Error, Result};
 
 /// How the IV of a sector comes from its number (of 512 bytes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,7 +27,7 @@ impl IvKind {
     ///
     /// # Errors
     /// `Unsupported` for an unknown generator or hash, and for a hash where none belongs.
-    pub fn parse(text: &str) -> Result<Self, CryptoError> {
+    pub fn parse(text: &str) -> Result<Self> {
         let (name, hash) = text
             .split_once(':')
             .map_or((text, None), |(name, hash)| (name, Some(hash)));
@@ -37,12 +38,10 @@ impl IvKind {
             ("plain64be", None) => Ok(Self::Plain64Be),
             ("benbi", None) => Ok(Self::Benbi),
             ("essiv", Some(hash)) => Ok(Self::Essiv(HashAlgorithm::from_name(hash)?)),
-            ("essiv", None) => Err(CryptoError::unsupported(
+            ("essiv", None) => Err(Error::unsupported(
                 "IV generator 'essiv' needs a hash, as in 'essiv:sha256'",
             )),
-            _ => Err(CryptoError::unsupported(format!(
-                "IV generator '{text}' is not supported"
-            ))),
+            _ => Err(Error::unsupported(format!("IV generator '{text}' is not supported"))),
         }
     }
 
@@ -69,7 +68,7 @@ pub(crate) struct IvGenerator {
 
 impl IvGenerator {
     /// `key` is the whole key of the volume, from which ESSIV derives its own.
-    pub(crate) fn new(kind: IvKind, cipher: CipherAlgorithm, key: &[u8]) -> Result<Self, CryptoError> {
+    pub(crate) fn new(kind: IvKind, cipher: CipherAlgorithm, key: &[u8]) -> Result<Self> {
         let essiv = match kind {
             IvKind::Essiv(hash) => Some(essiv_cipher(cipher, hash, key)?),
             _ => None,
@@ -127,11 +126,7 @@ impl<C: BlockCipherEncrypt + Send + Sync> EncryptBlock for Keyed<C> {
 }
 
 /// ESSIV's own cipher: the same one, with the key length that the hash gives.
-fn essiv_cipher(
-    cipher: CipherAlgorithm,
-    hash: HashAlgorithm,
-    key: &[u8],
-) -> Result<Box<dyn EncryptBlock>, CryptoError> {
+fn essiv_cipher(cipher: CipherAlgorithm, hash: HashAlgorithm, key: &[u8]) -> Result<Box<dyn EncryptBlock>> {
     let salt = hash.digest(&[key]);
     let own = CipherAlgorithm::from_family(cipher.family(), salt.len())?;
     Ok(match own {
@@ -148,10 +143,10 @@ fn essiv_cipher(
     })
 }
 
-fn boxed<C>(key: &[u8]) -> Result<Box<dyn EncryptBlock>, CryptoError>
+fn boxed<C>(key: &[u8]) -> Result<Box<dyn EncryptBlock>>
 where
     C: BlockCipherEncrypt + KeyInit + Send + Sync + 'static,
 {
-    let keyed = C::new_from_slice(key).map_err(|_| CryptoError::invalid("wrong length of an ESSIV key"))?;
+    let keyed = C::new_from_slice(key).map_err(|_| Error::invalid("wrong length of an ESSIV key"))?;
     Ok(Box::new(Keyed(keyed)))
 }

@@ -2,12 +2,11 @@
 //!
 //! Supported: AES, Serpent and Twofish with 128, 192 and 256-bit keys, CAST5 with 128; ECB, CBC, CTR, XTS and LRW; the IV
 //! generators null, plain, plain64, plain64be, essiv and benbi; SHA-1, SHA-2, RIPEMD-160 and Whirlpool; PBKDF2 and Argon2.
-//! What is unknown is refused with [`CryptoErrorKind::Unsupported`].
+//! What is unknown is refused with [`ErrorKind::Unsupported`].
 
 mod afsplit;
 mod algorithm;
 mod argon2;
-mod error;
 mod hash;
 mod iv;
 mod lrw;
@@ -21,7 +20,6 @@ mod xts;
 pub use afsplit::{af_merge, af_split};
 pub use algorithm::CipherAlgorithm;
 pub use argon2::{Argon2Cost, Argon2Limit, Argon2Variant, argon2};
-pub use error::{CryptoError, CryptoErrorKind};
 pub use hash::HashAlgorithm;
 pub use iv::IvKind;
 pub use pbkdf2::pbkdf2;

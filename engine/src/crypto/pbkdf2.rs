@@ -6,10 +6,8 @@
 use hmac::{EagerHash, Hmac, KeyInit, Mac};
 use zeroize::Zeroizing;
 
-use super::{
-    error::CryptoError,
-    hash::{HashAlgorithm, with_hash},
-};
+use super::hash::{HashAlgorithm, with_hash};
+use crate::{Error, Result};
 
 /// Iterations between two looks at the cancel check: a few milliseconds.
 const STRIDE: u32 = 16 * 1024;
@@ -25,12 +23,12 @@ pub fn pbkdf2(
     iterations: u32,
     cancelled: &dyn Fn() -> bool,
     out: &mut [u8],
-) -> Result<(), CryptoError> {
+) -> Result<()> {
     if iterations == 0 {
-        return Err(CryptoError::invalid("PBKDF2 with 0 iterations"));
+        return Err(Error::invalid("PBKDF2 with 0 iterations"));
     }
     if hash.is_truncated() {
-        return Err(CryptoError::unsupported(format!(
+        return Err(Error::unsupported(format!(
             "PBKDF2 over '{}' is not supported",
             hash.name()
         )));
@@ -44,9 +42,9 @@ fn derive<D: EagerHash>(
     iterations: u32,
     cancelled: &dyn Fn() -> bool,
     out: &mut [u8],
-) -> Result<(), CryptoError> {
+) -> Result<()> {
     let keyed = <Hmac<D> as KeyInit>::new_from_slice(passphrase)
-        .map_err(|_| CryptoError::invalid("HMAC does not take this passphrase"))?;
+        .map_err(|_| Error::invalid("HMAC does not take this passphrase"))?;
     let block_len = keyed.clone().finalize().into_bytes().len();
     for (block, index) in out.chunks_mut(block_len).zip(1_u32..) {
         let mut first = keyed.clone();
@@ -57,7 +55,7 @@ fn derive<D: EagerHash>(
         let mut left = iterations - 1;
         while left > 0 {
             if cancelled() {
-                return Err(CryptoError::cancelled());
+                return Err(Error::cancelled());
             }
             let now = left.min(STRIDE);
             chain(&keyed, &mut link, now, block);

@@ -11,11 +11,11 @@ use zeroize::Zeroizing;
 
 use super::{
     algorithm::CipherAlgorithm,
-    error::CryptoError,
     iv::IvKind,
     sector::SectorCipher,
     spec::{CipherMode, CipherSpec},
 };
+use crate::{Error, Result};
 
 /// A passphrase or key. It is zeroized when dropped and never printed.
 #[derive(Clone)]
@@ -56,11 +56,11 @@ impl SecretFormat {
     ///
     /// # Errors
     /// `InvalidArgument` for anything else.
-    pub fn from_name(name: &str) -> Result<Self, CryptoError> {
+    pub fn from_name(name: &str) -> Result<Self> {
         match name {
             "raw" => Ok(Self::Raw),
             "base64" => Ok(Self::Base64),
-            _ => Err(CryptoError::invalid(format!(
+            _ => Err(Error::invalid(format!(
                 "secret format '{name}' is neither raw nor base64"
             ))),
         }
@@ -82,11 +82,7 @@ pub struct SealedUnder<'a> {
 /// # Errors
 /// `InvalidArgument` for broken base64, a master key that is not 32 bytes, an IV that is not 16, and data that does not
 /// decrypt under them.
-pub fn decode_secret(
-    text: &[u8],
-    format: SecretFormat,
-    sealed: Option<SealedUnder<'_>>,
-) -> Result<Secret, CryptoError> {
+pub fn decode_secret(text: &[u8], format: SecretFormat, sealed: Option<SealedUnder<'_>>) -> Result<Secret> {
     let bytes = match format {
         SecretFormat::Raw => Zeroizing::new(text.to_vec()),
         SecretFormat::Base64 => from_base64(text, "data of the secret")?,
@@ -97,9 +93,9 @@ pub fn decode_secret(
     }
 }
 
-fn unseal(mut bytes: Zeroizing<Vec<u8>>, sealed: SealedUnder<'_>) -> Result<Secret, CryptoError> {
+fn unseal(mut bytes: Zeroizing<Vec<u8>>, sealed: SealedUnder<'_>) -> Result<Secret> {
     let key: &[u8; 32] = sealed.master.bytes().try_into().map_err(|_| {
-        CryptoError::invalid(format!(
+        Error::invalid(format!(
             "the master key has {} bytes where 32 are needed",
             sealed.master.bytes().len()
         ))
@@ -108,16 +104,16 @@ fn unseal(mut bytes: Zeroizing<Vec<u8>>, sealed: SealedUnder<'_>) -> Result<Secr
     let iv: &[u8; 16] = iv
         .as_slice()
         .try_into()
-        .map_err(|_| CryptoError::invalid(format!("the iv has {} bytes where 16 are needed", iv.len())))?;
+        .map_err(|_| Error::invalid(format!("the iv has {} bytes where 16 are needed", iv.len())))?;
     let cipher = cbc::Decryptor::<aes::Aes256>::new(key.into(), iv.into());
-    let wrong = |_| CryptoError::invalid("the secret does not decrypt: master key, iv and data do not belong together");
+    let wrong = |_| Error::invalid("the secret does not decrypt: master key, iv and data do not belong together");
     let len = cipher.decrypt_padded::<Pkcs7>(&mut bytes).map_err(wrong)?.len();
     bytes.truncate(len);
     Ok(Secret(bytes))
 }
 
 /// Base64 with or without its padding, line breaks and spaces ignored (`openssl enc -a` breaks lines).
-fn from_base64(text: &[u8], what: &str) -> Result<Zeroizing<Vec<u8>>, CryptoError> {
+fn from_base64(text: &[u8], what: &str) -> Result<Zeroizing<Vec<u8>>> {
     let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     let engine = GeneralPurpose::new(&STANDARD, config);
     let dense = Zeroizing::new(
@@ -129,7 +125,7 @@ fn from_base64(text: &[u8], what: &str) -> Result<Zeroizing<Vec<u8>>, CryptoErro
     let decoded = engine.decode(dense.as_slice());
     decoded
         .map(Zeroizing::new)
-        .map_err(|_| CryptoError::invalid(format!("the {what} is not base64")))
+        .map_err(|_| Error::invalid(format!("the {what} is not base64")))
 }
 
 /// The cipher of legacy encrypted qcow and qcow2 (`encrypt.format=aes`): AES-128-CBC, the key being the first 16 bytes of the
@@ -138,7 +134,7 @@ fn from_base64(text: &[u8], what: &str) -> Result<Zeroizing<Vec<u8>>, CryptoErro
 ///
 /// # Errors
 /// None in practice; the signature is that of all keyings.
-pub fn legacy_qcow_cipher(passphrase: &Secret) -> Result<SectorCipher, CryptoError> {
+pub fn legacy_qcow_cipher(passphrase: &Secret) -> Result<SectorCipher> {
     let mut key = Zeroizing::new([0_u8; 16]);
     key.iter_mut()
         .zip(passphrase.bytes())

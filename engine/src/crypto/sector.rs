@@ -4,13 +4,13 @@ use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit
 
 use super::{
     algorithm::CipherAlgorithm,
-    error::CryptoError,
     iv::IvGenerator,
     lrw::Lrw,
     modes::{Cbc, Ctr, Ecb, SectorMode},
     spec::{CipherMode, CipherSpec},
     xts::Xts,
 };
+use crate::{Error, Result};
 
 /// A keyed cipher over sectors. The key schedule is zeroized when it is dropped.
 ///
@@ -34,15 +34,15 @@ impl SectorCipher {
     ///
     /// # Errors
     /// `InvalidArgument` for another sector size or a key that is not [`CipherSpec::key_len`] bytes.
-    pub fn new(spec: CipherSpec, key: &[u8], sector_size: u32) -> Result<Self, CryptoError> {
+    pub fn new(spec: CipherSpec, key: &[u8], sector_size: u32) -> Result<Self> {
         if !matches!(sector_size, 512 | 1024 | 2048 | 4096) {
-            return Err(CryptoError::invalid(format!(
+            return Err(Error::invalid(format!(
                 "sector size {sector_size} is none of 512, 1024, 2048, 4096"
             )));
         }
         if key.len() != spec.key_len() {
             let text = format!("{} bytes of key where {} are needed", key.len(), spec.key_len());
-            return Err(CryptoError::invalid(text));
+            return Err(Error::invalid(text));
         }
         let iv = IvGenerator::new(spec.iv(), spec.algorithm(), key)?;
         Ok(Self {
@@ -62,7 +62,7 @@ impl SectorCipher {
     ///
     /// # Errors
     /// `InvalidArgument` when `offset` or the length is no multiple of the sector size.
-    pub fn encrypt(&self, offset: u64, data: &mut [u8]) -> Result<(), CryptoError> {
+    pub fn encrypt(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         let mut ivs = self.ivs(offset, data.len())?;
         self.mode.encrypt(&mut ivs, self.sector_size, data);
         Ok(())
@@ -72,24 +72,24 @@ impl SectorCipher {
     ///
     /// # Errors
     /// `InvalidArgument` when `offset` or the length is no multiple of the sector size.
-    pub fn decrypt(&self, offset: u64, data: &mut [u8]) -> Result<(), CryptoError> {
+    pub fn decrypt(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         let mut ivs = self.ivs(offset, data.len())?;
         self.mode.decrypt(&mut ivs, self.sector_size, data);
         Ok(())
     }
 
-    fn ivs(&self, offset: u64, len: usize) -> Result<impl Iterator<Item = [u8; 16]>, CryptoError> {
+    fn ivs(&self, offset: u64, len: usize) -> Result<impl Iterator<Item = [u8; 16]>> {
         let size = self.sector_size as u64;
         if !offset.is_multiple_of(size) || !len.is_multiple_of(self.sector_size) {
             let text = format!("bytes {offset:#x}+{len:#x} are not whole sectors of {size} bytes");
-            return Err(CryptoError::invalid(text));
+            return Err(Error::invalid(text));
         }
         let (first, step) = (offset / 512, size / 512);
         Ok((0..).map(move |n: u64| self.iv.iv(first.wrapping_add(n.wrapping_mul(step)))))
     }
 }
 
-pub(super) fn keyed_mode(spec: CipherSpec, key: &[u8]) -> Result<Box<dyn SectorMode>, CryptoError> {
+pub(super) fn keyed_mode(spec: CipherSpec, key: &[u8]) -> Result<Box<dyn SectorMode>> {
     match spec.algorithm() {
         CipherAlgorithm::Aes128 => wide::<aes::Aes128>(spec, key),
         CipherAlgorithm::Aes192 => wide::<aes::Aes192>(spec, key),
@@ -104,13 +104,12 @@ pub(super) fn keyed_mode(spec: CipherSpec, key: &[u8]) -> Result<Box<dyn SectorM
     }
 }
 
-fn schedule<C: KeyInit>(key: &[u8]) -> Result<C, CryptoError> {
-    C::new_from_slice(key)
-        .map_err(|_| CryptoError::invalid(format!("a cipher does not take {} bytes of key", key.len())))
+fn schedule<C: KeyInit>(key: &[u8]) -> Result<C> {
+    C::new_from_slice(key).map_err(|_| Error::invalid(format!("a cipher does not take {} bytes of key", key.len())))
 }
 
 /// The modes that exist for 16-byte blocks alone, and the others.
-fn wide<C>(spec: CipherSpec, key: &[u8]) -> Result<Box<dyn SectorMode>, CryptoError>
+fn wide<C>(spec: CipherSpec, key: &[u8]) -> Result<Box<dyn SectorMode>>
 where
     C: KeyInit + BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16> + Send + Sync + 'static,
 {
@@ -122,14 +121,14 @@ where
         CipherMode::Lrw => {
             let tweak = second
                 .try_into()
-                .map_err(|_| CryptoError::invalid("LRW needs a tweak key of 16 bytes"))?;
+                .map_err(|_| Error::invalid("LRW needs a tweak key of 16 bytes"))?;
             Ok(Box::new(Lrw::new(schedule::<C>(first)?, tweak)))
         }
         CipherMode::Ecb | CipherMode::Cbc | CipherMode::Ctr => any::<C>(spec, key),
     }
 }
 
-fn any<C>(spec: CipherSpec, key: &[u8]) -> Result<Box<dyn SectorMode>, CryptoError>
+fn any<C>(spec: CipherSpec, key: &[u8]) -> Result<Box<dyn SectorMode>>
 where
     C: KeyInit + BlockCipherEncrypt + BlockCipherDecrypt + Send + Sync + 'static,
 {
@@ -138,6 +137,6 @@ where
         CipherMode::Ecb => Ok(Box::new(Ecb(cipher))),
         CipherMode::Cbc => Ok(Box::new(Cbc(cipher))),
         CipherMode::Ctr => Ok(Box::new(Ctr(cipher))),
-        CipherMode::Xts | CipherMode::Lrw => Err(CryptoError::unsupported("this mode needs blocks of 16 bytes")),
+        CipherMode::Xts | CipherMode::Lrw => Err(Error::unsupported("this mode needs blocks of 16 bytes")),
     }
 }

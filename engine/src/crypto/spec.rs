@@ -1,6 +1,7 @@
 //! What a volume is encrypted with: cipher, mode, IV generator; and its text in LUKS headers.
 
-use super::{algorithm::CipherAlgorithm, error::CryptoError, iv::IvKind};
+use super::{algorithm::CipherAlgorithm, iv::IvKind};
+use crate::{Error, Result};
 
 /// Chaining mode of a block cipher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,9 +37,9 @@ impl CipherMode {
     ///
     /// # Errors
     /// `Unsupported` for an unknown name.
-    pub fn from_name(name: &str) -> Result<Self, CryptoError> {
+    pub fn from_name(name: &str) -> Result<Self> {
         let found = MODES.iter().find(|row| row.1 == name).map(|row| row.0);
-        found.ok_or_else(|| CryptoError::unsupported(format!("cipher mode '{name}' is not supported")))
+        found.ok_or_else(|| Error::unsupported(format!("cipher mode '{name}' is not supported")))
     }
 
     /// Bytes of key that a cipher with keys of `cipher_key_len` bytes needs in this mode.
@@ -66,14 +67,14 @@ impl CipherSpec {
     /// # Errors
     /// `Unsupported` for XTS and LRW over 8-byte blocks, and for ESSIV with a hash whose length is none of the cipher's
     /// key lengths.
-    pub fn new(algorithm: CipherAlgorithm, mode: CipherMode, iv: IvKind) -> Result<Self, CryptoError> {
+    pub fn new(algorithm: CipherAlgorithm, mode: CipherMode, iv: IvKind) -> Result<Self> {
         if matches!(mode, CipherMode::Xts | CipherMode::Lrw) && algorithm.block_len() != 16 {
             let text = format!(
                 "mode {} needs blocks of 16 bytes, {} has 8",
                 mode.name(),
                 algorithm.name()
             );
-            return Err(CryptoError::unsupported(text));
+            return Err(Error::unsupported(text));
         }
         if let IvKind::Essiv(hash) = iv {
             CipherAlgorithm::from_family(algorithm.family(), hash.digest_len())?;
@@ -86,7 +87,7 @@ impl CipherSpec {
     ///
     /// # Errors
     /// `Unsupported` for what is unknown or does not fit together.
-    pub fn parse(family: &str, mode: &str, key_bytes: usize) -> Result<Self, CryptoError> {
+    pub fn parse(family: &str, mode: &str, key_bytes: usize) -> Result<Self> {
         let (mode_name, iv) = match mode.split_once('-') {
             Some((name, iv)) => (name, Some(iv)),
             None => (mode, None),
@@ -97,7 +98,7 @@ impl CipherSpec {
             Some(text) => IvKind::parse(text)?,
             None if mode == CipherMode::Ecb => IvKind::Null,
             None => {
-                return Err(CryptoError::unsupported(format!(
+                return Err(Error::unsupported(format!(
                     "cipher mode '{mode_name}' needs an IV generator"
                 )));
             }
@@ -108,7 +109,7 @@ impl CipherSpec {
             CipherMode::Lrw => key_bytes.checked_sub(16),
             CipherMode::Ecb | CipherMode::Cbc | CipherMode::Ctr => Some(key_bytes),
         };
-        let odd = || CryptoError::unsupported(format!("mode {mode_name} does not take a key of {key_bytes} bytes"));
+        let odd = || Error::unsupported(format!("mode {mode_name} does not take a key of {key_bytes} bytes"));
         Self::new(
             CipherAlgorithm::from_family(family, cipher_key.ok_or_else(odd)?)?,
             mode,
@@ -120,9 +121,9 @@ impl CipherSpec {
     ///
     /// # Errors
     /// As [`Self::parse`].
-    pub fn parse_joined(text: &str, key_bytes: usize) -> Result<Self, CryptoError> {
+    pub fn parse_joined(text: &str, key_bytes: usize) -> Result<Self> {
         let split = text.split_once('-');
-        let (family, mode) = split.ok_or_else(|| CryptoError::unsupported(format!("cipher '{text}' has no mode")))?;
+        let (family, mode) = split.ok_or_else(|| Error::unsupported(format!("cipher '{text}' has no mode")))?;
         Self::parse(family, mode, key_bytes)
     }
 

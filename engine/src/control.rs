@@ -1,0 +1,104 @@
+//! How a caller watches and steers a long operation.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::{Error, Result};
+
+/// Receives the progress of one operation. All numbers are bytes.
+pub trait Progress: Send + Sync {
+    /// The operation expects to process this much in all; may be corrected later.
+    fn set_total(&self, bytes: u64);
+    /// This much more is done (for copies: stored, not only read).
+    fn advance(&self, bytes: u64);
+    /// Called by one thread before each unit of work. May block, which is how a caller pauses or slows an operation down.
+    fn pace(&self, _bytes: u64) {}
+}
+
+/// Ignores progress.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoProgress;
+
+impl Progress for NoProgress {
+    fn set_total(&self, _bytes: u64) {}
+    fn advance(&self, _bytes: u64) {}
+}
+
+/// Asks an operation to stop; cheap to clone and to test.
+#[derive(Debug, Clone, Default)]
+pub struct CancelToken(Arc<AtomicBool>);
+
+impl CancelToken {
+    /// A token that nobody has set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+    /// Asks every holder to stop.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+    /// Whether somebody asked to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Progress sink and cancel token of one operation.
+#[derive(Clone)]
+pub struct Control {
+    progress: Arc<dyn Progress>,
+    cancel: CancelToken,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self::new(Arc::new(NoProgress), CancelToken::new())
+    }
+}
+
+impl Control {
+    /// Reports to `progress`, stops when `cancel` is set.
+    pub fn new(progress: Arc<dyn Progress>, cancel: CancelToken) -> Self {
+        Self { progress, cancel }
+    }
+    /// Announces the total.
+    pub fn set_total(&self, bytes: u64) {
+        self.progress.set_total(bytes);
+    }
+    /// Reports finished work.
+    pub fn advance(&self, bytes: u64) {
+        self.progress.advance(bytes);
+    }
+    /// To be called before each unit of work: fails with `Cancelled` when asked to stop, blocks while paused.
+    pub fn checkpoint(&self, bytes: u64) -> Result<()> {
+        self.check_cancelled()?;
+        self.progress.pace(bytes);
+        self.check_cancelled()
+    }
+    /// Fails with `Cancelled` when asked to stop; never blocks.
+    pub fn check_cancelled(&self) -> Result<()> {
+        if self.cancel.is_cancelled() {
+            Err(Error::cancelled())
+        } else {
+            Ok(())
+        }
+    }
+    /// The token, to hand to threads.
+    pub fn cancel_token(&self) -> &CancelToken {
+        &self.cancel
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn a_set_token_fails_the_next_checkpoint() {
+        let control = Control::default();
+        assert!(control.checkpoint(1).is_ok());
+        control.cancel_token().cancel();
+        assert_eq!(control.checkpoint(1).unwrap_err().kind(), ErrorKind::Cancelled);
+    }
+}

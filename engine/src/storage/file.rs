@@ -1,0 +1,356 @@
+//! Files and block devices of the host.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
+
+use super::{FileId, LockMode, Storage, StorageExtent, past_end, write_zero_bytes};
+use crate::{Error, Result};
+
+/// When written data is stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheMode {
+    /// After a flush (QEMU's `writeback`).
+    #[default]
+    Writeback,
+    /// After each write (QEMU's `writethrough`).
+    Writethrough,
+    /// Whenever the host pleases: flush does nothing (QEMU's `unsafe`). For data that can be made again.
+    Unsafe,
+}
+
+/// How to open a file.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FileOptions {
+    /// For writing as well.
+    pub writable: bool,
+    /// Which of QEMU's image locks to take.
+    pub lock: LockMode,
+    /// When writes are stable.
+    pub cache: CacheMode,
+    /// Whether a block device is welcome; other special files never are.
+    pub block_devices: bool,
+}
+
+impl FileOptions {
+    /// Read, with a read lock.
+    pub fn read() -> Self {
+        Self::default()
+    }
+    /// Read and write, with a write lock.
+    pub fn write() -> Self {
+        Self {
+            writable: true,
+            lock: LockMode::Write,
+            ..Self::default()
+        }
+    }
+}
+
+/// An open file or block device.
+#[derive(Debug)]
+pub struct FileStorage {
+    file: File,
+    name: String,
+    id: FileId,
+    is_device: bool,
+    options: FileOptions,
+}
+
+impl FileStorage {
+    /// Opens an existing file. Never blocks on a FIFO, never follows one.
+    ///
+    /// # Errors
+    /// `Io` from the system, `Denied` for what is no regular file (or device, where allowed), `Busy` for a lock held by others.
+    pub fn open(path: &Path, options: FileOptions) -> Result<Self> {
+        let file = File::options()
+            .read(true)
+            .write(options.writable)
+            .custom_flags(open_flags(options))
+            .open(path)
+            .map_err(|e| Error::io("cannot open", e).at(path.display().to_string()))?;
+        Self::from_file(file, path.display().to_string(), options)
+    }
+
+    /// Creates a new file, which must not exist yet, with mode 0644 less the umask.
+    ///
+    /// # Errors
+    /// `Io` (kind `AlreadyExists` when there is one).
+    pub fn create_new(path: &Path, options: FileOptions) -> Result<Self> {
+        let options = FileOptions {
+            writable: true,
+            ..options
+        };
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .custom_flags(open_flags(options))
+            .open(path)
+            .map_err(|e| Error::io("cannot create", e).at(path.display().to_string()))?;
+        Self::from_file(file, path.display().to_string(), options)
+    }
+
+    /// Takes a file that somebody else opened (relative to a folder, say) and that must be open as `options` says.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_file(file: File, name: impl Into<String>, options: FileOptions) -> Result<Self> {
+        let name = name.into();
+        let metadata = file.metadata().map_err(|e| Error::io("cannot stat", e).at(&name))?;
+        let kind = metadata.file_type();
+        let is_device = kind.is_block_device();
+        if !(kind.is_file() || is_device && options.block_devices) {
+            let found = if kind.is_dir() {
+                "a directory"
+            } else if is_device {
+                "a block device"
+            } else {
+                "a special file"
+            };
+            return Err(Error::denied(format!("expected a regular file, found {found}")).at(name));
+        }
+        options.lock.acquire(&file, &name)?;
+        let id = FileId {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        };
+        Ok(Self {
+            file,
+            name,
+            id,
+            is_device,
+            options,
+        })
+    }
+
+    fn failed(&self, what: &str, offset: u64, len: u64, error: impl Into<std::io::Error>) -> Error {
+        Error::io(format!("cannot {what} {len} bytes at {offset:#x}"), error).at(&self.name)
+    }
+
+    fn refuse_read_only(&self) -> Result<()> {
+        if self.options.writable {
+            Ok(())
+        } else {
+            Err(Error::denied("the file is open for reading only").at(&self.name))
+        }
+    }
+
+    /// Tries one `fallocate` mode; false when the file system has no such thing.
+    fn try_fallocate(&self, mode: FallocateFlags, offset: u64, len: u64) -> Result<bool> {
+        loop {
+            match fallocate(&self.file, mode, offset, len) {
+                Ok(()) => return Ok(true),
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV | Errno::PERM) => return Ok(false),
+                Err(errno) => return Err(self.failed("allocate", offset, len, errno)),
+            }
+        }
+    }
+}
+
+fn open_flags(options: FileOptions) -> i32 {
+    let mut flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    if options.cache == CacheMode::Writethrough {
+        flags |= OFlags::DSYNC;
+    }
+    flags.bits() as i32
+}
+
+impl Storage for FileStorage {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn len(&self) -> Result<u64> {
+        if self.is_device {
+            return seek(&self.file, SeekFrom::End(0)).map_err(|e| self.failed("find the end of", 0, 0, e));
+        }
+        Ok(self
+            .file
+            .metadata()
+            .map_err(|e| Error::io("cannot stat", e).at(&self.name))?
+            .len())
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let len = buf.len() as u64;
+        self.file.read_exact_at(buf, offset).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => past_end(&self.name, offset, len, self.len().unwrap_or(0)),
+            _ => self.failed("read", offset, len, e),
+        })
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.refuse_read_only()?;
+        self.file
+            .write_all_at(buf, offset)
+            .map_err(|e| self.failed("write", offset, buf.len() as u64, e))
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()> {
+        self.refuse_read_only()?;
+        let Some(end) = offset.checked_add(len) else {
+            return Err(Error::invalid(format!("{len} bytes at {offset:#x} end past 2^64")).at(&self.name));
+        };
+        if len == 0 {
+            return Ok(());
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if unmap && self.try_fallocate(punch, offset, len)?
+            || self.try_fallocate(FallocateFlags::ZERO_RANGE, offset, len)?
+        {
+            if !self.is_device && self.len()? < end {
+                self.set_len(end)?;
+            }
+            return Ok(());
+        }
+        write_zero_bytes(self, offset, len)
+    }
+    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        self.refuse_read_only()?;
+        if len > 0 {
+            self.try_fallocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?;
+        }
+        Ok(())
+    }
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.refuse_read_only()?;
+        if self.is_device {
+            return match self.len()? {
+                now if len == now => Ok(()),
+                now => {
+                    Err(Error::unsupported(format!("a device of {now} bytes cannot become {len} bytes")).at(&self.name))
+                }
+            };
+        }
+        self.file
+            .set_len(len)
+            .map_err(|e| self.failed("resize the file to", 0, len, e))
+    }
+    fn flush(&self) -> Result<()> {
+        if !self.options.writable || self.options.cache == CacheMode::Unsafe {
+            return Ok(());
+        }
+        self.file
+            .sync_data()
+            .map_err(|e| Error::io("cannot flush", e).at(&self.name))
+    }
+    fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent> {
+        let end = self.len()?;
+        if offset >= end || len == 0 {
+            return Err(past_end(&self.name, offset, len, end));
+        }
+        let len = len.min(end - offset);
+        let all_data = StorageExtent { len, data: true };
+        let data = match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => return Ok(StorageExtent { len, data: false }),
+            Err(_) => return Ok(all_data),
+        };
+        if data > offset {
+            return Ok(StorageExtent {
+                len: len.min(data - offset),
+                data: false,
+            });
+        }
+        match seek(&self.file, SeekFrom::Hole(offset)) {
+            Ok(hole) if hole > offset => Ok(StorageExtent {
+                len: len.min(hole - offset),
+                data: true,
+            }),
+            _ => Ok(all_data),
+        }
+    }
+    fn allocated(&self) -> Result<u64> {
+        Ok(self
+            .file
+            .metadata()
+            .map_err(|e| Error::io("cannot stat", e).at(&self.name))?
+            .blocks()
+            * 512)
+    }
+    fn allocate(&self, offset: u64, len: u64) -> Result<()> {
+        self.refuse_read_only()?;
+        if len == 0 || self.try_fallocate(FallocateFlags::empty(), offset, len)? {
+            return Ok(());
+        }
+        Err(Error::unsupported("the file system cannot reserve space").at(&self.name))
+    }
+    fn is_read_only(&self) -> bool {
+        !self.options.writable
+    }
+    fn can_resize(&self) -> bool {
+        !self.is_device
+    }
+    fn identity(&self) -> Option<FileId> {
+        Some(self.id)
+    }
+    fn host_file(&self) -> Option<(&File, u64)> {
+        Some((&self.file, 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch() -> (tempfile::TempDir, FileStorage) {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = FileStorage::create_new(&dir.path().join("f"), FileOptions::write()).unwrap();
+        (dir, storage)
+    }
+
+    #[test]
+    fn holes_are_told_from_data() {
+        let (_dir, storage) = scratch();
+        storage.set_len(1 << 20).unwrap();
+        storage.write_at(1 << 19, &[7; 4096]).unwrap();
+        assert_eq!(
+            storage.extent(0, u64::MAX).unwrap(),
+            StorageExtent {
+                len: 1 << 19,
+                data: false
+            }
+        );
+        assert_eq!(
+            storage.extent(1 << 19, u64::MAX).unwrap(),
+            StorageExtent { len: 4096, data: true }
+        );
+    }
+
+    #[test]
+    fn zeroing_past_the_end_grows() {
+        let (_dir, storage) = scratch();
+        for unmap in [true, false] {
+            let end = storage.len().unwrap();
+            storage.write_zeroes(end + 10, 5000, unmap).unwrap();
+            assert_eq!(storage.len().unwrap(), end + 5010);
+        }
+    }
+
+    #[test]
+    fn a_fifo_is_refused_without_blocking() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        assert!(
+            std::process::Command::new("mkfifo")
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let error = FileStorage::open(&path, FileOptions::read()).unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::Denied);
+    }
+
+    #[test]
+    fn reading_past_the_end_is_corrupt_not_short() {
+        let (_dir, storage) = scratch();
+        storage.write_at(0, &[1; 10]).unwrap();
+        assert_eq!(
+            storage.read_at(5, &mut [0; 6]).unwrap_err().kind(),
+            crate::ErrorKind::Corrupt
+        );
+    }
+}
