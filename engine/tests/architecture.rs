@@ -21,7 +21,11 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
                 folders.push(entry);
             } else if entry.extension().is_some_and(|e| e == "rs") && !is_test(&entry) {
                 let text = fs::read_to_string(&entry).unwrap();
-                let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
+                let code = text
+                    .split("#[cfg(test)]\nmod tests {")
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned();
                 found.push((entry, code));
             }
         }
@@ -31,7 +35,11 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
 }
 
 fn is_test(path: &Path) -> bool {
-    path.components().any(|c| c.as_os_str().to_str().is_some_and(|c| c == "tests" || c == "tests.rs" || c.ends_with("_tests.rs")))
+    path.components().any(|c| {
+        c.as_os_str()
+            .to_str()
+            .is_some_and(|c| c == "tests" || c == "tests.rs" || c.ends_with("_tests.rs"))
+    })
 }
 
 /// Fails with every line of code that holds one of the words.
@@ -62,7 +70,13 @@ fn the_engine_depends_on_no_runtime_database_or_transport() {
 
 #[test]
 fn the_engine_reads_no_clock_and_no_environment() {
-    let clock = words(&["SystemTime::now", "Instant::now", "std::env::", "env::var", "UNIX_EPOCH"]);
+    let clock = words(&[
+        "SystemTime::now",
+        "Instant::now",
+        "std::env::",
+        "env::var",
+        "UNIX_EPOCH",
+    ]);
     for folder in ["", "formats", "ops", "storage"] {
         assert_absent(folder, &clock, "time and environment come in as parameters");
     }
@@ -70,7 +84,11 @@ fn the_engine_reads_no_clock_and_no_environment() {
 
 #[test]
 fn formats_do_not_know_the_operations() {
-    assert_absent("formats", &words(&["crate::ops", "super::ops"]), "a driver knows storages and the driver traits");
+    assert_absent(
+        "formats",
+        &words(&["crate::ops", "super::ops"]),
+        "a driver knows storages and the driver traits",
+    );
 }
 
 #[test]
@@ -82,12 +100,20 @@ fn formats_do_not_know_each_other() {
         }
         let others = DRIVERS.iter().filter(|d| d.name() != driver.name());
         let others: Vec<_> = others.map(|d| format!("formats::{}::", d.name())).collect();
-        assert_absent(&format!("formats/{}", driver.name()), &others, "a driver uses no other driver");
+        assert_absent(
+            &format!("formats/{}", driver.name()),
+            &others,
+            "a driver uses no other driver",
+        );
     }
 }
 
 #[test]
 fn operations_match_no_format_by_name() {
     let names: Vec<_> = DRIVERS.iter().map(|d| format!("\"{}\"", d.name())).collect();
-    assert_absent("ops", &names, "what depends on the format is asked of the traits and capabilities");
+    assert_absent(
+        "ops",
+        &names,
+        "what depends on the format is asked of the traits and capabilities",
+    );
 }

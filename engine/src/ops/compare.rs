@@ -1,5 +1,6 @@
 //! compare: whether two images show the guest the same.
 
+use crate::chain::Cursor;
 use crate::ops::zeroes;
 use crate::{Chain, Control, Result};
 
@@ -54,9 +55,13 @@ pub fn compare(a: &Chain, b: &Chain, strict: bool, control: &Control) -> Result<
 
 fn compare_common(a: &Chain, b: &Chain, len: u64, strict: bool, control: &Control) -> Result<Option<Difference>> {
     let (mut buf_a, mut buf_b) = (Vec::new(), Vec::new());
+    let (mut walk_a, mut walk_b) = (Cursor::new(a), Cursor::new(b));
     let mut offset = 0;
     while offset < len {
-        let (x, y) = (a.extent(offset, len - offset)?, b.extent(offset, len - offset)?);
+        let (x, y) = (
+            walk_a.extent(offset, len - offset)?,
+            walk_b.extent(offset, len - offset)?,
+        );
         let mut step = x.len.min(y.len);
         if strict && x.present != y.present {
             return Ok(Some(Difference::Allocation(offset)));

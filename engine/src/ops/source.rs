@@ -1,6 +1,6 @@
 //! What the copy pipeline reads from.
 
-use crate::chain::{Chain, ChainExtent, LayersBelow};
+use crate::chain::{Chain, ChainExtent, Cursor, LayersBelow};
 use crate::image::Below;
 use crate::{Error, Result};
 
@@ -32,10 +32,22 @@ pub trait GuestSource: Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// What the range from `offset` begins with.
-    fn extent(&self, offset: u64, len: u64) -> Result<SourceExtent>;
+    /// Walks along the source.
+    fn walk(&self) -> Box<dyn Walk + '_>;
     /// Reads guest bytes, of whatever kind.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+}
+
+/// Answers what a source's ranges are, for rising offsets.
+pub trait Walk: Send {
+    /// What the range from `offset` begins with, at most `len` bytes of it.
+    fn extent(&mut self, offset: u64, len: u64) -> Result<SourceExtent>;
+}
+
+impl<F: FnMut(u64, u64) -> Result<SourceExtent> + Send> Walk for F {
+    fn extent(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {
+        self(offset, len)
+    }
 }
 
 fn kind_of(extent: &ChainExtent) -> SourceKind {
@@ -50,11 +62,14 @@ impl GuestSource for Chain {
     fn len(&self) -> u64 {
         self.virtual_size()
     }
-    fn extent(&self, offset: u64, len: u64) -> Result<SourceExtent> {
-        let extent = Chain::extent(self, offset, len)?;
-        Ok(SourceExtent {
-            len: extent.len,
-            kind: kind_of(&extent),
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let mut cursor = Cursor::new(self);
+        Box::new(move |offset, len| {
+            let extent = cursor.extent(offset, len)?;
+            Ok(SourceExtent {
+                len: extent.len,
+                kind: kind_of(&extent),
+            })
         })
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -85,28 +100,32 @@ impl<'a> AboveBase<'a> {
             base: base_depth,
         })
     }
+
+    fn kind_at(&self, offset: u64, extent: &ChainExtent) -> SourceKind {
+        if extent.present && extent.depth < self.base {
+            return kind_of(extent);
+        }
+        // What no layer above has, but lies past the end of a shorter layer in between, reads as zeroes, not as the base.
+        let hidden = self.chain.layers()[1..=self.base]
+            .iter()
+            .any(|l| l.virtual_size() <= offset);
+        if hidden { SourceKind::Zero } else { SourceKind::Absent }
+    }
 }
 
 impl GuestSource for AboveBase<'_> {
     fn len(&self) -> u64 {
         self.chain.virtual_size()
     }
-    fn extent(&self, offset: u64, len: u64) -> Result<SourceExtent> {
-        let extent = self.chain.extent(offset, len)?;
-        let below = !extent.present || extent.depth >= self.base;
-        // What no layer above has, but lies past the end of a shorter layer in between, reads as zeroes, not as the base.
-        let hidden = below
-            && self.chain.layers()[1..=self.base]
-                .iter()
-                .any(|l| l.virtual_size() <= offset);
-        let kind = if hidden {
-            SourceKind::Zero
-        } else if below {
-            SourceKind::Absent
-        } else {
-            kind_of(&extent)
-        };
-        Ok(SourceExtent { len: extent.len, kind })
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let mut cursor = Cursor::new(self.chain);
+        Box::new(move |offset, len| {
+            let extent = cursor.extent(offset, len)?;
+            Ok(SourceExtent {
+                len: extent.len,
+                kind: self.kind_at(offset, &extent),
+            })
+        })
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.chain.read(offset, buf)
@@ -133,11 +152,20 @@ impl GuestSource for BelowOverlay<'_> {
     fn len(&self) -> u64 {
         self.len
     }
-    fn extent(&self, offset: u64, len: u64) -> Result<SourceExtent> {
-        let extent = self.below.extent(offset, len)?;
-        Ok(SourceExtent {
-            len: extent.len,
-            kind: kind_of(&extent),
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let (mut cursor, size) = (self.below.cursor(), self.below.virtual_size());
+        Box::new(move |offset, len: u64| {
+            if offset >= size {
+                return Ok(SourceExtent {
+                    len,
+                    kind: SourceKind::Zero,
+                });
+            }
+            let extent = cursor.extent(offset, len.min(size - offset))?;
+            Ok(SourceExtent {
+                len: extent.len,
+                kind: kind_of(&extent),
+            })
         })
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -181,9 +209,19 @@ impl GuestSource for Concatenation<'_> {
     fn len(&self) -> u64 {
         self.len
     }
-    fn extent(&self, offset: u64, len: u64) -> Result<SourceExtent> {
-        let (start, source) = self.part(offset)?;
-        source.extent(offset - start, len.min(source.len() - (offset - start)))
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let mut parts: Vec<_> = self
+            .parts
+            .iter()
+            .map(|(start, source)| (*start, source.len(), source.walk()))
+            .collect();
+        Box::new(move |offset, len: u64| {
+            let index = parts.partition_point(|(start, _, _)| *start <= offset);
+            let Some((start, end, walk)) = index.checked_sub(1).and_then(|i| parts.get_mut(i)) else {
+                return Err(Error::invalid(format!("offset {offset:#x} lies past the end")));
+            };
+            walk.extent(offset - *start, len.min(*end - (offset - *start)))
+        })
     }
     fn read(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<()> {
         while !buf.is_empty() {

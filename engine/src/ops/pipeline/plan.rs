@@ -1,7 +1,7 @@
 //! Cuts a source into batches of work, aligned to the units of the target.
 
 use super::{CopyOptions, Sink};
-use crate::ops::{GuestSource, SourceExtent, SourceKind};
+use crate::ops::{GuestSource, SourceExtent, SourceKind, Walk};
 use crate::{Error, Result};
 
 /// Guest bytes of one batch at most.
@@ -30,7 +30,8 @@ pub(super) struct Batch {
 }
 
 pub(super) struct Planner<'a> {
-    source: &'a dyn GuestSource,
+    walk: Box<dyn Walk + 'a>,
+    end: u64,
     unit: u64,
     piece: u64,
     explicit_zeroes: bool,
@@ -43,7 +44,8 @@ impl<'a> Planner<'a> {
     pub(super) fn new(source: &'a dyn GuestSource, sink: &Sink<'_>, options: &CopyOptions) -> Self {
         let unit = sink.unit();
         Self {
-            source,
+            walk: source.walk(),
+            end: source.len(),
             unit,
             piece: BATCH_BYTES.next_multiple_of(unit),
             explicit_zeroes: sink.wants_zeroes(),
@@ -56,7 +58,7 @@ impl<'a> Planner<'a> {
     /// The next batch; `None` at the end.
     pub(super) fn next_batch(&mut self) -> Result<Option<Batch>> {
         let (start, mut steps, mut bytes) = (self.position, Vec::new(), 0);
-        let end = self.source.len();
+        let end = self.end;
         let mut looks = 0;
         while self.position < end && bytes < BATCH_BYTES && looks < BATCH_STEPS {
             looks += 1;
@@ -127,8 +129,8 @@ impl<'a> Planner<'a> {
         Ok(Step::Copy(Piece { offset, len, reads }))
     }
 
-    fn look(&self, offset: u64, len: u64) -> Result<SourceExtent> {
-        let mut extent = self.source.extent(offset, len)?;
+    fn look(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {
+        let mut extent = self.walk.extent(offset, len)?;
         if extent.len == 0 || extent.len > len {
             return Err(Error::corrupt(format!(
                 "expected an extent of 1 to {len} bytes at {offset:#x}, found {}",

@@ -1,6 +1,10 @@
 //! An image with everything below it.
 
+mod cursor;
+
 use std::collections::HashSet;
+
+pub use cursor::Cursor;
 
 use crate::gate::{BackingChoice, Node, Reference, Role};
 use crate::image::{Below, ExtentKind, HostPlace};
@@ -154,7 +158,15 @@ pub struct LayersBelow<'a> {
     layers: &'a [Box<dyn Image>],
 }
 
-impl LayersBelow<'_> {
+impl<'a> LayersBelow<'a> {
+    /// Walks along what is below. Past its end the cursor must not be asked.
+    pub fn cursor(&self) -> Cursor<'a> {
+        Cursor::over(self.layers)
+    }
+    /// Virtual size of what is below; 0 where nothing is.
+    pub fn virtual_size(&self) -> u64 {
+        self.layers.first().map_or(0, |l| l.virtual_size())
+    }
     /// What a range is below; a range past the end of what is below counts as unallocated.
     pub fn extent(&self, offset: u64, len: u64) -> Result<ChainExtent> {
         let nothing = |len| ChainExtent {
