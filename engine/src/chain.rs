@@ -44,7 +44,7 @@ impl Chain {
     /// # Errors
     /// What the drivers and the gate say; `LimitExceeded` for more layers than allowed; `Corrupt` for a chain that comes back to itself.
     pub fn open(node: Node, env: &OpenEnv<'_>) -> Result<Self> {
-        let mut layers = Vec::new();
+        let mut layers: Vec<Box<dyn Image>> = Vec::new();
         let mut seen = HashSet::new();
         let mut next = Some(node);
         while let Some(node) = next {
@@ -61,6 +61,12 @@ impl Chain {
             }
             let env = if layers.is_empty() { *env } else { env.read_only() };
             let image = open_layer(&node, &env)?;
+            if let Some(above) = layers.last()
+                && !env.metadata_only
+                && !env.for_check
+            {
+                above.check_below(image.as_ref()).map_err(|e| e.at(node.storage.name()))?;
+            }
             next = match node.backing {
                 BackingChoice::FromImage => backing_node(image.as_ref(), &node.storage, &env)?,
                 BackingChoice::None => None,

@@ -228,6 +228,22 @@ pub trait Image: Send + Sync {
     fn set_backing(&self, _backing: Option<&BackingReference>) -> Result<()> {
         Err(self.cannot("change the backing file of"))
     }
+    /// What an overlay records of the layer below it to know it again (VMDK's CID, the unique ids of VHD, VHDX and VDI); `None` where
+    /// the format has no such thing.
+    fn layer_id(&self) -> Option<String> {
+        None
+    }
+    /// Whether `below` is the layer this one was made over, as far as the format can tell. A chain asks it of each pair of layers.
+    ///
+    /// # Errors
+    /// `Corrupt` with both identities when it is another one, or the same one changed since.
+    fn check_below(&self, _below: &dyn Image) -> Result<()> {
+        Ok(())
+    }
+    /// [`set_backing`](Self::set_backing) for a caller that has the new layer open: formats that record its identity need it.
+    fn set_backing_over(&self, backing: Option<&BackingReference>, _below: Option<&dyn Image>) -> Result<()> {
+        self.set_backing(backing)
+    }
     /// Drops all guest data of this layer, so that everything shows the layer below.
     fn make_empty(&self) -> Result<()> {
         Err(self.cannot("empty"))
