@@ -65,7 +65,9 @@ impl Chain {
                 && !env.metadata_only
                 && !env.for_check
             {
-                above.check_below(image.as_ref()).map_err(|e| e.at(node.storage.name()))?;
+                above
+                    .check_below(image.as_ref())
+                    .map_err(|e| e.at(node.storage.name()))?;
             }
             next = match node.backing {
                 BackingChoice::FromImage => backing_node(image.as_ref(), &node.storage, &env)?,
