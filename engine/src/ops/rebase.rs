@@ -103,7 +103,7 @@ impl Difference<'_> {
             true if zeroes::is_zero(&old[..at]) => SourceKind::Zero,
             true => SourceKind::Data,
         };
-        Ok(SourceExtent { len: at as u64, kind })
+        Ok(SourceExtent::of(at as u64, kind))
     }
 }
 
@@ -122,6 +122,9 @@ impl GuestSource for Difference<'_> {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         // Through the whole chain: a unit may hold bytes of the top beside bytes of the old base.
         Chain::read(self.chain, offset, buf)
+    }
+    fn read_data(&self, _layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read(offset, buf)
     }
 }
 
@@ -149,24 +152,15 @@ impl Walk for DifferenceWalk<'_> {
     fn extent(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {
         let own = self.difference.chain.top().extent(offset, len)?;
         if own.kind != ExtentKind::Unallocated {
-            return Ok(SourceExtent {
-                len: own.len,
-                kind: SourceKind::Absent,
-            });
+            return Ok(SourceExtent::of(own.len, SourceKind::Absent));
         }
         let old = self.old.extent(offset, own.len.min(len))?;
         let (new_len, new_zero) = self.new_extent(offset, old.len)?;
         let len = old.len.min(new_len);
         match (old.kind == SourceKind::Zero, new_zero) {
-            (true, true) => Ok(SourceExtent {
-                len,
-                kind: SourceKind::Absent,
-            }),
+            (true, true) => Ok(SourceExtent::of(len, SourceKind::Absent)),
             // Nothing below at all: what the old base has must come along.
-            (false, true) if self.new.is_none() => Ok(SourceExtent {
-                len,
-                kind: SourceKind::Data,
-            }),
+            (false, true) if self.new.is_none() => Ok(SourceExtent::of(len, SourceKind::Data)),
             (old_zero, _) => self.difference.compare(offset, len.min(STEP), old_zero, new_zero),
         }
     }

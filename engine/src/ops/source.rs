@@ -22,6 +22,25 @@ pub struct SourceExtent {
     pub len: u64,
     /// What they are.
     pub kind: SourceKind,
+    /// For data: the layer that has it, if one layer does; [`GuestSource::read_data`] wants to know it.
+    pub layer: Option<usize>,
+}
+
+impl SourceExtent {
+    /// A run that no single layer answers for.
+    pub fn of(len: u64, kind: SourceKind) -> Self {
+        Self { len, kind, layer: None }
+    }
+}
+
+impl From<ChainExtent> for SourceExtent {
+    fn from(extent: ChainExtent) -> Self {
+        Self {
+            len: extent.len,
+            kind: kind_of(&extent),
+            layer: Some(extent.depth),
+        }
+    }
 }
 
 /// Guest bytes to copy: a chain, a part of one, several one after the other.
@@ -36,6 +55,8 @@ pub trait GuestSource: Sync {
     fn walk(&self) -> Box<dyn Walk + '_>;
     /// Reads guest bytes, of whatever kind.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+    /// Reads bytes of which a walk said that they are data of this layer: nothing is looked up again.
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()>;
 }
 
 /// Answers what a source's ranges are, for rising offsets.
@@ -64,16 +85,13 @@ impl GuestSource for Chain {
     }
     fn walk(&self) -> Box<dyn Walk + '_> {
         let mut cursor = Cursor::new(self);
-        Box::new(move |offset, len| {
-            let extent = cursor.extent(offset, len)?;
-            Ok(SourceExtent {
-                len: extent.len,
-                kind: kind_of(&extent),
-            })
-        })
+        Box::new(move |offset, len| cursor.extent(offset, len).map(SourceExtent::from))
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         Chain::read(self, offset, buf)
+    }
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_layer(layer, offset, buf)
     }
 }
 
@@ -122,13 +140,16 @@ impl GuestSource for AboveBase<'_> {
         Box::new(move |offset, len| {
             let extent = cursor.extent(offset, len)?;
             Ok(SourceExtent {
-                len: extent.len,
                 kind: self.kind_at(offset, &extent),
+                ..extent.into()
             })
         })
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.chain.read(offset, buf)
+    }
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.chain.read_layer(layer, offset, buf)
     }
 }
 
@@ -156,20 +177,16 @@ impl GuestSource for BelowOverlay<'_> {
         let (mut cursor, size) = (self.below.cursor(), self.below.virtual_size());
         Box::new(move |offset, len: u64| {
             if offset >= size {
-                return Ok(SourceExtent {
-                    len,
-                    kind: SourceKind::Zero,
-                });
+                return Ok(SourceExtent::of(len, SourceKind::Zero));
             }
-            let extent = cursor.extent(offset, len.min(size - offset))?;
-            Ok(SourceExtent {
-                len: extent.len,
-                kind: kind_of(&extent),
-            })
+            cursor.extent(offset, len.min(size - offset)).map(SourceExtent::from)
         })
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.below.read(offset, buf)
+    }
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.below.read_layer(layer, offset, buf)
     }
 }
 
@@ -203,6 +220,31 @@ impl<'a> Concatenation<'a> {
             .copied()
             .ok_or_else(|| Error::invalid(format!("offset {offset:#x} lies past the end {:#x}", self.len)))
     }
+
+    /// Does `read` for the parts that a range touches, with offsets in the part.
+    fn each_part(
+        &self,
+        mut offset: u64,
+        mut buf: &mut [u8],
+        read: impl Fn(&dyn GuestSource, u64, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        while !buf.is_empty() {
+            let (start, source) = self.part(offset)?;
+            let there = source.len().saturating_sub(offset - start);
+            let n = usize::try_from(there).unwrap_or(usize::MAX).min(buf.len());
+            if n == 0 {
+                return Err(Error::invalid(format!(
+                    "offset {offset:#x} lies past the end {:#x}",
+                    self.len
+                )));
+            }
+            let (head, rest) = buf.split_at_mut(n);
+            read(source, offset - start, head)?;
+            offset += n as u64;
+            buf = rest;
+        }
+        Ok(())
+    }
 }
 
 impl GuestSource for Concatenation<'_> {
@@ -223,22 +265,10 @@ impl GuestSource for Concatenation<'_> {
             walk.extent(offset - *start, len.min(*end - (offset - *start)))
         })
     }
-    fn read(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<()> {
-        while !buf.is_empty() {
-            let (start, source) = self.part(offset)?;
-            let there = source.len().saturating_sub(offset - start);
-            let n = usize::try_from(there).unwrap_or(usize::MAX).min(buf.len());
-            if n == 0 {
-                return Err(Error::invalid(format!(
-                    "offset {offset:#x} lies past the end {:#x}",
-                    self.len
-                )));
-            }
-            let (head, rest) = buf.split_at_mut(n);
-            source.read(offset - start, head)?;
-            offset += n as u64;
-            buf = rest;
-        }
-        Ok(())
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.each_part(offset, buf, |source, offset, buf| source.read(offset, buf))
+    }
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.each_part(offset, buf, |source, offset, buf| source.read_data(layer, offset, buf))
     }
 }

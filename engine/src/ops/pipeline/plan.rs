@@ -5,7 +5,7 @@ use crate::ops::{GuestSource, SourceExtent, SourceKind, Walk};
 use crate::{Error, Result};
 
 /// Guest bytes of one batch at most.
-const BATCH_BYTES: u64 = 2 << 20;
+const BATCH_BYTES: u64 = 1 << 20;
 /// Steps of one batch at most: what keeps scattered data from making batches of millions of pieces.
 const BATCH_STEPS: usize = 128;
 
@@ -13,7 +13,15 @@ const BATCH_STEPS: usize = 128;
 pub(super) struct Piece {
     pub(super) offset: u64,
     pub(super) len: usize,
-    pub(super) reads: Vec<(u64, u64)>,
+    pub(super) reads: Vec<Read>,
+}
+
+/// A guest range to read; `layer` where it is known to be data of one.
+#[derive(Clone, Copy)]
+pub(super) struct Read {
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    pub(super) layer: Option<usize>,
 }
 
 pub(super) enum Step {
@@ -107,7 +115,7 @@ impl<'a> Planner<'a> {
         let limit = offset.saturating_add(self.piece).min(end);
         let mut stop = offset.saturating_add(self.unit).min(end);
         let mut at = offset;
-        let mut reads: Vec<(u64, u64)> = Vec::new();
+        let mut reads: Vec<Read> = Vec::new();
         while at < stop {
             let extent = self.look(at, limit - at)?;
             let len = match extent.kind {
@@ -115,9 +123,10 @@ impl<'a> Planner<'a> {
                 SourceKind::Zero | SourceKind::Absent => extent.len.min(stop - at),
             };
             if extent.kind != SourceKind::Zero {
+                let layer = extent.layer.filter(|_| extent.kind == SourceKind::Data);
                 match reads.last_mut() {
-                    Some((start, n)) if *start + *n == at => *n += len,
-                    _ => reads.push((at, len)),
+                    Some(last) if last.offset + last.len == at && last.layer == layer => last.len += len,
+                    _ => reads.push(Read { offset: at, len, layer }),
                 }
             }
             at += len;
@@ -139,6 +148,7 @@ impl<'a> Planner<'a> {
         }
         if self.zeroes_are_data && extent.kind == SourceKind::Zero {
             extent.kind = SourceKind::Data;
+            extent.layer = None;
         }
         Ok(extent)
     }
