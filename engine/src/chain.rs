@@ -39,12 +39,21 @@ impl ChainExtent {
 }
 
 impl Chain {
-    /// Opens an image and, through the gate, everything below it. Only the top is opened for writing.
+    /// Opens an image and, through the gate, everything below it. Only the top is opened for writing, if `env` says so.
     ///
     /// # Errors
     /// What the drivers and the gate say; `LimitExceeded` for more layers than allowed; `Corrupt` for a chain that comes back to itself.
     pub fn open(node: Node, env: &OpenEnv<'_>) -> Result<Self> {
-        let mut layers = Vec::new();
+        Self::open_writable(node, env, &[0])
+    }
+
+    /// As [`open`](Self::open), but opens for writing the layers at these depths (a commit writes the top and a base).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_writable(node: Node, env: &OpenEnv<'_>, depths: &[usize]) -> Result<Self> {
+        let env_at = |depth| if depths.contains(&depth) { *env } else { env.read_only() };
+        let mut layers: Vec<Box<dyn Image>> = Vec::new();
         let mut seen = HashSet::new();
         let mut next = Some(node);
         while let Some(node) = next {
@@ -59,10 +68,18 @@ impl Chain {
             {
                 return Err(Error::corrupt("the backing chain comes back to this file").at(node.storage.name()));
             }
-            let env = if layers.is_empty() { *env } else { env.read_only() };
+            let env = env_at(layers.len());
             let image = open_layer(&node, &env)?;
+            if let Some(above) = layers.last()
+                && !env.metadata_only
+                && !env.for_check
+            {
+                above
+                    .check_below(image.as_ref())
+                    .map_err(|e| e.at(node.storage.name()))?;
+            }
             next = match node.backing {
-                BackingChoice::FromImage => backing_node(image.as_ref(), &node.storage, &env)?,
+                BackingChoice::FromImage => backing_node(image.as_ref(), &node.storage, &env_at(layers.len() + 1))?,
                 BackingChoice::None => None,
                 BackingChoice::Explicit(below) => Some(*below),
             };
@@ -119,6 +136,9 @@ impl Chain {
         read_through(&self.layers, offset, buf)
     }
     /// Writes guest bytes to the top layer.
+    ///
+    /// # Errors
+    /// What the driver says; see [`Image::write`].
     pub fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.top().write(offset, buf, &self.below(0))
     }
