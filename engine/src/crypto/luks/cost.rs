@@ -49,6 +49,15 @@ impl<'a> KeyWork<'a> {
     }
 }
 
+/// What changing key slots needs.
+#[derive(Clone, Copy)]
+pub struct KeyEnv<'a> {
+    /// Bounds, cancelling and the clock.
+    pub work: KeyWork<'a>,
+    /// Fills a buffer with random bytes (keys, salts, stripes).
+    pub random: &'a dyn Fn(&mut [u8]),
+}
+
 /// How long guessing a passphrase shall take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KdfCost {

@@ -1,7 +1,7 @@
 //! Adding, changing and erasing keys of either version.
 
 use super::volume::{Form, LuksHeader};
-use super::{KdfCost, KeyWork, v1};
+use super::{KdfCost, KeyEnv, KeyWork, v1};
 use crate::{Error, Result};
 
 /// A key to be added.
@@ -46,16 +46,10 @@ impl LuksHeader {
     ///
     /// # Errors
     /// `WrongKey`; `InvalidArgument` for a slot that does not exist, holds a key, or when none is empty; those of deriving and writing.
-    pub fn add_key(
-        &mut self,
-        unlock: &[u8],
-        new: &NewKey<'_>,
-        work: &KeyWork<'_>,
-        random: &dyn Fn(&mut [u8]),
-    ) -> Result<u32> {
+    pub fn add_key(&mut self, unlock: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32> {
         let slot = self.slot_for(new)?;
-        let unlocked = self.unlock(unlock, None, work)?;
-        self.fill(slot, &unlocked.key, new, work, random)?;
+        let unlocked = self.unlock(unlock, None, &env.work)?;
+        self.fill(slot, &unlocked.key, new, env)?;
         Ok(slot)
     }
 
@@ -65,22 +59,16 @@ impl LuksHeader {
     ///
     /// # Errors
     /// As [`Self::add_key`].
-    pub fn change_key(
-        &mut self,
-        old: &[u8],
-        new: &NewKey<'_>,
-        work: &KeyWork<'_>,
-        random: &dyn Fn(&mut [u8]),
-    ) -> Result<u32> {
-        let unlocked = self.unlock(old, None, work)?;
+    pub fn change_key(&mut self, old: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32> {
+        let unlocked = self.unlock(old, None, &env.work)?;
         let slot = match (new.slot, self.free_slot()) {
             (Some(_), _) => self.slot_for(new)?,
             (None, Some(free)) => free,
             (None, None) => unlocked.slot,
         };
-        self.fill(slot, &unlocked.key, new, work, random)?;
+        self.fill(slot, &unlocked.key, new, env)?;
         if slot != unlocked.slot {
-            self.erase_slot(unlocked.slot, random)?;
+            self.erase_slot(unlocked.slot, env.random)?;
         }
         Ok(slot)
     }
@@ -89,21 +77,15 @@ impl LuksHeader {
     ///
     /// # Errors
     /// `InvalidArgument` for a slot without a key, and for what would leave no key; `WrongKey` when a passphrase matches nothing.
-    pub fn erase_keys(
-        &mut self,
-        which: EraseKeys<'_>,
-        force: bool,
-        work: &KeyWork<'_>,
-        random: &dyn Fn(&mut [u8]),
-    ) -> Result<Vec<u32>> {
+    pub fn erase_keys(&mut self, which: EraseKeys<'_>, force: bool, env: &KeyEnv<'_>) -> Result<Vec<u32>> {
         let active = self.active_slots();
         let erase = match which {
             EraseKeys::Slot(slot) => vec![slot],
             EraseKeys::SlotMatching(slot, passphrase) => {
-                self.unlock(passphrase, Some(slot), work)?;
+                self.unlock(passphrase, Some(slot), &env.work)?;
                 vec![slot]
             }
-            EraseKeys::Matching(passphrase) => self.matching(&active, passphrase, work)?,
+            EraseKeys::Matching(passphrase) => self.matching(&active, passphrase, &env.work)?,
         };
         if let Some(empty) = erase.iter().find(|slot| !active.contains(slot)) {
             return Err(Error::invalid(format!("key slot {empty} holds no key")).at(self.storage.name()));
@@ -113,7 +95,7 @@ impl LuksHeader {
             return Err(Error::invalid(text).at(self.storage.name()));
         }
         for slot in &erase {
-            self.erase_slot(*slot, random)?;
+            self.erase_slot(*slot, env.random)?;
         }
         Ok(erase)
     }
@@ -162,20 +144,13 @@ impl LuksHeader {
         Ok(slot)
     }
 
-    fn fill(
-        &mut self,
-        slot: u32,
-        key: &[u8],
-        new: &NewKey<'_>,
-        work: &KeyWork<'_>,
-        random: &dyn Fn(&mut [u8]),
-    ) -> Result<()> {
+    fn fill(&mut self, slot: u32, key: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<()> {
         match &mut self.form {
             Form::V1(header) => {
                 let least = v1::MIN_SLOT_ITERATIONS;
-                let iterations = new.cost.iterations(header.hash, key.len(), 1, least, work)?;
+                let iterations = new.cost.iterations(header.hash, key.len(), 1, least, &env.work)?;
                 let storage = self.storage.as_ref();
-                header.fill_slot(storage, slot as usize, key, new.passphrase, iterations, work, random)
+                header.fill_slot(storage, slot as usize, key, new.passphrase, iterations, env)
             }
         }
     }

@@ -14,7 +14,7 @@ mod keys;
 mod v1;
 mod volume;
 
-pub use cost::{KdfCost, KeyWork};
+pub use cost::{KdfCost, KeyEnv, KeyWork};
 pub use info::{LuksInfo, LuksSlot};
 pub use keys::{EraseKeys, NewKey};
 pub use volume::{LuksHeader, LuksVolume, NewLuks, VolumeLayout};

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{KdfCost, KeyWork, LUKS_MAGIC, UnlockedKey, v1};
+use super::{KdfCost, KeyEnv, KeyWork, LUKS_MAGIC, UnlockedKey, v1};
 use crate::crypto::{CipherSpec, HashAlgorithm, SectorCipher};
 use crate::{Error, ErrorKind, Result, StorageRef};
 
@@ -159,14 +159,8 @@ impl LuksVolume {
     ///
     /// # Errors
     /// `InvalidArgument` for a time without a clock and for what a header cannot express, `LimitExceeded`, `Io`.
-    pub fn create(
-        storage: StorageRef,
-        new: &NewLuks,
-        passphrase: &[u8],
-        work: &KeyWork<'_>,
-        random: &dyn Fn(&mut [u8]),
-    ) -> Result<Self> {
-        let (header, key) = v1::create(storage.as_ref(), new, passphrase, work, random)?;
+    pub fn create(storage: StorageRef, new: &NewLuks, passphrase: &[u8], env: &KeyEnv<'_>) -> Result<Self> {
+        let (header, key) = v1::create(storage.as_ref(), new, passphrase, env)?;
         let header = LuksHeader {
             storage,
             form: Form::V1(header),

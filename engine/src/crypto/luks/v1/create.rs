@@ -4,7 +4,7 @@ use zeroize::Zeroizing;
 
 use super::header::{Header, fresh};
 use crate::Result;
-use crate::crypto::luks::{KeyWork, NewLuks};
+use crate::crypto::luks::{KeyEnv, NewLuks};
 use crate::storage::Storage;
 
 /// Least iterations of the volume key's digest (the specification's recommendation).
@@ -22,17 +22,16 @@ pub(crate) fn create(
     storage: &dyn Storage,
     new: &NewLuks,
     passphrase: &[u8],
-    work: &KeyWork<'_>,
-    random: &dyn Fn(&mut [u8]),
+    env: &KeyEnv<'_>,
 ) -> Result<(Header, Zeroizing<Vec<u8>>)> {
     let mut header = plan(new)?;
     let mut key = Zeroizing::new(vec![0; new.spec.key_len()]);
-    random(&mut key);
-    let digest = new.cost.iterations(new.hash, 20, 8, MIN_DIGEST_ITERATIONS, work)?;
-    header.set_volume_key(&key, digest, work, random)?;
+    (env.random)(&mut key);
+    let digest = new.cost.iterations(new.hash, 20, 8, MIN_DIGEST_ITERATIONS, &env.work)?;
+    header.set_volume_key(&key, digest, env)?;
     let slot = new
         .cost
-        .iterations(new.hash, key.len(), 1, super::MIN_SLOT_ITERATIONS, work)?;
-    header.fill_slot(storage, 0, &key, passphrase, slot, work, random)?;
+        .iterations(new.hash, key.len(), 1, super::MIN_SLOT_ITERATIONS, &env.work)?;
+    header.fill_slot(storage, 0, &key, passphrase, slot, env)?;
     Ok((header, key))
 }

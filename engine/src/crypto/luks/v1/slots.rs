@@ -4,7 +4,7 @@ use zeroize::Zeroizing;
 
 use super::header::{Header, Slot};
 use super::layout::{ACTIVE, INACTIVE, SECTOR, SLOTS, STRIPES};
-use crate::crypto::luks::{KeyWork, UnlockedKey, same};
+use crate::crypto::luks::{KeyEnv, KeyWork, UnlockedKey, same};
 use crate::crypto::{SectorCipher, af_merge, af_split, pbkdf2};
 use crate::storage::read_vec;
 use crate::{Error, Result, Storage};
@@ -76,16 +76,10 @@ impl Header {
     }
 
     /// Records how to tell the volume key; nothing is written yet.
-    pub(super) fn set_volume_key(
-        &mut self,
-        key: &[u8],
-        iterations: u32,
-        work: &KeyWork<'_>,
-        random: &dyn Fn(&mut [u8]),
-    ) -> Result<()> {
-        random(&mut self.raw.key_digest_salt);
+    pub(super) fn set_volume_key(&mut self, key: &[u8], iterations: u32, env: &KeyEnv<'_>) -> Result<()> {
+        (env.random)(&mut self.raw.key_digest_salt);
         self.raw.key_digest_iterations = iterations.into();
-        self.raw.key_digest = self.digest(key, work)?;
+        self.raw.key_digest = self.digest(key, &env.work)?;
         Ok(())
     }
 
@@ -100,18 +94,17 @@ impl Header {
         key: &[u8],
         passphrase: &[u8],
         iterations: u32,
-        work: &KeyWork<'_>,
-        random: &dyn Fn(&mut [u8]),
+        env: &KeyEnv<'_>,
     ) -> Result<()> {
         let slot = *self.slots.get(number).ok_or_else(|| no_slot(number))?;
         let mut salt = [0; 32];
-        random(&mut salt);
+        (env.random)(&mut salt);
         let mut stripes = Zeroizing::new(vec![0; self.split_len().saturating_sub(key.len())]);
-        random(&mut stripes);
+        (env.random)(&mut stripes);
         let mut material = Zeroizing::new(vec![0; self.material_len() as usize]);
         let split = af_split(self.hash, key, STRIPES, stripes)?;
         material.iter_mut().zip(split.iter()).for_each(|(to, from)| *to = *from);
-        self.slot_cipher(passphrase, &salt, iterations, work)?
+        self.slot_cipher(passphrase, &salt, iterations, &env.work)?
             .encrypt(0, &mut material)?;
         if slot.iterations.is_some() {
             self.set_slot(number, None, [0; 32]);
