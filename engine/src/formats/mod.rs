@@ -1,5 +1,6 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
+mod luks;
 mod raw;
 mod vdi;
 
@@ -131,7 +132,11 @@ pub trait FormatDriver: Sync {
 }
 
 /// All drivers. Adding a format is its folder and a line here.
-pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &vdi::Vdi];
+pub const DRIVERS: &[&dyn FormatDriver] = &[
+    &raw::Raw,
+    &luks::Luks,
+    &vdi::Vdi,
+];
 
 /// The driver of this name or alias.
 ///

@@ -55,7 +55,7 @@ pub fn copy(source: &dyn GuestSource, target: &CopyTarget<'_>, options: &CopyOpt
     let sink = Sink::new(target, options)?;
     control.set_total(source.len());
     let pipeline = Pipeline {
-        planner: Mutex::new(Planner::new(source, &sink, options)),
+        planner: Mutex::new(Planner::new(source, &sink)),
         turns: Turns::new(options.ordered),
         source,
         sink,

@@ -1,6 +1,6 @@
 //! Cuts a source into batches of work, aligned to the units of the target.
 
-use super::{CopyOptions, Sink};
+use super::Sink;
 use crate::ops::{GuestSource, SourceExtent, SourceKind, Walk};
 use crate::{Error, Result};
 
@@ -49,7 +49,7 @@ pub(super) struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    pub(super) fn new(source: &'a dyn GuestSource, sink: &Sink<'_>, options: &CopyOptions) -> Self {
+    pub(super) fn new(source: &'a dyn GuestSource, sink: &Sink<'_>) -> Self {
         let unit = sink.unit();
         Self {
             walk: source.walk(),
@@ -57,7 +57,7 @@ impl<'a> Planner<'a> {
             unit,
             piece: BATCH_BYTES.next_multiple_of(unit),
             explicit_zeroes: sink.wants_zeroes(),
-            zeroes_are_data: options.sparse == 0,
+            zeroes_are_data: sink.store_zeroes(),
             position: 0,
             number: 0,
         }
