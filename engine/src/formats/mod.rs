@@ -2,6 +2,7 @@
 
 mod raw;
 mod vdi;
+mod vpc;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -132,6 +133,7 @@ pub trait FormatDriver: Sync {
 
 /// All drivers. Adding a format is its folder and a line here.
 pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &vdi::Vdi];
+pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &vpc::Vpc];
 
 /// The driver of this name or alias.
 ///
