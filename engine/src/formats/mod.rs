@@ -132,8 +132,7 @@ pub trait FormatDriver: Sync {
 }
 
 /// All drivers. Adding a format is its folder and a line here.
-pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &vdi::Vdi];
-pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &vpc::Vpc];
+pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &vdi::Vdi, &vpc::Vpc];
 
 /// The driver of this name or alias.
 ///
