@@ -3,6 +3,7 @@
 mod luks;
 mod raw;
 mod vdi;
+mod vpc;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -132,11 +133,7 @@ pub trait FormatDriver: Sync {
 }
 
 /// All drivers. Adding a format is its folder and a line here.
-pub const DRIVERS: &[&dyn FormatDriver] = &[
-    &raw::Raw,
-    &luks::Luks,
-    &vdi::Vdi,
-];
+pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &luks::Luks, &vdi::Vdi, &vpc::Vpc];
 
 /// The driver of this name or alias.
 ///
