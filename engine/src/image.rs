@@ -4,6 +4,7 @@ use std::any::Any;
 
 use serde_json::{Map, Value};
 
+use crate::crypto::luks::{EraseKeys, KeyEnv, LuksSlot, NewKey};
 pub use crate::env::BackingReference;
 use crate::options::Options;
 use crate::{Control, Error, Result, StorageRef};
@@ -264,6 +265,10 @@ pub trait Image: Send + Sync {
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
         None
     }
+    /// Key slots of an encrypted image.
+    fn key_slots(&self) -> Option<&dyn KeySlots> {
+        None
+    }
 
     /// The error for what this format cannot do.
     fn cannot(&self, verb: &str) -> Error {
@@ -352,6 +357,19 @@ pub trait Snapshots {
     fn delete(&self, selector: &str) -> Result<()>;
     /// The image as it was then, read-only.
     fn open(&self, selector: &str) -> Result<Box<dyn Image>>;
+}
+
+/// Key slots of an encrypted image: several passphrases for one volume key. No passphrase but those given is needed: an image opened
+/// for metadata alone will do.
+pub trait KeySlots {
+    /// All slots of LUKS1, those that exist of LUKS2.
+    fn list(&self) -> Result<Vec<LuksSlot>>;
+    /// Adds a key; `unlock` is a passphrase that opens the image now. Gives its slot.
+    fn add(&self, unlock: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32>;
+    /// Puts a new passphrase in the place of `old`. Gives its slot.
+    fn change(&self, old: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32>;
+    /// Erases keys; the last one only with `force`. Gives the slots that were emptied.
+    fn erase(&self, which: EraseKeys<'_>, force: bool, env: &KeyEnv<'_>) -> Result<Vec<u32>>;
 }
 
 /// One persistent dirty bitmap.

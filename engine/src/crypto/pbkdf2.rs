@@ -3,6 +3,8 @@
 //! The iteration count stands in a file that anybody may have written, so the loop asks now and then whether to go on;
 //! the `pbkdf2` crate cannot, and is what the tests compare with.
 
+use std::time::Duration;
+
 use hmac::{EagerHash, Hmac, KeyInit, Mac};
 use zeroize::Zeroizing;
 
@@ -73,3 +75,31 @@ fn chain<D: EagerHash>(keyed: &Hmac<D>, link: &mut [u8], count: u32, sum: &mut [
         sum.iter_mut().zip(link.iter()).for_each(|(to, from)| *to ^= from);
     }
 }
+
+/// Finds how many iterations for `len` bytes of key this machine does in `time`, by doing a small part of them.
+///
+/// # Errors
+/// As [`pbkdf2`].
+pub fn measure_pbkdf2(
+    hash: HashAlgorithm,
+    len: usize,
+    time: Duration,
+    now: &dyn Fn() -> Duration,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<u32> {
+    let mut out = Zeroizing::new(vec![0; len]);
+    let mut count: u32 = 1 << 12;
+    loop {
+        let start = now();
+        pbkdf2(hash, b"passphrase", &[0x5a; 32], count, cancelled, &mut out)?;
+        let took = now().saturating_sub(start);
+        if took >= MEASURED || count >= 1 << 28 {
+            let scaled = u128::from(count) * time.as_nanos() / took.as_nanos().max(1);
+            return Ok(u32::try_from(scaled).unwrap_or(u32::MAX));
+        }
+        count *= 2;
+    }
+}
+
+/// Work that is long enough to be measured.
+const MEASURED: Duration = Duration::from_millis(20);

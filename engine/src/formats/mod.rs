@@ -1,6 +1,9 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
+mod luks;
 mod raw;
+mod vdi;
+mod vpc;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -130,7 +133,7 @@ pub trait FormatDriver: Sync {
 }
 
 /// All drivers. Adding a format is its folder and a line here.
-pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw];
+pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &luks::Luks, &vdi::Vdi, &vpc::Vpc];
 
 /// The driver of this name or alias.
 ///

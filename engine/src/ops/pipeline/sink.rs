@@ -29,6 +29,7 @@ pub struct Sink<'a> {
     encode: bool,
     /// Shortest run of zeroes that is left out; `None`: none is.
     gap: Option<usize>,
+    store_zeroes: bool,
     unit: u64,
 }
 
@@ -69,13 +70,22 @@ impl<'a> Sink<'a> {
             .filter(|s| *s > 0)
             .map(|s| s.max(BLOCK));
         let encode = options.compress || bulk.is_some_and(BulkWrite::encodes);
+        // Where zeroes cost as much as data (encrypted disks), they are work for all workers like data.
+        let store_zeroes = options.sparse == 0 || !(target.is_zero || can.zero);
+        let gap = gap.filter(|_| !store_zeroes);
         Ok(Self {
             target: *target,
             bulk,
             encode,
             gap,
+            store_zeroes,
             unit,
         })
+    }
+
+    /// Whether zeroes are stored like data.
+    pub(super) fn store_zeroes(&self) -> bool {
+        self.store_zeroes
     }
 
     pub(super) fn unit(&self) -> u64 {
