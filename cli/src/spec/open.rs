@@ -131,6 +131,20 @@ pub struct Spec<'a> {
 }
 
 impl<'a> Spec<'a> {
+    /// A name or an option list as the command line has it.
+    ///
+    /// # Errors
+    /// An option list with a format beside it: the list says the format.
+    pub fn new(text: &'a str, format: Option<&'a str>, image_opts: bool) -> Result<Self, Failure> {
+        if image_opts && format.is_some() {
+            return Err(Failure::new("--image-opts and --format are mutually exclusive"));
+        }
+        Ok(Self {
+            text,
+            format,
+            image_opts,
+        })
+    }
     /// A file name.
     pub fn name(text: &'a str, format: Option<&'a str>) -> Self {
         Self {
