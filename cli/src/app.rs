@@ -136,6 +136,9 @@ mod tests {
     #[test]
     fn system_errors_are_said_without_their_number() {
         let io = std::io::Error::from_raw_os_error(2);
-        assert_eq!(sentence(&Error::io("cannot open", io).at("x")), "Cannot open: No such file or directory");
+        assert_eq!(
+            sentence(&Error::io("cannot open", io).at("x")),
+            "Cannot open: No such file or directory"
+        );
     }
 }

@@ -115,7 +115,10 @@ fn unknown(given: &str) -> String {
 fn missing_value(last: &str) -> String {
     match last.strip_prefix("--") {
         Some(_) => format!("option '{last}' requires an argument"),
-        None => format!("option requires an argument -- '{}'", last.chars().last().unwrap_or('-')),
+        None => format!(
+            "option requires an argument -- '{}'",
+            last.chars().last().unwrap_or('-')
+        ),
     }
 }
 

@@ -49,6 +49,29 @@ pub fn create_table(driver: &dyn FormatDriver) -> Vec<OptionSpec> {
     table
 }
 
+/// The options that `amend` changes.
+pub fn amend_table(driver: &dyn FormatDriver) -> Vec<OptionSpec> {
+    const AMENDABLE: &[&str] = &[
+        "backing_file",
+        "backing_fmt",
+        "compat",
+        "data_file",
+        "data_file_raw",
+        "lazy_refcounts",
+        "refcount_bits",
+        "size",
+        "encrypt.iter-time",
+        "iter-time",
+        "keyslot",
+        "new-secret",
+        "old-secret",
+        "state",
+    ];
+    let mut table = create_table(driver);
+    table.retain(|s| AMENDABLE.contains(&s.name));
+    table
+}
+
 /// Reads a list against a table.
 ///
 /// # Errors

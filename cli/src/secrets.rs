@@ -33,7 +33,9 @@ impl SecretStore {
         let missing = |name: &str| Failure::new(format!("Parameter '{name}' is missing"));
         let kind = keys.take("qom-type").ok_or_else(|| missing("qom-type"))?;
         if kind != "secret" {
-            return Err(Failure::new(format!("Parameter 'qom-type' does not accept value '{kind}'")));
+            return Err(Failure::new(format!(
+                "Parameter 'qom-type' does not accept value '{kind}'"
+            )));
         }
         let id = keys.take("id").ok_or_else(|| missing("id"))?;
         let format = SecretFormat::from_name(keys.take("format").as_deref().unwrap_or("raw"))?;
@@ -51,7 +53,9 @@ impl SecretStore {
             }
         };
         if self.0.insert(id.clone(), secret).is_some() {
-            return Err(Failure::new(format!("attempt to add duplicate property '{id}' to object (type 'container')")));
+            return Err(Failure::new(format!(
+                "attempt to add duplicate property '{id}' to object (type 'container')"
+            )));
         }
         Ok(())
     }
@@ -68,7 +72,9 @@ fn read_text(keys: &mut Keys) -> Result<Zeroizing<Vec<u8>>, Failure> {
         (Some(data), None) => Ok(Zeroizing::new(data.into_bytes())),
         (None, Some(file)) => std::fs::read(&file).map(Zeroizing::new).map_err(|e| {
             let why = crate::app::system_error(&e);
-            Failure::new(format!("Unable to read {file}: Failed to open file \u{201c}{file}\u{201d}: {why}"))
+            Failure::new(format!(
+                "Unable to read {file}: Failed to open file \u{201c}{file}\u{201d}: {why}"
+            ))
         }),
         (Some(_), Some(_)) => Err(Failure::new("'file' and 'data' are mutually exclusive")),
         (None, None) => Err(Failure::new("Must provide 'file' or 'data'")),

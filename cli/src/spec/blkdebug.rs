@@ -7,7 +7,14 @@ use super::{Access, Keys, Opener};
 use crate::app::Failure;
 
 /// Limits that only tell callers how to cut their requests.
-const LIMITS: &[&str] = &["align", "max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard"];
+const LIMITS: &[&str] = &[
+    "align",
+    "max-transfer",
+    "opt-write-zero",
+    "max-write-zero",
+    "opt-discard",
+    "max-discard",
+];
 
 /// Opens what lies below: `image` (a name in `blkdebug:CONFIG:NAME`) or `image.*`.
 pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {

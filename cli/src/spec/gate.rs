@@ -91,7 +91,7 @@ impl CliGate<'_> {
     fn backing(&self, reference: &Reference<'_>) -> std::result::Result<Node, Failure> {
         let full = name::relative_to(reference.from.name(), reference.name);
         let access = Access {
-            writable: false,
+            writable: reference.writable,
             inspect: false,
             ..self.access
         };

@@ -18,10 +18,6 @@ impl ImageStorage {
     pub fn new(chain: Chain, name: String, read_only: bool) -> Self {
         Self { chain, name, read_only }
     }
-    /// The chain inside.
-    pub fn chain(&self) -> &Chain {
-        &self.chain
-    }
     fn refuse_read_only(&self) -> Result<()> {
         if self.read_only {
             return Err(Error::denied("the image is open for reading only").at(&self.name));
@@ -38,7 +34,9 @@ impl ImageStorage {
 
 impl fmt::Debug for ImageStorage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ImageStorage").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("ImageStorage")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 

@@ -128,7 +128,10 @@ mod tests {
         let mut keys = Keys::from_object(object);
         assert_eq!(keys.take("file.l.1.x").as_deref(), Some("on"));
         let mut file = keys.take_below("file");
-        assert_eq!((file.take("driver").as_deref(), file.take("l.0").as_deref()), (Some("file"), Some("1")));
+        assert_eq!(
+            (file.take("driver").as_deref(), file.take("l.0").as_deref()),
+            (Some("file"), Some("1"))
+        );
         assert_eq!(keys.first(), Some("driver"));
     }
 }

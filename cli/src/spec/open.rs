@@ -26,6 +26,8 @@ pub struct Access {
     pub check: bool,
     /// Nothing below it is wanted.
     pub no_backing: bool,
+    /// The layer at this depth will be changed as well.
+    pub base: Option<usize>,
     /// When writes are stable.
     pub cache: CacheMode,
 }
@@ -78,7 +80,10 @@ impl Access {
         // A writable open of a read-only file fails all the same; a node name has no meaning without a monitor.
         keys.take_flag("auto-read-only")?;
         keys.take("node-name");
-        if let Some(mode) = keys.take("discard").filter(|m| !["ignore", "unmap", "off", "on"].contains(&m.as_str())) {
+        if let Some(mode) = keys
+            .take("discard")
+            .filter(|m| !["ignore", "unmap", "off", "on"].contains(&m.as_str()))
+        {
             return Err(Failure::new(format!("Invalid discard option '{mode}'")));
         }
         if let Some(mode) = keys.take("detect-zeroes").filter(|m| m != "off") {
@@ -297,7 +302,10 @@ impl Opener {
         access: &Access,
     ) -> Result<(BackingChoice, Option<Shown>), Failure> {
         let can = formats::by_name(driver)?.capabilities().backing;
-        if let Some(first) = keys.iter().map(|(k, _)| k).find(|k| *k == "backing" || k.starts_with("backing."))
+        if let Some(first) = keys
+            .iter()
+            .map(|(k, _)| k)
+            .find(|k| *k == "backing" || k.starts_with("backing."))
             && !can
         {
             return Err(Failure::new(format!(
@@ -346,7 +354,8 @@ impl Opener {
             secrets: &self.secrets,
         };
         let top = node.storage.name().to_owned();
-        Chain::open(node, &env).map_err(|error| {
+        let depths = [0, access.base.unwrap_or(0)];
+        Chain::open_writable(node, &env, &depths).map_err(|error| {
             let depth = error.place().filter(|p| *p != top).map_or(0, |p| trail.depth(p));
             let prefix = "Could not open backing file: ".repeat(depth);
             Failure::new(format!("{prefix}{}", app::sentence(&error)))

@@ -84,7 +84,9 @@ fn driver_from_name(keys: &mut Keys, text: &str) -> Result<(), Failure> {
 
 fn open_file(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {
     let Some(path) = keys.take("filename") else {
-        return Err(Failure::new(format!("The '{driver}' block driver requires a file name")));
+        return Err(Failure::new(format!(
+            "The '{driver}' block driver requires a file name"
+        )));
     };
     if let Some(aio) = keys.take("aio").filter(|a| a != "threads") {
         return Err(Failure::new(format!("aio '{aio}' is not supported; only 'threads' is")));
@@ -95,7 +97,9 @@ fn open_file(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorag
         None | Some("on" | "auto") => access.lock(),
         Some("off") => LockMode::None,
         Some(other) => {
-            return Err(Failure::new(format!("Parameter 'locking' does not accept value '{other}'")));
+            return Err(Failure::new(format!(
+                "Parameter 'locking' does not accept value '{other}'"
+            )));
         }
     };
     let options = FileOptions {
@@ -109,7 +113,10 @@ fn open_file(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorag
         None => Shown::plain(driver, &path),
         Some(mode) => Shown::options(
             driver,
-            vec![("filename".to_owned(), path.into()), ("locking".to_owned(), mode.into())],
+            vec![
+                ("filename".to_owned(), path.into()),
+                ("locking".to_owned(), mode.into()),
+            ],
         ),
     };
     Ok(OpenStorage {

@@ -32,10 +32,7 @@ impl Shown {
     }
     /// A format node over `file`; `options` are those that the file does not carry itself.
     pub fn format(driver: &str, options: Vec<(String, Value)>, file: &Self, over_protocol: bool) -> Self {
-        let plain = file
-            .plain
-            .clone()
-            .filter(|_| options.is_empty() && over_protocol);
+        let plain = file.plain.clone().filter(|_| options.is_empty() && over_protocol);
         let mut shown = Self::options(driver, options);
         shown.tree.insert("file".to_owned(), Value::Object(file.tree.clone()));
         shown.plain = plain;

@@ -154,7 +154,10 @@ fn to_human(report: &CheckReport) -> String {
         ));
     }
     if report.check_errors > 0 {
-        out.push_str(&format!("\n{} internal errors have occurred during the check.\n", report.check_errors));
+        out.push_str(&format!(
+            "\n{} internal errors have occurred during the check.\n",
+            report.check_errors
+        ));
     }
     if let (Some(total), Some(allocated)) = (report.total_clusters, report.allocated_clusters)
         && total > 0

@@ -78,7 +78,7 @@ fn compare_files(args: &Args) -> Result<u8, Stop> {
     };
     let (first, second) = (open(a, args.a_format.as_deref())?, open(b, args.b_format.as_deref())?);
     let meter = Meter::new(args.progress && !args.quiet, None);
-    let found = compare::compare(&first.chain, &second.chain, args.strict, &meter.control())
+    let found = compare::compare(&first.chain, &second.chain, args.strict, workers(), &meter.control())
         .map_err(|e| Stop::Read(Failure::from(e).context("Error while reading")))?;
     tell(&found, format, args.quiet);
     if !args.quiet {
@@ -96,7 +96,9 @@ fn tell(found: &Comparison, format: Format, quiet: bool) {
             Some(Difference::Size(..)) => ("size".into(), Value::Null),
         };
         let same = found.difference.is_none();
-        output::json(&json!({"identical": same, "difference": kind, "offset": offset, "sizes-differ": found.sizes_differ}));
+        output::json(
+            &json!({"identical": same, "difference": kind, "offset": offset, "sizes-differ": found.sizes_differ}),
+        );
         return;
     }
     if quiet {
@@ -112,4 +114,9 @@ fn tell(found: &Comparison, format: Format, quiet: bool) {
         Some(Difference::Allocation(at)) => format!("Strict mode: Offset {at} block status mismatch!"),
         Some(Difference::Size(..)) => "Strict mode: Image size mismatch!".to_owned(),
     });
+}
+
+/// Comparing is reading: a thread a processor.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }

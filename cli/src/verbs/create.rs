@@ -85,7 +85,9 @@ pub fn help(format: &str) -> Outcome {
     refuse_read_only(driver)?;
     output::line(&format!("Supported {} options:", driver.name()));
     output::print(&options::help(&options::create_table(driver)));
-    output::print("\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n");
+    output::print(
+        "\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n",
+    );
     Ok(0)
 }
 

@@ -56,7 +56,9 @@ pub fn run(args: &Args) -> Outcome {
     meter.finish();
     if format.is_json() {
         let kind = if args.full { "sha256" } else { "sha256-nonzero-64k" };
-        output::json(&json!({"filename": file, "virtual-size": image.chain.virtual_size(), "kind": kind, "digest": digest}));
+        output::json(
+            &json!({"filename": file, "virtual-size": image.chain.virtual_size(), "kind": kind, "digest": digest}),
+        );
     } else {
         output::line(&format!("{digest}  {file}"));
     }
@@ -72,7 +74,11 @@ fn digest(chain: &Chain, full: bool, control: &Control) -> vdisk_engine::Result<
         let extent = chain.extent(offset, size - offset)?;
         if extent.is_zero() && extent.len >= len && !full {
             // Whole blocks of zeroes only: what is left of the run may belong to a block with data.
-            let whole = if offset + extent.len == size { extent.len } else { extent.len / BLOCK * BLOCK };
+            let whole = if offset + extent.len == size {
+                extent.len
+            } else {
+                extent.len / BLOCK * BLOCK
+            };
             offset += whole.max(len);
             control.advance(whole.max(len));
             continue;

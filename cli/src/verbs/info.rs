@@ -84,10 +84,15 @@ fn collect(args: &Args, spec: Spec<'_>) -> Result<Vec<Facts>, Failure> {
         && let (Some(below), Some(reference)) = (last.full_backing.clone(), last.image.backing.clone())
     {
         if seen.contains(&below) {
-            return Err(Failure::new(format!("Backing file '{below}' creates an infinite loop.")));
+            return Err(Failure::new(format!(
+                "Backing file '{below}' creates an infinite loop."
+            )));
         }
         if all.len() >= opener.limits.chain_depth {
-            return Err(Failure::new(format!("the backing chain is deeper than {} layers", all.len())));
+            return Err(Failure::new(format!(
+                "the backing chain is deeper than {} layers",
+                all.len()
+            )));
         }
         let image = opener.open(Spec::name(&below, reference.format.as_deref()), access)?;
         all.push(facts(&image)?);
@@ -102,7 +107,11 @@ fn facts(image: &OpenImage) -> Result<Facts, Failure> {
     let storages = top.storages();
     let child = |i: usize, storage: &StorageRef| -> Result<Child, Failure> {
         Ok(Child {
-            name: if i == 0 { "file".to_owned() } else { format!("extents.{}", i - 1) },
+            name: if i == 0 {
+                "file".to_owned()
+            } else {
+                format!("extents.{}", i - 1)
+            },
             protocol: image.protocol.clone(),
             filename: storage.name().to_owned(),
             len: storage.len()?.next_multiple_of(512),
@@ -112,10 +121,18 @@ fn facts(image: &OpenImage) -> Result<Facts, Failure> {
     // QEMU lists the child that it opened last first.
     let children = match image.bare {
         Some(_) => Vec::new(),
-        None => storages.iter().enumerate().rev().map(|(i, s)| child(i, s)).collect::<Result<_, _>>()?,
+        None => storages
+            .iter()
+            .enumerate()
+            .rev()
+            .map(|(i, s)| child(i, s))
+            .collect::<Result<_, _>>()?,
     };
     let filename = image.names.first().cloned().unwrap_or_default();
-    let full_backing = description.backing.as_ref().map(|b| name::relative_to(&filename, &b.name));
+    let full_backing = description
+        .backing
+        .as_ref()
+        .map(|b| name::relative_to(&filename, &b.name));
     Ok(Facts {
         image: description,
         filename,

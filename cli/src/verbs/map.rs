@@ -41,8 +41,15 @@ pub struct Args {
 /// Prints the map.
 pub fn run(args: &Args) -> Outcome {
     let format = Format::parse(args.output.as_deref())?;
-    let start = args.start_offset.as_deref().map_or(Ok(0), |t| size::size("start offset", t))?;
-    let length = args.max_length.as_deref().map(|t| size::size("max length", t)).transpose()?;
+    let start = args
+        .start_offset
+        .as_deref()
+        .map_or(Ok(0), |t| size::size("start offset", t))?;
+    let length = args
+        .max_length
+        .as_deref()
+        .map(|t| size::size("max length", t))
+        .transpose()?;
     let spec = Spec::new(super::one(&args.files)?, args.format.as_deref(), args.image_opts)?;
     let image = args.common.opener()?.open(spec, Access::read(args.force_share))?;
     let mut printer = Printer::new(format);

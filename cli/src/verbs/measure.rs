@@ -50,7 +50,11 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     let list = keyval::join(&args.options)?;
     let format = Format::parse(args.output.as_deref())?;
-    let size = args.size.as_deref().map(|t| text::size::size("image size", t)).transpose()?;
+    let size = args
+        .size
+        .as_deref()
+        .map(|t| text::size::size("image size", t))
+        .transpose()?;
     let file = match args.files.as_slice() {
         [] => None,
         [file] => Some(file.as_str()),
@@ -64,7 +68,9 @@ pub fn run(args: &Args) -> Outcome {
         args.snapshot.is_some().then_some("-l")
     };
     if let (None, Some(_)) = (file, misplaced) {
-        return Err(Failure::new("--image-opts, -f, and -l can only be used with a filename argument."));
+        return Err(Failure::new(
+            "--image-opts, -f, and -l can only be used with a filename argument.",
+        ));
     }
     let driver = match (file, size) {
         (Some(_), Some(_)) => return Err(Failure::new("--size N cannot be used together with a filename.")),

@@ -25,7 +25,7 @@ use serde_json::{Map, Value};
 use vdisk_engine::formats::FormatDriver;
 use vdisk_engine::storage::CacheMode;
 
-use crate::app::{self, Failure, Outcome};
+use crate::app::{Failure, Outcome};
 use crate::output;
 use crate::secrets::SecretStore;
 use crate::spec::Opener;
@@ -143,21 +143,13 @@ fn target_cache(given: Option<&str>, default: CacheMode) -> Result<CacheMode, Fa
 fn cache(given: Option<&str>, default: CacheMode, what: &str) -> Result<CacheMode, Failure> {
     match given {
         None => Ok(default),
-        Some(name) => {
-            CacheMode::from_name(name).ok_or_else(|| Failure::new(format!("Invalid {what} option: {name}")))
-        }
+        Some(name) => CacheMode::from_name(name).ok_or_else(|| Failure::new(format!("Invalid {what} option: {name}"))),
     }
 }
 
 /// The driver of a format that an image is to be made of.
 fn driver(format: &str) -> Result<&'static dyn FormatDriver, Failure> {
     vdisk_engine::formats::by_name(format).map_err(|_| Failure::new(format!("Unknown file format '{format}'")))
-}
-
-/// Reports an error in an operation of a verb.
-fn said(message: impl AsRef<str>) -> u8 {
-    app::error(message.as_ref());
-    1
 }
 
 /// Tells programs what was done.

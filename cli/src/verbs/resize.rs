@@ -105,7 +105,10 @@ pub fn run(args: &Args) -> Outcome {
     vdisk_engine::ops::resize::resize(image.chain.top(), &resize)?;
     if format.is_json() {
         let size = image.chain.virtual_size();
-        super::report(format, &[("filename", file.as_str().into()), ("virtual-size", size.into())]);
+        super::report(
+            format,
+            &[("filename", file.as_str().into()), ("virtual-size", size.into())],
+        );
     } else if !args.quiet {
         output::line("Image resized.");
     }

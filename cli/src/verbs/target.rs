@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::image::{BitmapInfo, Bitmaps};
 use vdisk_engine::storage::CacheMode;
-use vdisk_engine::{Chain, CreateEnv, Storage};
+use vdisk_engine::{Chain, CreateEnv};
 
 use crate::app::{self, Failure};
 use crate::spec::gate::{CliGate, Trail, create_file};
@@ -30,7 +30,10 @@ pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec) -> R
         limits: &opener.limits,
         secrets: &opener.secrets,
         random: &random,
-        now: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        now: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs(),
     };
     vdisk_engine::ops::create::create(Arc::new(storage), format, spec, &env).map_err(|e| {
         if !existed {
@@ -64,12 +67,16 @@ fn cannot_create(path: &str, error: &vdisk_engine::Error) -> Failure {
 
 /// Random bytes from the system.
 fn random(buf: &mut [u8]) {
-    use std::io::Read as _;
-    let filled = std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(buf));
-    if filled.is_err() {
-        // Without the device: two fresh UUIDs' worth of bits a round.
-        for chunk in buf.chunks_mut(16) {
-            chunk.copy_from_slice(&uuid::Uuid::new_v4().as_bytes()[..chunk.len()]);
+    let mut rest = buf;
+    while !rest.is_empty() {
+        match rustix::rand::getrandom(&mut *rest, rustix::rand::GetRandomFlags::empty()) {
+            Ok(n) => rest = &mut rest[n..],
+            Err(rustix::io::Errno::INTR) => {}
+            // Keys must never be made of anything else.
+            Err(error) => {
+                app::error(&format!("the system gives no random bytes: {error}"));
+                std::process::exit(1);
+            }
         }
     }
 }
@@ -93,9 +100,9 @@ pub fn snapshot(chain: Chain, selector: &str) -> Result<Chain, Failure> {
     };
     let list = snapshots.list()?;
     let found = match dotted {
-        true => list.iter().find(|s| {
-            wanted("id").is_none_or(|id| id == s.id) && wanted("name").is_none_or(|name| name == s.name)
-        }),
+        true => list
+            .iter()
+            .find(|s| wanted("id").is_none_or(|id| id == s.id) && wanted("name").is_none_or(|name| name == s.name)),
         false => list
             .iter()
             .find(|s| s.id == selector)
@@ -147,20 +154,12 @@ pub fn refuse_broken_bitmaps(from: &dyn Bitmaps) -> Result<(), Failure> {
         None => Ok(()),
         Some(bitmap) => {
             app::error(&format!("Cannot copy inconsistent bitmap '{}'", bitmap.name));
-            Err(Failure::new("Try --skip-broken-bitmaps, or use 'bitmap --remove' to delete it"))
+            Err(Failure::new(
+                "Try --skip-broken-bitmaps, or use 'bitmap --remove' to delete it",
+            ))
         }
     }
 }
 
-/// Whether a new image may be opened without flushing: data that can be made again.
+/// How a new image is written: its data can be made again.
 pub const NEW_IMAGE: CacheMode = CacheMode::Unsafe;
-
-/// Whether a path is a regular file or does not exist yet, so that a failed copy can take it away.
-pub fn is_removable(path: &str) -> bool {
-    std::fs::symlink_metadata(path).is_err()
-}
-
-/// Whether the storage of an image can be grown.
-pub fn can_grow(storage: &dyn Storage) -> bool {
-    storage.can_resize()
-}

@@ -48,8 +48,10 @@ pub fn run(args: &Args) -> Outcome {
         list,
         numbers,
         target_format,
-        target: stdout.as_ref().map_or(target.clone(), |s| s.path().display().to_string()),
-        existed: target == "-" || !target::is_removable(target),
+        target: stdout
+            .as_ref()
+            .map_or(target.clone(), |s| s.path().display().to_string()),
+        existed: target == "-" || std::fs::symlink_metadata(target).is_ok(),
     };
     let size = job.run(&opened)?;
     if let Some(spool) = stdout {
@@ -98,7 +100,10 @@ fn numbers(args: &Args) -> Result<Numbers, Failure> {
 
 fn check_usage(args: &Args, list: Option<&str>) -> Result<(), Failure> {
     let wrong = |when: bool, what: &str| if when { Err(Failure::new(what)) } else { Ok(()) };
-    wrong(args.copy_range && args.compress, "Cannot enable copy offloading when -c is used")?;
+    wrong(
+        args.copy_range && args.compress,
+        "Cannot enable copy offloading when -c is used",
+    )?;
     wrong(
         args.copy_range && args.sparse_size.is_some(),
         "Cannot enable copy offloading when -S is used",
@@ -151,7 +156,10 @@ impl Sources {
         let stdin = names.iter().any(|n| n == "-").then(Spool::from_stdin).transpose()?;
         let mut images = Vec::with_capacity(names.len());
         for name in names {
-            let spooled = stdin.as_ref().filter(|_| name == "-").map(|s| s.path().display().to_string());
+            let spooled = stdin
+                .as_ref()
+                .filter(|_| name == "-")
+                .map(|s| s.path().display().to_string());
             let text = spooled.as_deref().unwrap_or(name);
             let spec = Spec::new(text, args.source_format.as_deref(), args.image_opts)?;
             images.push(opener.open(spec, access)?);
@@ -274,11 +282,17 @@ impl Job<'_> {
     }
 
     fn failed(&self, failure: Failure) -> Failure {
-        failure.context(format!("{}: error while converting {}", self.target, self.target_format))
+        failure.context(format!(
+            "{}: error while converting {}",
+            self.target, self.target_format
+        ))
     }
 
     fn check_backing_support(&self, driver: &dyn FormatDriver) -> Result<(), Failure> {
-        let given = [(self.args.backing.is_some(), "file"), (self.args.backing_format.is_some(), "file format")];
+        let given = [
+            (self.args.backing.is_some(), "file"),
+            (self.args.backing_format.is_some(), "file format"),
+        ];
         match given.iter().find(|(given, _)| *given && !driver.capabilities().backing) {
             None => Ok(()),
             Some((_, what)) => Err(Failure::new(format!(
@@ -296,7 +310,9 @@ impl Job<'_> {
             return Err(Failure::new("Compression not supported for this file format"));
         }
         if preallocation.is_some_and(|p| p != "off") {
-            return Err(Failure::new("Compression and preallocation not supported at the same time"));
+            return Err(Failure::new(
+                "Compression and preallocation not supported at the same time",
+            ));
         }
         Ok(())
     }
@@ -322,7 +338,11 @@ impl Job<'_> {
         let below = target.below(0);
         let into = CopyTarget {
             image: target.top(),
-            below: if target.layers().len() > 1 { &below } else { &NothingBelow },
+            below: if target.layers().len() > 1 {
+                &below
+            } else {
+                &NothingBelow
+            },
             fresh: !self.args.no_create,
             is_zero: (!self.args.no_create && !with_backing) || self.args.target_is_zero,
         };
@@ -355,6 +375,9 @@ impl Job<'_> {
 }
 
 fn list_of(options: &vdisk_engine::options::Options) -> Option<String> {
-    let pairs: Vec<_> = options.iter().map(|(k, v)| format!("{k}={}", v.replace(',', ",,"))).collect();
+    let pairs: Vec<_> = options
+        .iter()
+        .map(|(k, v)| format!("{k}={}", v.replace(',', ",,")))
+        .collect();
     (!pairs.is_empty()).then(|| pairs.join(","))
 }

@@ -15,7 +15,9 @@ pub struct Spool {
 impl Spool {
     /// An empty one.
     pub fn new() -> Result<Self, Failure> {
-        tempfile::tempfile().map(|file| Self { file }).map_err(|e| failed("create a temporary file", &e))
+        tempfile::tempfile()
+            .map(|file| Self { file })
+            .map_err(|e| failed("create a temporary file", &e))
     }
     /// All of standard input.
     pub fn from_stdin() -> Result<Self, Failure> {
