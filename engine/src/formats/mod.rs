@@ -1,5 +1,6 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
+mod qcow2;
 mod raw;
 
 use crate::env::CreateSpec;
@@ -130,7 +131,7 @@ pub trait FormatDriver: Sync {
 }
 
 /// All drivers. Adding a format is its folder and a line here.
-pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw];
+pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &qcow2::Qcow2];
 
 /// The driver of this name or alias.
 ///
