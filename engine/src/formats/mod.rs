@@ -1,7 +1,9 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
+mod luks;
 mod qcow2;
 mod raw;
+mod vdi;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -131,7 +133,7 @@ pub trait FormatDriver: Sync {
 }
 
 /// All drivers. Adding a format is its folder and a line here.
-pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &qcow2::Qcow2];
+pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &luks::Luks, &qcow2::Qcow2, &vdi::Vdi];
 
 /// The driver of this name or alias.
 ///

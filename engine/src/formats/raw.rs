@@ -213,13 +213,7 @@ impl Image for RawImage {
         } else {
             ExtentKind::Zero { at }
         };
-        // A file that ends inside a sector: what follows up to the sector's end belongs to the same run.
-        let len = if found.len < len && place + found.len == self.file.len()? {
-            found.len.next_multiple_of(SECTOR).min(len)
-        } else {
-            found.len
-        };
-        Ok(Extent { len, kind })
+        Ok(Extent { len: found.len, kind })
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let place = self.inside(offset, buf.len() as u64)?;
@@ -271,6 +265,12 @@ impl BulkWrite for RawImage {
     }
     fn encodes(&self) -> bool {
         false
+    }
+    fn overwrites(&self) -> bool {
+        true
+    }
+    fn sparse_store(&self) -> bool {
+        self.file.can_resize()
     }
     fn encode(&self, _data: &[u8], _scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
         Ok(None)
@@ -353,6 +353,12 @@ mod tests {
             (image.virtual_size(), &buf[..700], &buf[700..]),
             (1024, &[7; 700][..], &[0; 324][..])
         );
-        assert_eq!(image.extent(0, 1024).unwrap().len, 1024);
+        assert_eq!(image.extent(0, 1024).unwrap().len, 700);
+        assert_eq!(
+            image.extent(700, 324).unwrap().kind,
+            ExtentKind::Zero {
+                at: Some(HostPlace { file: 0, offset: 700 })
+            }
+        );
     }
 }

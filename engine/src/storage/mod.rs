@@ -4,6 +4,7 @@ mod faulty;
 mod file;
 mod lock;
 mod memory;
+mod new_file;
 mod slice;
 
 use std::fmt;
@@ -14,6 +15,7 @@ pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;
+pub use new_file::NewFile;
 pub use slice::SliceStorage;
 
 use crate::{Error, Result};

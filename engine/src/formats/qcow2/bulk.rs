@@ -7,18 +7,19 @@ use super::writer::Writer;
 use crate::image::{BulkWrite, HostPlace, Placement, Scratch};
 use crate::{Error, Result};
 
-/// Runs of zeroes of this length are left out of a new file.
-const HOLE: usize = 4096;
-
 impl BulkWrite for Qcow2 {
     fn unit(&self) -> u64 {
         self.geometry.cluster_size()
     }
     fn encodes(&self) -> bool {
-        !self.geometry.data_file
+        false
+    }
+    fn sparse_store(&self) -> bool {
+        self.host.leaves_holes()
     }
     fn encode(&self, data: &[u8], scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
-        let packer = scratch.get(|| Packer::new(self.geometry.compression))?;
+        let level = scratch.level();
+        let packer = scratch.get(|| Packer::new(self.geometry.compression, level))?;
         if data.len() == self.geometry.cluster_len() {
             return packer.pack(data);
         }
@@ -54,14 +55,7 @@ impl BulkWrite for Qcow2 {
         if placement.encoded {
             return self.host.file.write_at(at, bytes);
         }
-        if !self.host.leaves_holes(at) {
-            return self.write_data(placement.guest, at, bytes);
-        }
-        for (start, end) in filled(bytes) {
-            let part = bytes.get(start..end).unwrap_or_default();
-            self.write_data(placement.guest + start as u64, at + start as u64, part)?;
-        }
-        Ok(())
+        self.write_data(placement.guest, at, bytes)
     }
 }
 
@@ -81,8 +75,9 @@ impl Qcow2 {
         };
         let end = at + count * size;
         if !geometry.data_file {
-            if len < count * size && !writer.refcounts.is_fresh(at) {
-                self.host.file.write_zeroes(at + len, count * size - len, false)?;
+            if !writer.refcounts.is_fresh(at) {
+                // Callers may leave zero parts out, and never store what lies past the virtual size.
+                self.host.file.write_zeroes(at, count * size, false)?;
             }
             writer.refcounts.no_longer_fresh(end);
             self.host.reach(end);
@@ -96,40 +91,5 @@ impl Qcow2 {
             done += here;
         }
         Ok(at)
-    }
-}
-
-/// The parts of `bytes` that are not zero, in steps of [`HOLE`] bytes.
-fn filled(bytes: &[u8]) -> Vec<(usize, usize)> {
-    let mut parts: Vec<(usize, usize)> = Vec::new();
-    for (n, block) in bytes.chunks(HOLE).enumerate() {
-        let start = n * HOLE;
-        if is_zero(block) {
-            continue;
-        }
-        match parts.last_mut() {
-            Some(last) if last.1 == start => last.1 += block.len(),
-            _ => parts.push((start, start + block.len())),
-        }
-    }
-    parts
-}
-
-fn is_zero(block: &[u8]) -> bool {
-    let (words, rest) = block.as_chunks::<64>();
-    words.iter().all(|w| w.iter().fold(0, |a, b| a | b) == 0) && rest.iter().all(|b| *b == 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zero_blocks_are_left_out() {
-        let mut bytes = vec![0; 5 * HOLE + 10];
-        bytes[HOLE] = 1;
-        bytes[3 * HOLE - 1] = 1;
-        bytes[5 * HOLE + 3] = 1;
-        assert_eq!(filled(&bytes), [(HOLE, 3 * HOLE), (5 * HOLE, 5 * HOLE + 10)]);
     }
 }

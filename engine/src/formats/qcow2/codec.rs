@@ -85,16 +85,16 @@ impl Unpacker {
 }
 
 impl Packer {
-    pub fn new(compression: Compression) -> Result<Self> {
+    pub fn new(compression: Compression, level: Option<i32>) -> Result<Self> {
         Ok(match compression {
             Compression::Zlib => {
-                let level = CompressionLvl::new(DEFLATE_LEVEL).unwrap_or_default();
+                let level = deflate_level(level)?;
                 Self::Deflate(Compressor::new(level))
             }
             Compression::Zstd => {
                 let mut context = zstd_safe::CCtx::try_create().ok_or_else(no_memory)?;
                 context
-                    .set_parameter(zstd_safe::CParameter::CompressionLevel(ZSTD_LEVEL))
+                    .set_parameter(zstd_safe::CParameter::CompressionLevel(level.unwrap_or(ZSTD_LEVEL)))
                     .map_err(zstd_error)?;
                 Self::Zstd(context)
             }
@@ -113,6 +113,11 @@ impl Packer {
             out
         }))
     }
+}
+
+fn deflate_level(level: Option<i32>) -> Result<CompressionLvl> {
+    let level = level.unwrap_or(DEFLATE_LEVEL);
+    CompressionLvl::new(level).map_err(|_| Error::invalid(format!("deflate has levels 1 to 12, not {level}")))
 }
 
 fn zstd_error(code: usize) -> Error {
@@ -137,7 +142,11 @@ mod tests {
     #[test]
     fn both_codecs_round_trip_and_ignore_what_follows_the_stream() {
         for compression in [Compression::Zlib, Compression::Zstd] {
-            let mut packed = Packer::new(compression).unwrap().pack(&sample()).unwrap().unwrap();
+            let mut packed = Packer::new(compression, None)
+                .unwrap()
+                .pack(&sample())
+                .unwrap()
+                .unwrap();
             packed.extend_from_slice(&[0x55; 300]);
             let mut out = vec![0; 65536];
             let codec = Codec::new(compression);
@@ -162,7 +171,7 @@ mod tests {
         .take(4096)
         .collect();
         for compression in [Compression::Zlib, Compression::Zstd] {
-            assert_eq!(Packer::new(compression).unwrap().pack(&noise).unwrap(), None);
+            assert_eq!(Packer::new(compression, None).unwrap().pack(&noise).unwrap(), None);
         }
     }
 }

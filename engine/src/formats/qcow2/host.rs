@@ -18,34 +18,26 @@ pub(super) struct Host {
     data_len: AtomicU64,
     /// The main file must become at least so long: places up to here were given out.
     wanted_len: AtomicU64,
-    /// Bytes of the main file from here on were never written, so that zeroes need not be.
-    holes_from: AtomicU64,
+    /// The main file reads as zeroes where it was never written.
+    grows: bool,
 }
 
 impl Host {
     pub fn new(file: StorageRef, data: Option<StorageRef>) -> Self {
         Self {
+            grows: file.can_resize(),
             file,
             data,
             failed: AtomicBool::new(false),
             unordered: AtomicBool::new(false),
             data_len: AtomicU64::new(0),
             wanted_len: AtomicU64::new(0),
-            holes_from: AtomicU64::new(u64::MAX),
         }
     }
 
-    /// Zeroes that would be stored from here on can be left out.
-    pub fn set_holes_from(&self, at: u64) {
-        self.holes_from.store(at, Ordering::Relaxed);
-    }
-    /// Whether a place given out now reads as zeroes until it is written.
-    pub fn leaves_holes(&self, at: u64) -> bool {
-        self.data.is_none() && at >= self.holes_from.load(Ordering::Relaxed)
-    }
-    /// Clusters were freed that may hold old bytes and may be given out again.
-    pub fn no_more_holes(&self) {
-        self.set_holes_from(u64::MAX);
+    /// Whether a place given out reads as zeroes until it is written.
+    pub fn leaves_holes(&self) -> bool {
+        self.data.is_none() && self.grows
     }
     /// The main file has to reach `end` before tables say so.
     pub fn reach(&self, end: u64) {
@@ -54,7 +46,7 @@ impl Host {
     /// Makes the main file as long as was promised.
     pub fn grow(&self) -> Result<()> {
         let wanted = self.wanted_len.load(Ordering::Relaxed);
-        if wanted > 0 && self.file.can_resize() && self.file.len()? < wanted {
+        if wanted > 0 && self.grows && self.file.len()? < wanted {
             self.file.set_len(wanted)?;
         }
         Ok(())

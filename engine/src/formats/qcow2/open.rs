@@ -103,9 +103,6 @@ pub(super) fn open(storage: StorageRef, env: &OpenEnv<'_>) -> Result<Qcow2> {
     );
     let metadata = Arc::new(RwLock::new(metadata));
     let host = Arc::new(Host::new(storage, data));
-    if env.writable && host.file.can_resize() {
-        host.set_holes_from(host.file.len()?);
-    }
     let writer = if env.writable {
         let cache = env.limits.cache_bytes / 4;
         let refcounts = Refcounts::new(host.clone(), metadata.clone(), geometry, &header, reftable, cache)?;

@@ -162,7 +162,6 @@ impl Qcow2 {
     /// Takes back what [`allocate_data`](Self::allocate_data) gave, when it came to nothing.
     pub fn undo_allocation(&self, writer: &mut Writer, at: u64, count: u64) {
         if !self.geometry.data_file {
-            self.host.no_more_holes();
             let first = at >> self.geometry.cluster_bits;
             // Nothing refers to these clusters: the worst that can happen is a leak.
             let _ = writer.refcounts.decrement(first..first + count);

@@ -156,7 +156,6 @@ impl Qcow2 {
     /// Counts clusters down at once: for those that nothing in the file refers to.
     pub fn free_now(&self, writer: &mut Writer, release: &Release) -> Result<()> {
         let bits = self.geometry.cluster_bits;
-        self.host.no_more_holes();
         *self.unpacked.lock().unwrap_or_else(PoisonError::into_inner) = None;
         for freed in writer.refcounts.decrement(release.clusters.clone())? {
             if freed.contains(&(writer.packed_end >> bits)) {

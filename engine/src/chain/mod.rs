@@ -1,6 +1,10 @@
 //! An image with everything below it.
 
+mod cursor;
+
 use std::collections::HashSet;
+
+pub use cursor::Cursor;
 
 use crate::gate::{BackingChoice, Node, Reference, Role};
 use crate::image::{Below, ExtentKind, HostPlace};
@@ -39,12 +43,21 @@ impl ChainExtent {
 }
 
 impl Chain {
-    /// Opens an image and, through the gate, everything below it. Only the top is opened for writing.
+    /// Opens an image and, through the gate, everything below it. Only the top is opened for writing, if `env` says so.
     ///
     /// # Errors
     /// What the drivers and the gate say; `LimitExceeded` for more layers than allowed; `Corrupt` for a chain that comes back to itself.
     pub fn open(node: Node, env: &OpenEnv<'_>) -> Result<Self> {
-        let mut layers = Vec::new();
+        Self::open_writable(node, env, &[0])
+    }
+
+    /// As [`open`](Self::open), but opens for writing the layers at these depths (a commit writes the top and a base).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_writable(node: Node, env: &OpenEnv<'_>, depths: &[usize]) -> Result<Self> {
+        let env_at = |depth| if depths.contains(&depth) { *env } else { env.read_only() };
+        let mut layers: Vec<Box<dyn Image>> = Vec::new();
         let mut seen = HashSet::new();
         let mut next = Some(node);
         while let Some(node) = next {
@@ -59,10 +72,18 @@ impl Chain {
             {
                 return Err(Error::corrupt("the backing chain comes back to this file").at(node.storage.name()));
             }
-            let env = if layers.is_empty() { *env } else { env.read_only() };
+            let env = env_at(layers.len());
             let image = open_layer(&node, &env)?;
+            if let Some(above) = layers.last()
+                && !env.metadata_only
+                && !env.for_check
+            {
+                above
+                    .check_below(image.as_ref())
+                    .map_err(|e| e.at(node.storage.name()))?;
+            }
             next = match node.backing {
-                BackingChoice::FromImage => backing_node(image.as_ref(), &node.storage, &env)?,
+                BackingChoice::FromImage => backing_node(image.as_ref(), &node.storage, &env_at(layers.len() + 1))?,
                 BackingChoice::None => None,
                 BackingChoice::Explicit(below) => Some(*below),
             };
@@ -118,7 +139,17 @@ impl Chain {
         }
         read_through(&self.layers, offset, buf)
     }
+    /// Reads bytes that are known to be data of the layer at `depth`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when there is no such layer.
+    pub fn read_layer(&self, depth: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        read_from(&self.layers, depth, offset, buf)
+    }
     /// Writes guest bytes to the top layer.
+    ///
+    /// # Errors
+    /// What the driver says; see [`Image::write`].
     pub fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.top().write(offset, buf, &self.below(0))
     }
@@ -134,7 +165,22 @@ pub struct LayersBelow<'a> {
     layers: &'a [Box<dyn Image>],
 }
 
-impl LayersBelow<'_> {
+impl<'a> LayersBelow<'a> {
+    /// Reads bytes that are known to be data of a layer below, counted from the first one below.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when there is no such layer.
+    pub fn read_layer(&self, depth: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        read_from(self.layers, depth, offset, buf)
+    }
+    /// Walks along what is below. Past its end the cursor must not be asked.
+    pub fn cursor(&self) -> Cursor<'a> {
+        Cursor::over(self.layers)
+    }
+    /// Virtual size of what is below; 0 where nothing is.
+    pub fn virtual_size(&self) -> u64 {
+        self.layers.first().map_or(0, |l| l.virtual_size())
+    }
     /// What a range is below; a range past the end of what is below counts as unallocated.
     pub fn extent(&self, offset: u64, len: u64) -> Result<ChainExtent> {
         let nothing = |len| ChainExtent {
@@ -240,7 +286,17 @@ fn extent_through(layers: &[Box<dyn Image>], offset: u64, len: u64) -> Result<Ch
     })
 }
 
+fn read_from(layers: &[Box<dyn Image>], depth: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+    let layer = layers
+        .get(depth)
+        .ok_or_else(|| Error::invalid(format!("there is no layer at depth {depth}")))?;
+    layer.read(offset, buf)
+}
+
 fn read_through(layers: &[Box<dyn Image>], mut offset: u64, mut buf: &mut [u8]) -> Result<()> {
+    if let [only] = layers {
+        return only.read(offset, buf); // What it does not have reads as zeroes: nothing to look up.
+    }
     while !buf.is_empty() {
         let extent = extent_through(layers, offset, buf.len() as u64)?;
         let len = usize::try_from(extent.len).unwrap_or(usize::MAX).min(buf.len());
