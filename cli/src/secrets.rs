@@ -38,7 +38,11 @@ impl SecretStore {
             )));
         }
         let id = keys.take("id").ok_or_else(|| missing("id"))?;
-        let format = SecretFormat::from_name(keys.take("format").as_deref().unwrap_or("raw"))?;
+        let format = keys.take("format");
+        let format = SecretFormat::from_name(format.as_deref().unwrap_or("raw")).map_err(|_| {
+            let given = format.unwrap_or_default();
+            Failure::new(format!("Parameter 'format' does not accept value '{given}'"))
+        })?;
         let text = read_text(&mut keys)?;
         let (keyid, iv) = (keys.take("keyid"), keys.take("iv"));
         if let Some(rest) = keys.first() {
@@ -77,7 +81,7 @@ fn read_text(keys: &mut Keys) -> Result<Zeroizing<Vec<u8>>, Failure> {
             ))
         }),
         (Some(_), Some(_)) => Err(Failure::new("'file' and 'data' are mutually exclusive")),
-        (None, None) => Err(Failure::new("Must provide 'file' or 'data'")),
+        (None, None) => Err(Failure::new("Either 'file' or 'data' must be provided")),
     }
 }
 

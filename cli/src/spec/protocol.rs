@@ -137,9 +137,7 @@ pub fn cannot_open(path: &str, error: &Error) -> Failure {
 }
 
 fn not_a_file(path: &str) -> Failure {
-    Failure::new(format!(
-        "Could not open '{path}': 'file' driver requires '{path}' to be a regular file"
-    ))
+    Failure::new(format!("'file' driver requires '{path}' to be a regular file"))
 }
 
 fn open_image(opener: &Opener, driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {

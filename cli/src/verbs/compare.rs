@@ -46,15 +46,17 @@ pub struct Args {
     files: Vec<String>,
 }
 
-/// Exit codes: 0 identical, 1 different, 2 one cannot be opened or the command line is wrong, 3 one cannot be read.
+/// Exit codes: 0 identical, 1 different (or a wrong command line, as qemu-img has it), 2 one cannot be opened, 3 one cannot be read.
 pub fn run(args: &Args) -> Outcome {
     compare_files(args).map_err(|f| match f {
+        Stop::Usage(failure) => failure,
         Stop::Early(failure) => failure.code(2),
         Stop::Read(failure) => failure.code(3),
     })
 }
 
 enum Stop {
+    Usage(Failure),
     Early(Failure),
     Read(Failure),
 }
@@ -66,9 +68,9 @@ impl From<Failure> for Stop {
 }
 
 fn compare_files(args: &Args) -> Result<u8, Stop> {
-    let format = Format::parse(args.output.as_deref())?;
+    let format = Format::parse(args.output.as_deref()).map_err(Stop::Usage)?;
     let [a, b] = args.files.as_slice() else {
-        return Err(Failure::usage("Expecting two image file names").into());
+        return Err(Stop::Usage(Failure::usage("Expecting two image file names")));
     };
     let opener = args.common.opener()?;
     let access = Access::read(args.force_share).cached(super::source_cache(args.cache.as_deref())?);

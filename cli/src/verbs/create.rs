@@ -166,7 +166,7 @@ fn backing(
         return Err(refused("file"));
     }
     if request.backing_format.is_some() && !can {
-        return Err(refused("format"));
+        return Err(refused("file format"));
     }
     let (from_list, format_from_list) = (given.take("backing_file"), given.take("backing_fmt"));
     let file = request.backing.map(str::to_owned).or(from_list);
@@ -215,6 +215,8 @@ fn summary(
             "size" => Some(size.to_string()),
             "backing_file" => backing.map(|b| b.name.clone()),
             "backing_fmt" => backing.and_then(|b| b.format.clone()),
+            // Off goes without saying.
+            "preallocation" => given.get("preallocation").map(str::to_owned),
             name => given.get(name).or(spec.default).map(str::to_owned),
         };
         if let Some(value) = value {
@@ -241,8 +243,8 @@ fn ordered(driver: &dyn FormatDriver) -> Vec<OptionSpec> {
     let place = |name: &str| ORDER.iter().position(|o| *o == name).unwrap_or(ORDER.len());
     let mut table = options::create_table(driver);
     match driver.name() {
+        "qcow2" => {}
         // These list the size first.
-        "qcow2" | "raw" => {}
         _ => table.sort_by_key(|s| s.name != "size"),
     }
     if driver.name() == "qcow2" {

@@ -68,9 +68,7 @@ pub fn run(args: &Args) -> Outcome {
         args.snapshot.is_some().then_some("-l")
     };
     if let (None, Some(_)) = (file, misplaced) {
-        return Err(Failure::new(
-            "--image-opts, -f, and -l can only be used with a filename argument.",
-        ));
+        return Err(Failure::new("--image-opts, -f, and -l require a filename argument."));
     }
     let driver = match (file, size) {
         (Some(_), Some(_)) => return Err(Failure::new("--size N cannot be used together with a filename.")),

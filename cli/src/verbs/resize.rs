@@ -78,8 +78,10 @@ pub fn run(args: &Args) -> Outcome {
     }
     let preallocation = preallocation(args.preallocation.as_deref())?;
     let format = Format::parse(args.output.as_deref())?;
-    let [file] = args.files.as_slice() else {
-        return Err(Failure::usage("Expecting image file name and size"));
+    let file = match args.files.as_slice() {
+        [file] => file,
+        [] => return Err(Failure::usage("Expecting image file name and size")),
+        _ => return Err(Failure::usage("Extra argument(s) in command line")),
     };
     let to = To::parse(&args.size)?;
     let spec = Spec::new(file, args.format.as_deref(), args.image_opts)?;

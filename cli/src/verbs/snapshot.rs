@@ -107,7 +107,7 @@ fn change<'a>(snapshots: Option<&dyn Snapshots>, action: &Action<'a>) -> Result<
     let Some(snapshots) = snapshots else {
         return Err(failed(match action {
             Action::Create(_) => "Operation not supported",
-            Action::Apply(_) => "Block format does not support internal snapshots",
+            Action::Apply(_) => "Block driver does not support snapshots",
             _ => "snapshot not found",
         }));
     };

@@ -94,7 +94,7 @@ pub fn snapshot(chain: Chain, selector: &str) -> Result<Chain, Failure> {
     let top = layers.first().ok_or_else(|| failed("no image"))?;
     let Some(snapshots) = top.snapshots() else {
         return Err(failed(&format!(
-            "Device '' does not support internal snapshots (format '{}')",
+            "Block format '{}' used by device '' does not support temporarily loading internal snapshots",
             top.format()
         )));
     };

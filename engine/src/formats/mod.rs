@@ -1,6 +1,7 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
 mod luks;
+mod qcow2;
 mod raw;
 mod vdi;
 mod vpc;
@@ -133,7 +134,7 @@ pub trait FormatDriver: Sync {
 }
 
 /// All drivers. Adding a format is its folder and a line here.
-pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &luks::Luks, &vdi::Vdi, &vpc::Vpc];
+pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &luks::Luks, &qcow2::Qcow2, &vdi::Vdi, &vpc::Vpc];
 
 /// The driver of this name or alias.
 ///

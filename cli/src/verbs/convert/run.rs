@@ -40,6 +40,9 @@ pub fn run(args: &Args) -> Outcome {
         return Err(Failure::new("Must specify image file name"));
     };
     let opener = args.common.opener()?;
+    if !args.no_create {
+        check_backing_support(args, crate::verbs::driver(target_format)?)?;
+    }
     let stdout = (target == "-").then(Spool::new).transpose()?;
     let opened = Sources::open(args, &opener, sources)?;
     let job = Job {
@@ -128,6 +131,20 @@ fn check_usage(args: &Args, list: Option<&str>) -> Result<(), Failure> {
         args.target_is_zero && args.backing.is_some(),
         "Cannot use --target-is-zero when the destination image has a backing file",
     )
+}
+
+fn check_backing_support(args: &Args, driver: &dyn FormatDriver) -> Result<(), Failure> {
+    let given = [
+        (args.backing.is_some(), "file"),
+        (args.backing_format.is_some(), "file format"),
+    ];
+    match given.iter().find(|(given, _)| *given && !driver.capabilities().backing) {
+        None => Ok(()),
+        Some((_, what)) => Err(Failure::new(format!(
+            "Backing {what} not supported for file format '{}'",
+            driver.name()
+        ))),
+    }
 }
 
 fn help(format: &str, with_file: bool) -> Outcome {
@@ -252,7 +269,6 @@ impl Job<'_> {
         create::refuse_read_only(driver)?;
         let table = options::create_table(driver);
         let mut given = options::read(self.list.as_deref(), &table)?;
-        self.check_backing_support(driver)?;
         let backing = self.args.backing.clone().or(given.take("backing_file"));
         let format = self.args.backing_format.clone().or(given.take("backing_fmt"));
         if sources.images.len() > 1 && backing.is_some() {
@@ -286,20 +302,6 @@ impl Job<'_> {
             "{}: error while converting {}",
             self.target, self.target_format
         ))
-    }
-
-    fn check_backing_support(&self, driver: &dyn FormatDriver) -> Result<(), Failure> {
-        let given = [
-            (self.args.backing.is_some(), "file"),
-            (self.args.backing_format.is_some(), "file format"),
-        ];
-        match given.iter().find(|(given, _)| *given && !driver.capabilities().backing) {
-            None => Ok(()),
-            Some((_, what)) => Err(Failure::new(format!(
-                "Backing {what} not supported for file format '{}'",
-                driver.name()
-            ))),
-        }
     }
 
     fn check_compression(&self, driver: &dyn FormatDriver, preallocation: Option<&str>) -> Result<(), Failure> {
