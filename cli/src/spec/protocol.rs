@@ -109,16 +109,7 @@ fn open_file(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorag
         block_devices: true,
     };
     let storage = FileStorage::open(Path::new(&path), options).map_err(|e| cannot_open(&path, &e))?;
-    let shown = match locking {
-        None => Shown::plain(driver, &path),
-        Some(mode) => Shown::options(
-            driver,
-            vec![
-                ("filename".to_owned(), path.into()),
-                ("locking".to_owned(), mode.into()),
-            ],
-        ),
-    };
+    let shown = Shown::plain(driver, &path);
     Ok(OpenStorage {
         storage: Arc::new(storage),
         shown,

@@ -134,7 +134,10 @@ impl FormatDriver for Raw {
         match spec.options.get("preallocation") {
             Some("falloc") => reserve(&storage, Preallocation::Falloc, 0, spec.virtual_size),
             Some("full") => reserve(&storage, Preallocation::Full, 0, spec.virtual_size),
-            _ => storage.write_at(0, &FIRST_BLOCK[..spec.virtual_size.min(FIRST_BLOCK.len() as u64) as usize]),
+            _ => storage.write_at(
+                0,
+                &FIRST_BLOCK[..spec.virtual_size.min(FIRST_BLOCK.len() as u64) as usize],
+            ),
         }
     }
 
