@@ -1,6 +1,9 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
+mod common;
+mod qed;
 mod raw;
+mod two_level;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -130,7 +133,7 @@ pub trait FormatDriver: Sync {
 }
 
 /// All drivers. Adding a format is its folder and a line here.
-pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw];
+pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &qed::Qed];
 
 /// The driver of this name or alias.
 ///
