@@ -113,6 +113,19 @@ pub(super) fn read_below(below: &dyn Below, offset: u64, buf: &mut [u8], size: u
     }
 }
 
+/// How many units of `unit` bytes sorted ranges touch.
+pub(super) fn units_touched(ranges: &[(u64, u64)], unit: u64) -> u64 {
+    let mut next = 0;
+    let mut count = 0;
+    for (offset, len) in ranges.iter().filter(|(_, len)| *len > 0) {
+        let first = (offset / unit).max(next);
+        let end = offset.saturating_add(*len).div_ceil(unit);
+        count += end.saturating_sub(first);
+        next = next.max(end);
+    }
+    count
+}
+
 /// A text field from a file: bytes up to the first NUL, as UTF-8.
 pub(super) fn text(bytes: &[u8], what: &str) -> Result<String> {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());

@@ -376,3 +376,26 @@ pub fn pattern(size: usize) -> Vec<u8> {
         })
         .collect()
 }
+
+/// Every sample of the corpus in these manifest formats opens as `format` with the manifest's size and content; where the manifest
+/// has no size, opening fails.
+pub fn corpus_matches(manifest: &[&str], format: &str) {
+    let Some(samples) = e2e::corpus::samples(manifest) else {
+        return;
+    };
+    assert!(!samples.is_empty());
+    for sample in samples {
+        let opened = open_ro(file(&sample.path, false), format);
+        let Some(size) = sample.virtual_size() else {
+            assert!(opened.is_err(), "{} opens", sample.name());
+            continue;
+        };
+        let image = opened.unwrap_or_else(|e| panic!("{}: {e}", sample.name()));
+        assert_eq!(image.virtual_size(), size, "{}", sample.name());
+        let chain = Chain::from_layers(vec![image]).unwrap();
+        match sample.content_sha256() {
+            Some(sum) => assert_eq!(sha256(&chain), sum[..64], "{}", sample.name()),
+            None => assert!(chain.extent(0, size).is_ok(), "{}", sample.name()),
+        }
+    }
+}

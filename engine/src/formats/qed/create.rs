@@ -4,6 +4,7 @@ use zerocopy::IntoBytes;
 
 use super::layout::{self, BACKING_FILE, BACKING_IS_RAW, HEADER_LEN, MAGIC, MAX_NAME, RawHeader};
 use crate::env::{BackingReference, CreateSpec};
+use crate::formats::common::units_touched;
 use crate::formats::{MeasureSpec, Measurement};
 use crate::options::Options;
 use crate::{CreateEnv, Error, Result, StorageRef};
@@ -116,17 +117,4 @@ pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
         ),
         bitmaps: None,
     })
-}
-
-/// How many units of `unit` bytes sorted ranges touch.
-fn units_touched(ranges: &[(u64, u64)], unit: u64) -> u64 {
-    let mut next = 0;
-    let mut count = 0;
-    for (offset, len) in ranges.iter().filter(|(_, len)| *len > 0) {
-        let first = (offset / unit).max(next);
-        let end = offset.saturating_add(*len).div_ceil(unit);
-        count += end.saturating_sub(first);
-        next = next.max(end);
-    }
-    count
 }
