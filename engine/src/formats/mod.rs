@@ -1,7 +1,12 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
+mod common;
 mod luks;
+mod parallels;
+mod qcow;
+mod qed;
 mod raw;
+mod two_level;
 mod vdi;
 
 use crate::env::CreateSpec;
@@ -21,7 +26,7 @@ pub struct Capabilities {
     pub change_backing: bool,
     /// All data can be dropped (`commit` empties the overlay).
     pub make_empty: bool,
-    /// Ranges can be zero without space.
+    /// A new image reads as zeroes, and ranges can be zeroed. Without it (encryption) what was never written is noise.
     pub zero: bool,
     /// Space can be given back.
     pub discard: bool,
@@ -135,6 +140,9 @@ pub trait FormatDriver: Sync {
 pub const DRIVERS: &[&dyn FormatDriver] = &[
     &raw::Raw,
     &luks::Luks,
+    &parallels::Parallels,
+    &qcow::Qcow,
+    &qed::Qed,
     &vdi::Vdi,
 ];
 
