@@ -23,7 +23,17 @@ fn new_images_have_the_bytes_of_qemu_img() {
     let mut number = 0;
     for subformat in ["dynamic", "fixed"] {
         for force in ["off", "on"] {
-            for size in [0u64, 1, 512, 1 << 20, 5_000_000, 528_482_304, 4 << 30, 33_822_351_360, 130 << 30] {
+            for size in [
+                0u64,
+                1,
+                512,
+                1 << 20,
+                5_000_000,
+                528_482_304,
+                4 << 30,
+                33_822_351_360,
+                130 << 30,
+            ] {
                 if subformat == "fixed" && size > 1 << 30 {
                     continue;
                 }
@@ -32,7 +42,10 @@ fn new_images_have_the_bytes_of_qemu_img() {
                 let options = Options::new().with("subformat", subformat).with("force_size", force);
                 folder.create(&ours, "vpc", size, None, options).unwrap();
                 let option = format!("subformat={subformat},force_size={force}");
-                ok("qemu-img", &["create", "-f", "vpc", "-o", &option, arg(&theirs), &size.to_string()]);
+                ok(
+                    "qemu-img",
+                    &["create", "-f", "vpc", "-o", &option, arg(&theirs), &size.to_string()],
+                );
                 let mut a = std::fs::read(folder.path(&ours)).unwrap();
                 let mut b = std::fs::read(&theirs).unwrap();
                 assert_eq!(a.len(), b.len(), "{option} {size}");
@@ -77,8 +90,21 @@ fn qemu_and_libvhdi_read_what_we_write() {
             chain.write(offset, &vec![byte; len]).unwrap();
         }
         chain.write_zeroes(1 << 20, 4096, true).unwrap();
-        chain.top().resize(&Resize { virtual_size: 9_000_000_000, ..Resize::default() }).unwrap();
-        chain.top().resize(&Resize { virtual_size: 40 << 20, shrink: true, ..Resize::default() }).unwrap();
+        chain
+            .top()
+            .resize(&Resize {
+                virtual_size: 9_000_000_000,
+                ..Resize::default()
+            })
+            .unwrap();
+        chain
+            .top()
+            .resize(&Resize {
+                virtual_size: 40 << 20,
+                shrink: true,
+                ..Resize::default()
+            })
+            .unwrap();
         chain.write(39 << 20, &[4; 513]).unwrap();
         chain.top().close().unwrap();
         let bytes = contents(&chain);
@@ -86,7 +112,18 @@ fn qemu_and_libvhdi_read_what_we_write() {
         assert_eq!(bytes[100], 2);
         assert_eq!(bytes[1 << 20], 0);
         std::fs::write(folder.path("raw"), &bytes).unwrap();
-        ok("qemu-img", &["compare", "-f", "vpc", "-F", "raw", arg(&folder.path("a.vhd")), arg(&folder.path("raw"))]);
+        ok(
+            "qemu-img",
+            &[
+                "compare",
+                "-f",
+                "vpc",
+                "-F",
+                "raw",
+                arg(&folder.path("a.vhd")),
+                arg(&folder.path("raw")),
+            ],
+        );
         if let Some(theirs) = libvhdi_contents(&folder.path("a.vhd")) {
             // libvhdi shows as much as the disk had when it was made.
             assert_eq!(theirs.len(), (9 << 20) + 512);
@@ -105,9 +142,21 @@ fn we_read_and_map_what_qemu_writes() {
         let (path, raw) = (folder.path("a.vhd"), folder.path("a.raw"));
         let option = format!("subformat={subformat}");
         ok("qemu-img", &["create", "-f", "vpc", "-o", &option, arg(&path), "20M"]);
-        let io = ["-c", "write -P 1 13M 70k", "-c", "write -P 2 19M 1M", "-c", "write -P 3 0 512", "-c", "write -P 4 2M 3M"];
+        let io = [
+            "-c",
+            "write -P 1 13M 70k",
+            "-c",
+            "write -P 2 19M 1M",
+            "-c",
+            "write -P 3 0 512",
+            "-c",
+            "write -P 4 2M 3M",
+        ];
         ok("qemu-io", &[&["-f", "vpc"][..], &io, &[arg(&path)]].concat());
-        ok("qemu-img", &["convert", "-f", "vpc", "-O", "raw", arg(&path), arg(&raw)]);
+        ok(
+            "qemu-img",
+            &["convert", "-f", "vpc", "-O", "raw", arg(&path), arg(&raw)],
+        );
         let chain = folder.open("a.vhd", "vpc", false);
         assert!(contents(&chain) == std::fs::read(&raw).unwrap());
         for (start, len, zero, offset) in qemu_map(&path, "vpc") {
@@ -136,7 +185,18 @@ fn qemu_io_goes_on_where_we_stopped() {
     chain.top().close().unwrap();
     drop(chain);
     let path = folder.path("a.vhd");
-    ok("qemu-io", &["-f", "vpc", "-c", "write -P 2 9M 1M", "-c", "read -P 1 3M 4k", arg(&path)]);
+    ok(
+        "qemu-io",
+        &[
+            "-f",
+            "vpc",
+            "-c",
+            "write -P 2 9M 1M",
+            "-c",
+            "read -P 1 3M 4k",
+            arg(&path),
+        ],
+    );
     let chain = folder.open("a.vhd", "vpc", true);
     chain.write(15 << 20, &[3; 4096]).unwrap();
     chain.top().close().unwrap();
@@ -144,7 +204,21 @@ fn qemu_io_goes_on_where_we_stopped() {
     drop(chain);
     let found = [3 << 20, 9 << 20, (10 << 20) - 1, 15 << 20].map(|at: usize| bytes[at]);
     assert_eq!(found, [1, 2, 2, 3]);
-    ok("qemu-io", &["-r", "-f", "vpc", "-c", "read -P 1 3M 4k", "-c", "read -P 2 9M 1M", "-c", "read -P 3 15M 4k", arg(&path)]);
+    ok(
+        "qemu-io",
+        &[
+            "-r",
+            "-f",
+            "vpc",
+            "-c",
+            "read -P 1 3M 4k",
+            "-c",
+            "read -P 2 9M 1M",
+            "-c",
+            "read -P 3 15M 4k",
+            arg(&path),
+        ],
+    );
 }
 
 /// Whole bytes of the bitmaps where the base is not zero: libvhdi takes each sector after the first present one of a group of eight
@@ -158,11 +232,17 @@ fn libvhdi_reads_our_overlays() {
     base.top().close().unwrap();
     let size = base.virtual_size();
     drop(base);
-    folder.create("top.vhd", "vpc", size, Some("base.vhd"), Options::new()).unwrap();
+    folder
+        .create("top.vhd", "vpc", size, Some("base.vhd"), Options::new())
+        .unwrap();
     let top = folder.open("top.vhd", "vpc", true);
     let mut model = contents(&top);
     assert_eq!(model[1 << 20], 7);
-    for (offset, len, byte) in [(1000usize, 100usize, 1u8), (3 << 20, 17 * 4096, 2), (size as usize - 700, 700, 3)] {
+    for (offset, len, byte) in [
+        (1000usize, 100usize, 1u8),
+        (3 << 20, 17 * 4096, 2),
+        (size as usize - 700, 700, 3),
+    ] {
         top.write(offset as u64, &vec![byte; len]).unwrap();
         model[offset..offset + len].fill(byte);
     }
@@ -183,7 +263,9 @@ fn an_overlay_over_another_disk_is_refused() {
         folder.create(name, "vpc", 4 << 20, None, Options::new()).unwrap();
     }
     let size = folder.open("base.vhd", "vpc", false).virtual_size();
-    folder.create("top.vhd", "vpc", size, Some("base.vhd"), Options::new()).unwrap();
+    folder
+        .create("top.vhd", "vpc", size, Some("base.vhd"), Options::new())
+        .unwrap();
     folder.open("top.vhd", "vpc", false);
     std::fs::rename(folder.path("other.vhd"), folder.path("base.vhd")).unwrap();
     let error = folder.open_with("top.vhd", "vpc", false, Options::new()).err().unwrap();
@@ -196,7 +278,9 @@ fn an_overlay_without_its_base_is_refused() {
     let (_dir, folder) = folder();
     folder.create("base.vhd", "vpc", 4 << 20, None, Options::new()).unwrap();
     let size = folder.open("base.vhd", "vpc", false).virtual_size();
-    folder.create("top.vhd", "vpc", size, Some("base.vhd"), Options::new()).unwrap();
+    folder
+        .create("top.vhd", "vpc", size, Some("base.vhd"), Options::new())
+        .unwrap();
     std::fs::remove_file(folder.path("base.vhd")).unwrap();
     assert!(folder.open_with("top.vhd", "vpc", false, Options::new()).is_err());
 }
@@ -231,7 +315,10 @@ fn read_as_libvhdi(chain: &vdisk_engine::Chain, bytes: &mut [u8]) {
         let group = (offset / 4096 + 1) * 4096;
         let top = chain.top().extent(offset, group - offset).unwrap();
         if matches!(top.kind, ExtentKind::Data { .. }) {
-            chain.top().read(offset, &mut bytes[offset as usize..group as usize]).unwrap();
+            chain
+                .top()
+                .read(offset, &mut bytes[offset as usize..group as usize])
+                .unwrap();
             offset = group;
         } else {
             offset += top.len;
@@ -249,7 +336,11 @@ fn the_corpus_has_the_content_of_its_manifest() {
         let folder = Folder(sample.path.parent().unwrap().to_owned());
         let file = sample.path.file_name().unwrap().to_str().unwrap();
         if sample.get("notes").contains("must fail") {
-            assert!(folder.open_with(file, "vpc", false, Options::new()).is_err(), "{}", sample.name());
+            assert!(
+                folder.open_with(file, "vpc", false, Options::new()).is_err(),
+                "{}",
+                sample.name()
+            );
             continue;
         }
         let chain = folder.open(file, "vpc", false);
@@ -266,7 +357,9 @@ fn the_corpus_has_the_content_of_its_manifest() {
             assert!(digest.contains(&ours), "{}: {ours}, not {digest}", sample.name());
         }
         assert_eq!(
-            vdisk_engine::formats::detect(chain.top().storages()[0].as_ref()).unwrap()[0].0.name(),
+            vdisk_engine::formats::detect(chain.top().storages()[0].as_ref()).unwrap()[0]
+                .0
+                .name(),
             "vpc",
             "{}",
             sample.name()
@@ -291,8 +384,37 @@ fn converting_makes_a_file_no_larger_than_qemu_img_does() {
     let source = folder.open("raw", "raw", false);
     folder.convert(&source, "ours", "vpc", Options::new().with("force_size", "on"));
     let (raw, theirs) = (folder.path("raw"), folder.path("theirs"));
-    ok("qemu-img", &["convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", arg(&raw), arg(&theirs)]);
+    ok(
+        "qemu-img",
+        &[
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "vpc",
+            "-o",
+            "force_size=on",
+            arg(&raw),
+            arg(&theirs),
+        ],
+    );
     let blocks = |name: &str| std::fs::metadata(folder.path(name)).unwrap().blocks();
-    assert!(blocks("ours") <= blocks("theirs") * 102 / 100, "{} {}", blocks("ours"), blocks("theirs"));
-    ok("qemu-img", &["compare", "-f", "raw", "-F", "vpc", arg(&raw), arg(&folder.path("ours"))]);
+    assert!(
+        blocks("ours") <= blocks("theirs") * 102 / 100,
+        "{} {}",
+        blocks("ours"),
+        blocks("theirs")
+    );
+    ok(
+        "qemu-img",
+        &[
+            "compare",
+            "-f",
+            "raw",
+            "-F",
+            "vpc",
+            arg(&raw),
+            arg(&folder.path("ours")),
+        ],
+    );
 }

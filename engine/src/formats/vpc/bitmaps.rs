@@ -38,7 +38,7 @@ impl Bits {
         let whole = if present { 0xff } else { 0 };
         let mut sector = first + 1;
         while sector < last {
-            if sector % 8 == 0 && usize::try_from(sector / 8).ok().and_then(|at| self.0.get(at)) == Some(&whole) {
+            if sector.is_multiple_of(8) && usize::try_from(sector / 8).ok().and_then(|at| self.0.get(at)) == Some(&whole) {
                 sector += 8;
             } else if self.has(sector) == present {
                 sector += 1;
@@ -166,10 +166,34 @@ mod tests {
     #[test]
     fn bits_are_counted_from_the_most_significant() {
         let bits = Bits(vec![0b1100_0001, 0xff, 0]);
-        assert_eq!(bits.run(0, 24 * 512), Run { len: 1024, present: true });
-        assert_eq!(bits.run(1024, 24 * 512 - 1024), Run { len: 5 * 512, present: false });
-        assert_eq!(bits.run(7 * 512 + 100, 9000), Run { len: 9 * 512 - 100, present: true });
-        assert_eq!(bits.run(16 * 512, 8 * 512), Run { len: 8 * 512, present: false });
+        assert_eq!(
+            bits.run(0, 24 * 512),
+            Run {
+                len: 1024,
+                present: true
+            }
+        );
+        assert_eq!(
+            bits.run(1024, 24 * 512 - 1024),
+            Run {
+                len: 5 * 512,
+                present: false
+            }
+        );
+        assert_eq!(
+            bits.run(7 * 512 + 100, 9000),
+            Run {
+                len: 9 * 512 - 100,
+                present: true
+            }
+        );
+        assert_eq!(
+            bits.run(16 * 512, 8 * 512),
+            Run {
+                len: 8 * 512,
+                present: false
+            }
+        );
         assert_eq!(bits.run(100, 10), Run { len: 10, present: true });
     }
 }

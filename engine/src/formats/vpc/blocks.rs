@@ -37,7 +37,7 @@ pub struct Blocks {
     /// Something was written since the last flush.
     pub(super) unstable: AtomicBool,
     /// Name of the disk below; `None` for a dynamic disk.
-    pub parent: Option<String>,
+    pub(super) parent: RwLock<Option<String>>,
     /// Entries must be checked before each use: the image is open for a check although they are wrong.
     suspect: bool,
     block_size: u64,
@@ -76,7 +76,7 @@ impl Blocks {
                 footer,
             }),
             unstable: AtomicBool::new(false),
-            parent,
+            parent: RwLock::new(parent),
             suspect: env.for_check,
         }
     }
@@ -85,7 +85,7 @@ impl Blocks {
         self.block_size
     }
     pub(super) fn is_overlay(&self) -> bool {
-        self.parent.is_some()
+        reading(&self.parent).is_some()
     }
     /// Cuts the range at the first block's end. The range was checked against the virtual size, and the table holds all of that.
     pub(super) fn piece(&self, offset: u64, len: u64) -> Result<Piece> {
@@ -105,7 +105,9 @@ impl Blocks {
         }
         let place = u64::from(entry) * SECTOR;
         if self.suspect && place + self.bitmap_size + self.block_size > self.file.len()? {
-            return Err(Error::corrupt(format!("block {block} at {place:#x} ends past the end of the file")));
+            return Err(Error::corrupt(format!(
+                "block {block} at {place:#x} ends past the end of the file"
+            )));
         }
         Ok(Some(place))
     }
@@ -115,7 +117,10 @@ impl Blocks {
         let piece = self.piece(offset, len)?;
         let Some(place) = self.place_of(piece.block)? else {
             let len = self.unused_run(piece.block, offset, len);
-            return Ok(Extent { len, kind: self.absent() });
+            return Ok(Extent {
+                len,
+                kind: self.absent(),
+            });
         };
         let data = |len: u64, from: u64| Extent {
             len,

@@ -89,7 +89,9 @@ impl Blocks {
             report.leaks = 0;
         }
         if report.leaks > 0 {
-            report.messages.push(format!("{} bytes before the footer are not in use", end - used));
+            report
+                .messages
+                .push(format!("{} bytes before the footer are not in use", end - used));
         }
         Ok(())
     }

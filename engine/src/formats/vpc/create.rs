@@ -38,7 +38,9 @@ struct Parent {
 /// Makes a new image.
 pub fn create(storage: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) -> Result<()> {
     if !storage.can_resize() {
-        return Err(Error::unsupported("a VHD is made in a file, which has its footer at the end"));
+        return Err(Error::unsupported(
+            "a VHD is made in a file, which has its footer at the end",
+        ));
     }
     let plan = plan(storage, spec, env)?;
     let footer = footer(&plan, env);
@@ -200,7 +202,8 @@ fn sparse(storage: &StorageRef, plan: &Plan, footer: &RawFooter) -> Result<u64> 
     storage.write_at(0, footer.as_bytes())?;
     storage.write_at(FOOTER, header.sealed().as_bytes())?;
     let table_len = (entries * 4).next_multiple_of(SECTOR);
-    let table = vec![0xff; usize::try_from(table_len).map_err(|_| Error::limit("the table exceeds the address space"))?];
+    let table =
+        vec![0xff; usize::try_from(table_len).map_err(|_| Error::limit("the table exceeds the address space"))?];
     storage.write_at(table_offset, &table)?;
     Ok(table_offset + table_len)
 }

@@ -105,7 +105,9 @@ pub fn is_exact(creator: [u8; 4]) -> bool {
 pub fn virtual_size(footer: &RawFooter, rule: SizeRule) -> Result<u64> {
     let (size, total) = (footer.current_size.get(), footer.geometry().total());
     if size > MAX_SECTORS * SECTOR {
-        return Err(Error::corrupt(format!("the size field says {size} bytes; a VHD has at most 2040 GiB")));
+        return Err(Error::corrupt(format!(
+            "the size field says {size} bytes; a VHD has at most 2040 GiB"
+        )));
     }
     let by_geometry = match rule {
         SizeRule::Creator => !is_exact(footer.creator),

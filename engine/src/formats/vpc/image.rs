@@ -7,7 +7,7 @@ use super::blocks::Blocks;
 use super::geometry::SizeRule;
 use super::layout::{DiskKind, Footer};
 use super::open::Opened;
-use super::{check, resize};
+use super::{backing, check, resize};
 use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, ExtentKind, HostPlace, ImageInfo, Placement, Repair,
     Resize, Scratch,
@@ -39,10 +39,7 @@ pub(super) fn writing<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
 impl VpcImage {
     pub(super) fn new(file: StorageRef, opened: Opened, rule: SizeRule, env: &OpenEnv<'_>) -> Self {
         let Opened {
-            footer,
-            size,
-            sparse,
-            ..
+            footer, size, sparse, ..
         } = opened;
         Self {
             size: size.into(),
@@ -58,8 +55,10 @@ impl VpcImage {
         let size = self.virtual_size();
         match offset.checked_add(len) {
             Some(end) if end <= size => Ok(()),
-            _ => Err(Error::invalid(format!("{len} bytes at {offset:#x} end past the virtual size {size}"))
-                .at(self.file.name())),
+            _ => Err(
+                Error::invalid(format!("{len} bytes at {offset:#x} end past the virtual size {size}"))
+                    .at(self.file.name()),
+            ),
         }
     }
     pub(super) fn may_write(&self) -> Result<()> {
@@ -79,7 +78,7 @@ impl Image for VpcImage {
         self.size.load(Ordering::Acquire)
     }
     fn backing(&self) -> Option<BackingReference> {
-        let name = self.blocks.as_ref()?.parent.clone()?;
+        let name = reading(&self.blocks.as_ref()?.parent).clone()?;
         Some(BackingReference {
             name,
             format: Some("vpc".into()),
@@ -90,11 +89,13 @@ impl Image for VpcImage {
         Some(uuid::Uuid::from_bytes(id).to_string())
     }
     fn check_below(&self, below: &dyn Image) -> Result<()> {
-        let Some(blocks) = &self.blocks else {
+        let Some(blocks) = self.blocks.as_ref().filter(|b| b.is_overlay()) else {
             return Ok(());
         };
         let wanted = uuid::Uuid::from_bytes(reading(&blocks.header).raw.parent_unique_id).to_string();
-        let found = below.layer_id().unwrap_or_else(|| format!("an image of format '{}'", below.format()));
+        let found = below
+            .layer_id()
+            .unwrap_or_else(|| format!("an image of format '{}'", below.format()));
         if found == wanted {
             return Ok(());
         }
@@ -163,7 +164,7 @@ impl Image for VpcImage {
     }
     fn bulk(&self) -> Option<&dyn BulkWrite> {
         // Overlays write sectors, not blocks: the plain way is right for them.
-        let overlay = self.blocks.as_ref().is_some_and(|b| b.parent.is_some());
+        let overlay = self.blocks.as_ref().is_some_and(Blocks::is_overlay);
         (!overlay && self.writable).then_some(self)
     }
     fn flush(&self) -> Result<()> {
@@ -175,6 +176,13 @@ impl Image for VpcImage {
     fn resize(&self, to: &Resize) -> Result<()> {
         self.may_write()?;
         resize::resize(self, to)
+    }
+    fn set_backing(&self, backing: Option<&BackingReference>) -> Result<()> {
+        self.set_backing_over(backing, None)
+    }
+    fn set_backing_over(&self, backing: Option<&BackingReference>, below: Option<&dyn Image>) -> Result<()> {
+        self.may_write()?;
+        backing::change(self, backing, below)
     }
     fn make_empty(&self) -> Result<()> {
         self.may_write()?;

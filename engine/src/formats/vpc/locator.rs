@@ -46,7 +46,12 @@ fn text_of(storage: &dyn Storage, locator: &RawLocator) -> Result<String> {
         )));
     }
     let bytes = read_vec(storage, offset, len as usize)?;
-    let units: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
+    let units: Vec<u16> = bytes
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .map(|b| u16::from_le_bytes(*b))
+        .collect();
     Ok(trimmed(&units))
 }
 
@@ -58,7 +63,9 @@ fn trimmed(units: &[u16]) -> String {
 /// End of the last name in the file, so that space behind it can be given back.
 pub fn end(header: &RawHeader) -> u64 {
     let used = header.locators.iter().filter(|l| l.platform != [0; 4]);
-    used.map(|l| l.offset.get().saturating_add(u64::from(l.length.get()))).max().unwrap_or(0)
+    used.map(|l| l.offset.get().saturating_add(u64::from(l.length.get())))
+        .max()
+        .unwrap_or(0)
 }
 
 /// A path as Windows writes it, as a name here.
@@ -127,7 +134,12 @@ mod tests {
     fn stored_names_come_back() {
         for name in ["a.vhd", "../b/c.vhd", "/abs/d.vhd", "grün 😀.vhd"] {
             let (platform, bytes) = to_stored(name).unwrap();
-            let units: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b)).collect();
+            let units: Vec<u16> = bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|b| u16::from_le_bytes(*b))
+                .collect();
             assert_eq!(from_windows(&trimmed(&units), platform == RELATIVE), name);
         }
         for name in ["", "a\\b.vhd", "a\0b"] {

@@ -49,7 +49,10 @@ pub fn read(storage: &dyn Storage, rule: SizeRule, limits: &Limits) -> Result<Op
     let (footer, end_footer) = footer(storage, file_len, &mut findings)?;
     let size = virtual_size(&footer.raw, rule)?;
     if size > limits.virtual_size {
-        return Err(Error::limit(format!("the virtual size {size} exceeds the limit of {} bytes", limits.virtual_size)));
+        return Err(Error::limit(format!(
+            "the virtual size {size} exceeds the limit of {} bytes",
+            limits.virtual_size
+        )));
     }
     let data_end = end_footer.unwrap_or(file_len);
     let sparse = match footer.kind {
@@ -80,7 +83,10 @@ fn raw_footer(storage: &dyn Storage, offset: u64) -> Result<Option<RawFooter>> {
 /// Finds the footer that counts, and where the one at the end is.
 fn footer(storage: &dyn Storage, len: u64, findings: &mut Findings) -> Result<(Footer, Option<u64>)> {
     let mut end = None;
-    for offset in [len.checked_sub(FOOTER), len.checked_sub(FOOTER - 1)].into_iter().flatten() {
+    for offset in [len.checked_sub(FOOTER), len.checked_sub(FOOTER - 1)]
+        .into_iter()
+        .flatten()
+    {
         if end.is_none() {
             end = raw_footer(storage, offset)?.map(|raw| (raw, offset));
         }
@@ -91,12 +97,18 @@ fn footer(storage: &dyn Storage, len: u64, findings: &mut Findings) -> Result<(F
         let raw = front.ok_or_else(|| Error::not_this_format("invalid VPC image: there is no footer"))?;
         let footer = Footer::try_from(raw)?;
         if footer.kind == DiskKind::Fixed {
-            return Err(Error::corrupt("a fixed disk has its footer at the end of the file, where there is none"));
+            return Err(Error::corrupt(
+                "a fixed disk has its footer at the end of the file, where there is none",
+            ));
         }
         if !raw.is_sound() {
             return Err(bad_sum());
         }
-        findings.add(Severity::Note, Fix::Footers, "the footer at the end of the file is missing");
+        findings.add(
+            Severity::Note,
+            Fix::Footers,
+            "the footer at the end of the file is missing",
+        );
         return Ok((footer, None));
     };
     if end.is_sound() {
@@ -113,7 +125,11 @@ fn footer(storage: &dyn Storage, len: u64, findings: &mut Findings) -> Result<(F
     match front {
         // Both copies agree byte for byte: no accident, but a program that does not keep the sum.
         Some(raw) if raw == end && at != 0 => {
-            findings.add(Severity::ReadOnly, Fix::Footers, "both footers have the same wrong checksum");
+            findings.add(
+                Severity::ReadOnly,
+                Fix::Footers,
+                "both footers have the same wrong checksum",
+            );
             Ok((Footer::try_from(end)?, Some(at)))
         }
         Some(raw) if raw.is_sound() && Footer::try_from(raw)?.kind != DiskKind::Fixed => {
@@ -140,7 +156,11 @@ fn header(storage: &dyn Storage, footer: &Footer, data_end: u64, findings: &mut 
     let header = Header::checked(raw, offset)?;
     if !raw.is_sound() {
         // Where the footers' sums are wrong on purpose, so is this one.
-        let severity = if footer.raw.is_sound() { Severity::Refuse } else { Severity::ReadOnly };
+        let severity = if footer.raw.is_sound() {
+            Severity::Refuse
+        } else {
+            Severity::ReadOnly
+        };
         findings.add(severity, Fix::Header, "the dynamic disk header has a wrong checksum");
     }
     Ok(header)
@@ -180,7 +200,11 @@ fn sparse(
         _ => None,
     };
     let mut end = table_end.max(header.offset + HEADER).next_multiple_of(SECTOR);
-    let reserved = [(0, FOOTER), (header.offset, header.offset + HEADER), (offset, table_end)];
+    let reserved = [
+        (0, FOOTER),
+        (header.offset, header.offset + HEADER),
+        (offset, table_end),
+    ];
     if let Some(last) = check_table(&table, &header, &reserved, data_end, findings) {
         end = end.max(last);
     }
@@ -196,7 +220,12 @@ fn sparse(
 fn read_table(storage: &dyn Storage, offset: u64, blocks: u64) -> Result<Vec<u32>> {
     let len = usize::try_from(blocks * 4).map_err(|_| Error::limit("the table exceeds the address space"))?;
     let bytes = read_vec(storage, offset, len)?;
-    Ok(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_be_bytes(*b)).collect())
+    Ok(bytes
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|b| u32::from_be_bytes(*b))
+        .collect())
 }
 
 /// Looks for blocks that lie outside the file, over a structure or over each other; gives the end of the last one.

@@ -22,17 +22,27 @@ const QEMU_EXACT: [u8; 4] = *b"qem2";
 pub fn resize(image: &VpcImage, to: &Resize) -> Result<()> {
     let (now, size) = (image.virtual_size(), to.virtual_size);
     if image.kind() == DiskKind::Differencing {
-        return Err(Error::unsupported("a differencing VHD has the size of the disk below and cannot change it"));
+        return Err(Error::unsupported(
+            "a differencing VHD has the size of the disk below and cannot change it",
+        ));
     }
     if !size.is_multiple_of(SECTOR) || size > MAX_SECTORS * SECTOR {
-        return Err(Error::invalid(format!("the size of a VHD is whole sectors, at most 2040 GiB, not {size} bytes")));
+        return Err(Error::invalid(format!(
+            "the size of a VHD is whole sectors, at most 2040 GiB, not {size} bytes"
+        )));
     }
     if size < now && !to.shrink {
-        return Err(Error::invalid(format!("shrinking from {now} to {size} bytes loses data; allow it explicitly")));
+        return Err(Error::invalid(format!(
+            "shrinking from {now} to {size} bytes loses data; allow it explicitly"
+        )));
     }
     match (to.preallocation, &image.blocks) {
         (Preallocation::Off, _) | (Preallocation::Falloc | Preallocation::Full, None) => {}
-        (how, _) => return Err(Error::unsupported(format!("a VHD of this kind cannot preallocate ({how:?}) when it grows"))),
+        (how, _) => {
+            return Err(Error::unsupported(format!(
+                "a VHD of this kind cannot preallocate ({how:?}) when it grows"
+            )));
+        }
     }
     let footer = with_size(reading(&image.footer).to_owned(), size);
     match &image.blocks {
@@ -97,14 +107,7 @@ impl Blocks {
         } else {
             self.make_room(&mut space, size)?;
         }
-        // From here on only the copy at the front is there, until the new footer is written behind all.
-        self.file.set_len(space.end)?;
-        self.file.flush()?;
-        self.file.write_at(0, footer.raw.as_bytes())?;
-        self.file.flush()?;
-        self.file.write_at(space.end, footer.raw.as_bytes())?;
-        self.file.flush()?;
-        space.footer = footer;
+        self.publish(&mut space, footer)?;
         let blocks = usize::try_from(size.div_ceil(self.block_size())).unwrap_or(usize::MAX);
         writing(&self.table).truncate(blocks);
         Ok(())

@@ -61,7 +61,8 @@ impl Blocks {
         if self.place_of(block)?.is_none() {
             self.allocate(space, &[block])?;
         }
-        self.place_of(block)?.ok_or_else(|| Error::invalid("the block lies past the end of the table"))
+        self.place_of(block)?
+            .ok_or_else(|| Error::invalid("the block lies past the end of the table"))
     }
 
     fn pieces(&self, mut offset: u64, mut len: u64) -> impl Iterator<Item = Result<Piece>> {
@@ -124,7 +125,10 @@ impl Blocks {
                 }
                 Some(part) => below.read(guest + number * SECTOR, part),
             };
-            fill(first, whole.first_chunk_mut::<{ SECTOR as usize }>().map(|c| c.as_mut_slice()))?;
+            fill(
+                first,
+                whole.first_chunk_mut::<{ SECTOR as usize }>().map(|c| c.as_mut_slice()),
+            )?;
             if last - first > 1 {
                 let tail = whole.len() - sector;
                 fill(last - 1, whole.get_mut(tail..))?;
@@ -162,7 +166,10 @@ impl Blocks {
         while at < end {
             let place = self.place_of(piece.block)?;
             let run = match place {
-                Some(place) => self.bitmaps.get(self.file.as_ref(), piece.block, place)?.run(at, end - at),
+                Some(place) => self
+                    .bitmaps
+                    .get(self.file.as_ref(), piece.block, place)?
+                    .run(at, end - at),
                 None => super::bitmaps::Run {
                     len: end - at,
                     present: false,
@@ -197,7 +204,8 @@ impl Blocks {
             edge(space, end, from + len)?;
         }
         let place = self.place_for(space, block)?;
-        self.file.write_zeroes(place + self.bitmap_size + start, end - start, true)?;
+        self.file
+            .write_zeroes(place + self.bitmap_size + start, end - start, true)?;
         self.bitmaps
             .set(self.file.as_ref(), block, place, start / SECTOR..end / SECTOR)
     }
