@@ -4,6 +4,7 @@ mod common;
 mod luks;
 mod parallels;
 mod qcow;
+mod qcow2;
 mod qed;
 mod raw;
 mod two_level;
@@ -142,6 +143,7 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &raw::Raw,
     &luks::Luks,
     &parallels::Parallels,
+    &qcow2::Qcow2,
     &qcow::Qcow,
     &qed::Qed,
     &vdi::Vdi,
