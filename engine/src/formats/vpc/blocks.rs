@@ -37,7 +37,7 @@ pub struct Blocks {
     /// Something was written since the last flush.
     pub(super) unstable: AtomicBool,
     /// Name of the disk below; `None` for a dynamic disk.
-    pub parent: Option<String>,
+    pub(super) parent: RwLock<Option<String>>,
     /// Entries must be checked before each use: the image is open for a check although they are wrong.
     suspect: bool,
     block_size: u64,
@@ -76,7 +76,7 @@ impl Blocks {
                 footer,
             }),
             unstable: AtomicBool::new(false),
-            parent,
+            parent: RwLock::new(parent),
             suspect: env.for_check,
         }
     }
@@ -85,7 +85,7 @@ impl Blocks {
         self.block_size
     }
     pub(super) fn is_overlay(&self) -> bool {
-        self.parent.is_some()
+        reading(&self.parent).is_some()
     }
     /// Cuts the range at the first block's end. The range was checked against the virtual size, and the table holds all of that.
     pub(super) fn piece(&self, offset: u64, len: u64) -> Result<Piece> {

@@ -7,7 +7,7 @@ use super::blocks::Blocks;
 use super::geometry::SizeRule;
 use super::layout::{DiskKind, Footer};
 use super::open::Opened;
-use super::{check, resize};
+use super::{backing, check, resize};
 use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, ExtentKind, HostPlace, ImageInfo, Placement, Repair,
     Resize, Scratch,
@@ -78,7 +78,7 @@ impl Image for VpcImage {
         self.size.load(Ordering::Acquire)
     }
     fn backing(&self) -> Option<BackingReference> {
-        let name = self.blocks.as_ref()?.parent.clone()?;
+        let name = reading(&self.blocks.as_ref()?.parent).clone()?;
         Some(BackingReference {
             name,
             format: Some("vpc".into()),
@@ -89,7 +89,7 @@ impl Image for VpcImage {
         Some(uuid::Uuid::from_bytes(id).to_string())
     }
     fn check_below(&self, below: &dyn Image) -> Result<()> {
-        let Some(blocks) = &self.blocks else {
+        let Some(blocks) = self.blocks.as_ref().filter(|b| b.is_overlay()) else {
             return Ok(());
         };
         let wanted = uuid::Uuid::from_bytes(reading(&blocks.header).raw.parent_unique_id).to_string();
@@ -164,7 +164,7 @@ impl Image for VpcImage {
     }
     fn bulk(&self) -> Option<&dyn BulkWrite> {
         // Overlays write sectors, not blocks: the plain way is right for them.
-        let overlay = self.blocks.as_ref().is_some_and(|b| b.parent.is_some());
+        let overlay = self.blocks.as_ref().is_some_and(Blocks::is_overlay);
         (!overlay && self.writable).then_some(self)
     }
     fn flush(&self) -> Result<()> {
@@ -176,6 +176,13 @@ impl Image for VpcImage {
     fn resize(&self, to: &Resize) -> Result<()> {
         self.may_write()?;
         resize::resize(self, to)
+    }
+    fn set_backing(&self, backing: Option<&BackingReference>) -> Result<()> {
+        self.set_backing_over(backing, None)
+    }
+    fn set_backing_over(&self, backing: Option<&BackingReference>, below: Option<&dyn Image>) -> Result<()> {
+        self.may_write()?;
+        backing::change(self, backing, below)
     }
     fn make_empty(&self) -> Result<()> {
         self.may_write()?;

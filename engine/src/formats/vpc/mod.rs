@@ -2,13 +2,14 @@
 //!
 //! Supported: fixed, dynamic and differencing disks (the disk below is opened through the gate, and must have the id that the overlay
 //! recorded); the virtual size by QEMU's rules (geometry or size field, by the program that made the image; `force_size_calc` decides);
-//! footers of 511 bytes; writing, growing and shrinking (not of differencing disks), emptying, check and repair.
+//! footers of 511 bytes; writing, growing and shrinking (not of differencing disks), emptying, another disk below, check and repair.
 //!
 //! Refused: sums that are wrong, footers that differ, tables that do not fit the file, blocks outside the file or over each other
 //! (`Corrupt`); unknown disk types, features and versions, blocks over 256 MiB (`Unsupported`). An image whose two footers agree on the same
 //! wrong sum was edited by a program that does not keep sums: it can be read, not written. A dynamic disk without its last footer
 //! was cut short by a crash: the copy at the front serves.
 
+mod backing;
 mod bitmaps;
 mod blocks;
 mod check;
@@ -23,7 +24,9 @@ mod resize;
 mod write;
 
 #[cfg(test)]
-mod crash_tests;
+mod hostile;
+#[cfg(test)]
+mod tests;
 
 use zerocopy::FromBytes;
 
@@ -38,7 +41,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     create: true,
     write: true,
     backing: true,
-    change_backing: false,
+    change_backing: true,
     make_empty: true,
     zero: true,
     discard: true,

@@ -107,14 +107,7 @@ impl Blocks {
         } else {
             self.make_room(&mut space, size)?;
         }
-        // From here on only the copy at the front is there, until the new footer is written behind all.
-        self.file.set_len(space.end)?;
-        self.file.flush()?;
-        self.file.write_at(0, footer.raw.as_bytes())?;
-        self.file.flush()?;
-        self.file.write_at(space.end, footer.raw.as_bytes())?;
-        self.file.flush()?;
-        space.footer = footer;
+        self.publish(&mut space, footer)?;
         let blocks = usize::try_from(size.div_ceil(self.block_size())).unwrap_or(usize::MAX);
         writing(&self.table).truncate(blocks);
         Ok(())
