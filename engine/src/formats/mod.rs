@@ -1,9 +1,15 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
+mod common;
 mod luks;
+mod parallels;
+mod qcow;
 mod qcow2;
+mod qed;
 mod raw;
+mod two_level;
 mod vdi;
+mod vpc;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -22,7 +28,7 @@ pub struct Capabilities {
     pub change_backing: bool,
     /// All data can be dropped (`commit` empties the overlay).
     pub make_empty: bool,
-    /// Ranges can be zero without space.
+    /// A new image reads as zeroes, and ranges can be zeroed. Without it (encryption) what was never written is noise.
     pub zero: bool,
     /// Space can be given back.
     pub discard: bool,
@@ -133,7 +139,16 @@ pub trait FormatDriver: Sync {
 }
 
 /// All drivers. Adding a format is its folder and a line here.
-pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &luks::Luks, &qcow2::Qcow2, &vdi::Vdi];
+pub const DRIVERS: &[&dyn FormatDriver] = &[
+    &raw::Raw,
+    &luks::Luks,
+    &parallels::Parallels,
+    &qcow2::Qcow2,
+    &qcow::Qcow,
+    &qed::Qed,
+    &vdi::Vdi,
+    &vpc::Vpc,
+];
 
 /// The driver of this name or alias.
 ///

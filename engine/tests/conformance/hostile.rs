@@ -3,19 +3,17 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use vdisk_engine::gate::Node;
 use vdisk_engine::image::Repair;
-use vdisk_engine::options::Options;
 use vdisk_engine::storage::MemoryStorage;
 use vdisk_engine::{Chain, Control, Limits, OpenEnv};
 
-use crate::support::{Files, drivers};
+use crate::support::{Files, Passphrase, drivers, node};
 
 /// Uses an image as far as it lets itself be used; what comes back does not matter, that it comes back does.
 fn exercise(format: &str, bytes: Vec<u8>, files: &Files) {
     let limits = Limits::untrusted();
-    let node = |b: Vec<u8>| Node::new(Arc::new(MemoryStorage::new("hostile", b)), format);
-    let env = OpenEnv::closed(&limits).with_gate(files);
+    let node = |b: Vec<u8>| node(Arc::new(MemoryStorage::new("hostile", b)), format);
+    let env = OpenEnv::closed(&limits).with_gate(files).with_secrets(&Passphrase);
     if let Ok(chain) = Chain::open(node(bytes.clone()), &env) {
         let size = chain.virtual_size();
         let _ = chain.top().info();
@@ -41,7 +39,7 @@ fn exercise(format: &str, bytes: Vec<u8>, files: &Files) {
 
 fn sample(format: &str) -> (Files, Vec<u8>) {
     let files = Files::default();
-    files.create("disk", format, 2 << 20, None, Options::new()).unwrap();
+    files.create("disk", format, 2 << 20, None).unwrap();
     let chain = files.open("disk", format, true).unwrap();
     chain.write(65_536, &vec![5; 200_000 / 512 * 512]).unwrap();
     chain.top().close().unwrap();

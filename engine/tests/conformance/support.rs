@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use vdisk_engine::env::{CreateSpec, NoSecrets};
-use vdisk_engine::formats::{DRIVERS, FormatDriver};
+use vdisk_engine::env::{CreateSpec, Secrets};
+use vdisk_engine::formats::{self, DRIVERS, FormatDriver};
 use vdisk_engine::gate::{Gate, Node, Reference};
 use vdisk_engine::image::BackingReference;
 use vdisk_engine::ops::create::create;
@@ -12,9 +12,42 @@ use vdisk_engine::options::Options;
 use vdisk_engine::storage::MemoryStorage;
 use vdisk_engine::{Chain, CreateEnv, Error, Limits, OpenEnv, Result, StorageRef};
 
-/// Files of one test, by name.
+/// The same passphrase under every id.
+pub struct Passphrase;
+
+impl Secrets for Passphrase {
+    fn get(&self, _id: &str) -> Result<zeroize::Zeroizing<Vec<u8>>> {
+        Ok(b"open sesame".to_vec().into())
+    }
+}
+
+/// How to open an image of `format`: with a key where there are keys.
+pub fn node(storage: StorageRef, format: &str) -> Node {
+    let keyed = formats::by_name(format).is_ok_and(|d| d.open_options().iter().any(|o| o.name == "key-secret"));
+    let options = if keyed {
+        Options::new().with("key-secret", "key")
+    } else {
+        Options::new()
+    };
+    Node::new(storage, format).with_options(options)
+}
+
+/// The least that `create` must be told.
+fn create_options(format: &str) -> Options {
+    let keyed = formats::by_name(format).is_ok_and(|d| d.create_options().iter().any(|o| o.name == "key-secret"));
+    if keyed {
+        Options::new().with("key-secret", "key").with("iterations", "1000")
+    } else {
+        Options::new()
+    }
+}
+
+/// Files of one test, by name, with the format of those that are images.
 #[derive(Default)]
-pub struct Files(Mutex<HashMap<String, Arc<MemoryStorage>>>);
+pub struct Files(
+    Mutex<HashMap<String, Arc<MemoryStorage>>>,
+    Mutex<HashMap<String, String>>,
+);
 
 impl Files {
     pub fn add(&self, name: &str, bytes: Vec<u8>) -> Arc<MemoryStorage> {
@@ -40,25 +73,18 @@ impl Files {
     /// Opens `name` with everything below it.
     pub fn open(&self, name: &str, format: &str, writable: bool) -> Result<Chain> {
         let limits = Limits::default();
-        let env = OpenEnv::closed(&limits).with_gate(self);
+        let env = OpenEnv::closed(&limits).with_gate(self).with_secrets(&Passphrase);
         let env = if writable { env.writable() } else { env };
-        Chain::open(Node::new(self.get(name), format), &env)
+        Chain::open(node(self.get(name), format), &env)
     }
     /// Creates an image under `name`; `backing` is a name and format.
-    pub fn create(
-        &self,
-        name: &str,
-        format: &str,
-        size: u64,
-        backing: Option<(&str, &str)>,
-        options: Options,
-    ) -> Result<()> {
+    pub fn create(&self, name: &str, format: &str, size: u64, backing: Option<(&str, &str)>) -> Result<()> {
         let random = |buf: &mut [u8]| buf.fill(0x5a);
         let limits = Limits::default();
         let env = CreateEnv {
             gate: self,
             limits: &limits,
-            secrets: &NoSecrets,
+            secrets: &Passphrase,
             random: &random,
             now: 1_700_000_000,
         };
@@ -66,13 +92,14 @@ impl Files {
             name: name.into(),
             format: Some(format.into()),
         });
+        self.1.lock().unwrap().insert(name.to_owned(), format.to_owned());
         let storage: StorageRef = self.add(name, Vec::new());
         create(
             storage,
             format,
             &CreateSpec {
                 virtual_size: size,
-                options,
+                options: create_options(format),
                 backing,
             },
             &env,
@@ -84,10 +111,13 @@ impl Gate for Files {
     fn open(&self, reference: &Reference<'_>) -> Result<Node> {
         let found = self.0.lock().unwrap().get(reference.name).cloned();
         let storage = found.ok_or_else(|| Error::denied(format!("no file {:?}", reference.name)))?;
-        Ok(Node {
-            format: None,
-            ..Node::new(storage, "")
-        })
+        // Some headers name no format: then the one it was created with is what an inventory would say.
+        let formats = self.1.lock().unwrap();
+        let format = reference
+            .format
+            .or(formats.get(reference.name).map(String::as_str))
+            .unwrap_or("raw");
+        Ok(node(storage, format))
     }
     fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
         Ok(self.add(reference.name, Vec::new()))

@@ -1,7 +1,6 @@
 //! An image behaves as a byte array under any list of operations.
 
 use proptest::prelude::*;
-use vdisk_engine::options::Options;
 
 use crate::support::{Files, assert_clean, contents, drivers};
 
@@ -29,7 +28,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 fn run(format: &'static dyn vdisk_engine::formats::FormatDriver, ops: &[Op]) {
     let files = Files::default();
-    files.create("disk", format.name(), SIZE, None, Options::new()).unwrap();
+    files.create("disk", format.name(), SIZE, None).unwrap();
     let mut chain = files.open("disk", format.name(), true).unwrap();
     let mut model = vec![0u8; chain.virtual_size() as usize];
     for op in ops {

@@ -54,7 +54,7 @@ impl Geometry {
     }
     /// L2 entry of a guest offset in its table: below [`l2_entries`](Self::l2_entries).
     pub fn l2_index(&self, guest: u64) -> usize {
-        (guest % self.l2_span() >> self.cluster_bits) as usize
+        ((guest % self.l2_span()) >> self.cluster_bits) as usize
     }
     /// L1 entries that a virtual size needs.
     pub fn l1_entries(&self, virtual_size: u64) -> u64 {
