@@ -72,7 +72,7 @@ fn driver_from_name(keys: &mut Keys, text: &str) -> Result<(), Failure> {
     };
     match protocol {
         "file" => {
-            let path = text["file:".len()..].to_owned();
+            let path = plain_path(&text["file:".len()..]);
             let _ = keys.take("filename");
             keys.add("filename", path);
             keys.add("driver", "file");
@@ -82,6 +82,14 @@ fn driver_from_name(keys: &mut Keys, text: &str) -> Result<(), Failure> {
         other => return Err(Failure::new(format!("Unknown protocol '{other}'"))),
     }
     Ok(())
+}
+
+/// A path that cannot be taken for a protocol when it is read again.
+fn plain_path(path: &str) -> String {
+    match name::protocol(path) {
+        Some(_) => format!("./{path}"),
+        None => path.to_owned(),
+    }
 }
 
 fn open_file(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {

@@ -11,7 +11,7 @@ use crate::app::{Failure, Outcome};
 use crate::options;
 use crate::output::{self, Format};
 use crate::spec::open::Spec;
-use crate::spec::{Access, Opener, keyval, name};
+use crate::spec::{Access, Opener, keyval, name, protocol};
 use crate::text::size;
 
 /// Options.
@@ -187,7 +187,10 @@ fn backing(
             "Error: Trying to create an image with the same filename as the backing file",
         ));
     }
-    if let Some(format) = format.as_deref().filter(|f| formats::by_name(f).is_err()) {
+    if let Some(format) = format
+        .as_deref()
+        .filter(|f| formats::by_name(f).is_err() && !protocol::is_protocol(f))
+    {
         return Err(Failure::new(format!("Unknown backing file format '{format}'")));
     }
     Ok(Some(BackingReference { name: file, format }))
@@ -224,7 +227,7 @@ fn summary(
             "backing_file" => backing.map(|b| b.name.clone()),
             "backing_fmt" => backing.and_then(|b| b.format.clone()),
             // Off goes without saying for these.
-            "preallocation" | "data_file_raw" | "encryption" => given.get(spec.name).map(str::to_owned),
+            "preallocation" | "data_file_raw" | "encryption" | "compat" => given.get(spec.name).map(str::to_owned),
             name => given.get(name).or(spec.default).map(str::to_owned),
         };
         if let Some(value) = value {

@@ -343,7 +343,10 @@ impl Job<'_> {
             convert_into(source, &into, &copy, &meter.control())
         };
         let done = match sources.images.as_slice() {
-            [one] if with_backing => run(&TopLayer(&one.chain)),
+            [one] if with_backing => run(&TopLayer {
+                chain: &one.chain,
+                covered: target.layers().get(1).map_or(0, |l| l.virtual_size()),
+            }),
             [one] => run(&one.chain),
             many => {
                 let parts: Vec<&dyn GuestSource> = many.iter().map(|i| &i.chain as &dyn GuestSource).collect();
