@@ -46,12 +46,12 @@ pub struct Args {
     files: Vec<String>,
 }
 
-/// Exit codes: 0 identical, 1 different (or a wrong command line, as qemu-img has it), 2 one cannot be opened, 3 one cannot be read.
+/// Exit codes: 0 identical, 1 different (or a wrong command line, as qemu-img has it), 2 one cannot be opened, 4 one cannot be read.
 pub fn run(args: &Args) -> Outcome {
     compare_files(args).map_err(|f| match f {
         Stop::Usage(failure) => failure,
         Stop::Early(failure) => failure.code(2),
-        Stop::Read(failure) => failure.code(3),
+        Stop::Read(failure) => failure.code(4),
     })
 }
 

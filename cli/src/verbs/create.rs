@@ -187,11 +187,14 @@ fn backing(
             "Error: Trying to create an image with the same filename as the backing file",
         ));
     }
-    if let Some(format) = format
-        .as_deref()
-        .filter(|f| formats::by_name(f).is_err() && !protocol::is_protocol(f))
+    if !request.open_backing
+        && let Some(format) = format.as_deref()
+        && formats::by_name(format).is_err()
+        && !protocol::is_protocol(format)
     {
-        return Err(Failure::new(format!("Unknown backing file format '{format}'")));
+        return Err(Failure::new(format!(
+            "Parameter 'backing-fmt' does not accept value '{format}'"
+        )));
     }
     Ok(Some(BackingReference { name: file, format }))
 }

@@ -82,5 +82,8 @@ impl GuestSource for Salvage<'_> {
 }
 
 fn warn(what: &str, error: &vdisk_engine::Error) {
-    crate::app::warning(&format!("{what}: {}", crate::app::sentence(error)));
+    let why = error
+        .io_error()
+        .map_or_else(|| crate::app::sentence(error), crate::app::system_error);
+    crate::app::warning(&format!("{what}: {why}"));
 }
