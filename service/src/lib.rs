@@ -12,6 +12,7 @@ pub mod error;
 pub mod model;
 pub mod request;
 mod service;
+mod store;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use config::ServiceConfig;
