@@ -15,6 +15,8 @@ mod row;
 pub mod secrets;
 #[cfg(test)]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
