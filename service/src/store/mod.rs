@@ -10,6 +10,8 @@ pub mod idempotency;
 pub mod images;
 pub mod jobs;
 pub mod locks;
+#[cfg(test)]
+mod model_tests;
 mod open;
 mod row;
 pub mod secrets;

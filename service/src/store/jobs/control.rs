@@ -16,7 +16,6 @@ impl Tx {
         match job.state {
             JobState::Cancelled => return Ok(job),
             JobState::Succeeded | JobState::Failed => return Err(has_ended(&job)),
-            _ if job.cancel_requested => return Ok(job),
             _ => {}
         }
         let sql = "UPDATE jobs SET state = 'cancelled', wish = 'run', finished_at = $2, version = version + 1, \
@@ -28,6 +27,8 @@ impl Tx {
             .await?;
         if ended.rows_affected() == 1 {
             self.let_go(id).await?;
+        } else if job.cancel_requested {
+            return Ok(job);
         } else {
             self.set_wish(id, "cancel").await?;
         }
