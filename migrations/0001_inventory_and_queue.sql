@@ -33,8 +33,6 @@ CREATE TABLE images (
     protected BIGINT NOT NULL,
     encrypted BIGINT NOT NULL,
     uploaded_bytes BIGINT,
-    -- What an upload was announced as (JSON).
-    upload TEXT,
     problem TEXT,
     -- The job or request that a reserved row belongs to.
     reserved_by TEXT,
@@ -79,8 +77,6 @@ CREATE TABLE jobs (
     worker TEXT,
     lease_until BIGINT,
     run_after BIGINT NOT NULL,
-    -- Where the work can go on after its worker died (JSON of the job kind).
-    checkpoint TEXT,
     version BIGINT NOT NULL,
     created_at BIGINT NOT NULL,
     started_at BIGINT,

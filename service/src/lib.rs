@@ -8,9 +8,14 @@
 
 pub mod clock;
 pub mod config;
+mod disk;
 pub mod error;
+mod jobs;
 pub mod model;
+mod pool;
+mod queue;
 pub mod request;
+mod secrets;
 mod service;
 mod store;
 

@@ -137,6 +137,11 @@ impl Tx {
         Ok(())
     }
 
+    /// Whether anybody is changing an image.
+    pub async fn is_locked_exclusively(&mut self, image: ImageId) -> Result<bool> {
+        self.is_lock_blocked(image, LockMode::Shared, Uuid::nil()).await
+    }
+
     /// Whether a request's lock is still held.
     pub async fn holds_lock(&mut self, holder: Uuid) -> Result<bool> {
         let sql =

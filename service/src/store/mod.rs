@@ -22,6 +22,7 @@ mod tests;
 
 use std::sync::Arc;
 
+pub use open::sqlite_url;
 use sqlx::{Any, AnyPool, Transaction};
 use tokio::sync::watch;
 

@@ -15,14 +15,14 @@ impl Tx {
     /// `name_taken`.
     pub async fn insert_image(&mut self, new: &NewImage) -> Result<()> {
         self.require_free_name(&new.pool, &new.name).await?;
-        let (state, reserved_by, upload) = match &new.origin {
+        let (state, reserved_by, uploaded) = match new.origin {
             Origin::ReservedBy(holder) => ("reserved", Some(holder.to_string()), None),
-            Origin::Upload(note) => ("uploading", None, Some(json_text(note)?)),
+            Origin::Upload => ("uploading", None, Some(0_i64)),
         };
         let sql = "INSERT INTO images (id, name, pool, file, format, state, virtual_size, allocated_size, file_size, \
              backing_id, backing_generation, backing_name, generation, labels, protected, encrypted, uploaded_bytes, \
-             upload, reserved_by, created_at, updated_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, 0, 0, 0, $7, $8, $9, 0, $10, 0, 0, $11, $12, $13, $14, $14)";
+             reserved_by, created_at, updated_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, 0, 0, 0, $7, $8, $9, 0, $10, 0, 0, $11, $12, $13, $13)";
         let inserted = sqlx::query(sql)
             .bind(new.id.to_string())
             .bind(&new.name)
@@ -39,8 +39,7 @@ impl Tx {
             )
             .bind(new.backing.as_ref().map(|backing| backing.name.clone()))
             .bind(json_text(&new.labels)?)
-            .bind(upload.is_some().then_some(0_i64))
-            .bind(upload)
+            .bind(uploaded)
             .bind(reserved_by)
             .bind(self.now.0)
             .execute(&mut *self.inner)
@@ -51,19 +50,24 @@ impl Tx {
             Err(error) => return Err(error.into()),
         }
         match new.origin {
-            Origin::Upload(_) => self.image_event(EventKind::ImageCreated, new.id).await,
+            Origin::Upload => self.image_event(EventKind::ImageCreated, new.id).await,
             Origin::ReservedBy(_) => Ok(()),
         }
     }
 
-    async fn require_free_name(&mut self, pool: &str, name: &str) -> Result<()> {
+    /// Whether a pool has an image of that name, shown or reserved.
+    pub async fn is_name_taken(&mut self, pool: &str, name: &str) -> Result<bool> {
         let sql = "SELECT COUNT(*) AS taken FROM images WHERE pool = $1 AND name = $2";
         let row = sqlx::query(sql)
             .bind(pool)
             .bind(name)
             .fetch_one(&mut *self.inner)
             .await?;
-        if row.number("taken")? > 0 {
+        Ok(row.number("taken")? > 0)
+    }
+
+    async fn require_free_name(&mut self, pool: &str, name: &str) -> Result<()> {
+        if self.is_name_taken(pool, name).await? {
             let public = format!("pool '{pool}' has an image named '{name}' already");
             return Err(ServiceError::new(ErrorCode::NameTaken, public).with_field("name"));
         }
@@ -143,6 +147,18 @@ impl Tx {
         Ok(())
     }
 
+    /// Images that a job holds for change, and that it is about to change: what their files look like is open until
+    /// the job says so.
+    pub async fn forget_stamps(&mut self, holder: Uuid) -> Result<()> {
+        let sql = "UPDATE images SET file_stamp = NULL WHERE id IN \
+             (SELECT l.image_id FROM image_locks l WHERE l.holder = $1 AND l.mode = 'exclusive')";
+        sqlx::query(sql)
+            .bind(holder.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
     /// Replaces the edge to the base.
     pub async fn set_backing(&mut self, id: ImageId, backing: Option<&Backing>) -> Result<()> {
         let sql = "UPDATE images SET backing_id = $2, backing_generation = $3, backing_name = $4 WHERE id = $1";
@@ -189,7 +205,7 @@ impl Tx {
     /// # Errors
     /// `image_not_ready` when the image is not uploading any more.
     pub async fn finish_upload(&mut self, id: ImageId, file: &str, facts: &FileFacts) -> Result<()> {
-        let sql = "UPDATE images SET state = 'ready', uploaded_bytes = NULL, upload = NULL, problem = NULL, file = $2, \
+        let sql = "UPDATE images SET state = 'ready', uploaded_bytes = NULL, problem = NULL, file = $2, \
              generation = generation + 1, updated_at = $3 WHERE id = $1 AND state = 'uploading'";
         let changed = sqlx::query(sql)
             .bind(id.to_string())

@@ -24,8 +24,6 @@ pub struct ImageRecord {
     pub backing_name: Option<String>,
     /// Size, time and inode of the file after our last change.
     pub file_stamp: Option<String>,
-    /// What an upload was announced as.
-    pub upload: Option<Value>,
     /// Whose the row is while it is reserved.
     pub reserved_by: Option<String>,
 }
@@ -68,7 +66,7 @@ pub enum Origin {
     /// A job or request (by id) is making the file; the row is hidden.
     ReservedBy(uuid::Uuid),
     /// A client sends the file; the row is shown.
-    Upload(Value),
+    Upload,
 }
 
 /// What is known of an image once its file is there.
@@ -96,7 +94,7 @@ macro_rules! select_images {
             "CASE WHEN i.state = 'ready' AND EXISTS (SELECT 1 FROM image_locks l ",
             "WHERE l.image_id = i.id AND l.mode = 'exclusive') THEN 'busy' ELSE i.state END AS state, ",
             "i.virtual_size, i.allocated_size, i.file_size, i.backing_id, i.backing_generation, i.backing_name, ",
-            "i.generation, i.file_stamp, i.labels, i.protected, i.encrypted, i.uploaded_bytes, i.upload, i.problem, ",
+            "i.generation, i.file_stamp, i.labels, i.protected, i.encrypted, i.uploaded_bytes, i.problem, ",
             "i.reserved_by, i.created_at, i.updated_at FROM images i ",
             $tail
         )
@@ -137,7 +135,6 @@ fn record(row: &sqlx::any::AnyRow) -> Result<ImageRecord> {
         backing_generation: row.size_or_null("backing_generation")?,
         backing_name: row.text_or_null("backing_name")?,
         file_stamp: row.text_or_null("file_stamp")?,
-        upload: row.json_or_null("upload")?,
         reserved_by: row.text_or_null("reserved_by")?,
     })
 }

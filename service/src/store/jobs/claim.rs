@@ -29,7 +29,7 @@ impl Tx {
              WHERE id = (SELECT id FROM jobs WHERE wish <> 'pause' \
              AND (state = 'queued' AND run_after <= $3 OR state = 'running' AND lease_until <= $3) \
              ORDER BY priority DESC, id LIMIT 1) \
-             RETURNING id, kind, payload, checkpoint, attempt, token, wish, rate_limit";
+             RETURNING id, kind, payload, attempt, token, wish, rate_limit";
         let row = sqlx::query(sql)
             .bind(worker.to_string())
             .bind(lease_end(self.now, lease))
@@ -44,7 +44,6 @@ impl Tx {
             },
             kind: row.text("kind")?.parse()?,
             payload: row.json("payload")?,
-            checkpoint: row.json_or_null("checkpoint")?,
             attempt: u32::try_from(row.number("attempt")?).unwrap_or(u32::MAX),
             wishes: wishes(&row)?,
         };
@@ -115,21 +114,6 @@ impl Tx {
         self.append_step(fence.job, text).await
     }
 
-    /// Notes where the work can go on after a crash.
-    ///
-    /// # Errors
-    /// `lease_lost`.
-    pub async fn record_checkpoint(&mut self, fence: Fence, checkpoint: &Value) -> Result<()> {
-        self.require_fence(fence).await?;
-        let sql = "UPDATE jobs SET checkpoint = $2 WHERE id = $1";
-        sqlx::query(sql)
-            .bind(fence.job.to_string())
-            .bind(json_text(checkpoint)?)
-            .execute(&mut *self.inner)
-            .await?;
-        Ok(())
-    }
-
     /// Ends a job: its locks go, and so does what it had reserved and not published.
     ///
     /// # Errors
@@ -142,7 +126,7 @@ impl Tx {
             Ending::Cancelled => ("cancelled", None, None, None),
         };
         let sql = "UPDATE jobs SET state = $2, wish = 'run', result = $3, error_code = $4, error_detail = $5, \
-             finished_at = $6, worker = NULL, lease_until = NULL, checkpoint = NULL WHERE id = $1";
+             finished_at = $6, worker = NULL, lease_until = NULL WHERE id = $1";
         sqlx::query(sql)
             .bind(fence.job.to_string())
             .bind(state)

@@ -18,8 +18,8 @@ impl Tx {
             JobState::Succeeded | JobState::Failed => return Err(has_ended(&job)),
             _ => {}
         }
-        let sql = "UPDATE jobs SET state = 'cancelled', wish = 'run', finished_at = $2, version = version + 1, \
-             checkpoint = NULL WHERE id = $1 AND state = 'queued'";
+        let sql = "UPDATE jobs SET state = 'cancelled', wish = 'run', finished_at = $2, version = version + 1 \
+             WHERE id = $1 AND state = 'queued'";
         let ended = sqlx::query(sql)
             .bind(id.to_string())
             .bind(self.now.0)

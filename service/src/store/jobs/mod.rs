@@ -69,8 +69,6 @@ pub struct Claimed {
     pub kind: JobKind,
     /// What the work needs.
     pub payload: Value,
-    /// Where an earlier attempt got to.
-    pub checkpoint: Option<Value>,
     /// Which start this is; 1 is the first.
     pub attempt: u32,
     /// What the user wants of it.
