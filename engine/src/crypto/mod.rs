@@ -25,6 +25,7 @@ pub use hash::HashAlgorithm;
 pub use iv::IvKind;
 pub use pbkdf2::{measure_pbkdf2, pbkdf2};
 pub use secret::{SealedUnder, Secret, SecretFormat, decode_secret, legacy_qcow_cipher};
+pub(crate) use secret::{from_base64, to_base64};
 pub use sector::SectorCipher;
 pub use spec::{CipherMode, CipherSpec};
 
