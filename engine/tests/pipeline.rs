@@ -76,7 +76,7 @@ fn holes_stay_holes() {
     )
     .unwrap();
     assert_eq!(target.allocated().unwrap(), 4096);
-    let same = compare::compare(&source, &out, false, &Control::default()).unwrap();
+    let same = compare::compare(&source, &out, false, 2, &Control::default()).unwrap();
     assert_eq!(same.difference, None);
 }
 
@@ -86,7 +86,9 @@ fn the_first_difference_is_found_to_the_byte() {
     let a = raw(Arc::new(MemoryStorage::new("a", bytes.clone())), false);
     bytes[2_345_678] = 6;
     let b = raw(Arc::new(MemoryStorage::new("b", bytes)), false);
-    let found = compare::compare(&a, &b, false, &Control::default()).unwrap();
+    let found = compare::compare(&a, &b, false, 1, &Control::default()).unwrap();
+    assert_eq!(found.difference, Some(compare::Difference::Content(2_345_678)));
+    let found = compare::compare(&b, &a, false, 3, &Control::default()).unwrap();
     assert_eq!(found.difference, Some(compare::Difference::Content(2_345_678)));
 }
 

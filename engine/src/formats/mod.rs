@@ -1,7 +1,13 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
+mod common;
 mod luks;
+mod parallels;
+mod qcow;
+mod qed;
 mod raw;
+mod two_level;
+mod vdi;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -20,7 +26,7 @@ pub struct Capabilities {
     pub change_backing: bool,
     /// All data can be dropped (`commit` empties the overlay).
     pub make_empty: bool,
-    /// Ranges can be zero without space.
+    /// A new image reads as zeroes, and ranges can be zeroed. Without it (encryption) what was never written is noise.
     pub zero: bool,
     /// Space can be given back.
     pub discard: bool,
@@ -131,7 +137,14 @@ pub trait FormatDriver: Sync {
 }
 
 /// All drivers. Adding a format is its folder and a line here.
-pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &luks::Luks];
+pub const DRIVERS: &[&dyn FormatDriver] = &[
+    &raw::Raw,
+    &luks::Luks,
+    &parallels::Parallels,
+    &qcow::Qcow,
+    &qed::Qed,
+    &vdi::Vdi,
+];
 
 /// The driver of this name or alias.
 ///

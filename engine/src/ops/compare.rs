@@ -1,10 +1,14 @@
 //! compare: whether two images show the guest the same.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::chain::{ChainExtent, Cursor};
+use crate::image::ExtentKind;
 use crate::ops::zeroes;
-use crate::{Chain, Control, Result};
+use crate::{Chain, Control, Error, Result};
 
 /// Guest bytes compared at once.
-const STEP: u64 = 2 << 20;
+const STEP: u64 = 512 << 10;
 
 /// The first thing that differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,11 +30,12 @@ pub struct Comparison {
     pub sizes_differ: bool,
 }
 
-/// Compares guest content. The longer image may go on with zeroes, unless `strict`, which also compares what is allocated.
+/// Compares guest content on `workers` threads. The longer image may go on with zeroes, unless `strict`, which also compares what
+/// is allocated.
 ///
 /// # Errors
 /// What the images say; `Cancelled`.
-pub fn compare(a: &Chain, b: &Chain, strict: bool, control: &Control) -> Result<Comparison> {
+pub fn compare(a: &Chain, b: &Chain, strict: bool, workers: usize, control: &Control) -> Result<Comparison> {
     let (len_a, len_b) = (a.virtual_size(), b.virtual_size());
     let sizes_differ = len_a != len_b;
     if strict && sizes_differ {
@@ -39,76 +44,167 @@ pub fn compare(a: &Chain, b: &Chain, strict: bool, control: &Control) -> Result<
             sizes_differ,
         });
     }
-    let common = len_a.min(len_b);
-    control.set_total(len_a.max(len_b));
-    let mut difference = compare_common(a, b, common, strict, control)?;
-    if difference.is_none() && sizes_differ {
-        let longer = if len_a > len_b { a } else { b };
-        difference = first_data(longer, common, control)?.map(Difference::Content);
-    }
+    let end = len_a.max(len_b);
+    control.set_total(end);
+    let plan = Plan {
+        sides: [Side::new(a), Side::new(b)],
+        next: 0,
+        end,
+        strict,
+        difference: None,
+    };
+    let comparison = Comparing {
+        a,
+        b,
+        plan: Mutex::new(plan),
+        control,
+    };
+    let difference = comparison.run(workers.max(1))?;
     Ok(Comparison {
         difference,
         sizes_differ,
     })
 }
 
-fn compare_common(a: &Chain, b: &Chain, len: u64, strict: bool, control: &Control) -> Result<Option<Difference>> {
-    let (mut buf_a, mut buf_b) = (Vec::new(), Vec::new());
-    let mut offset = 0;
-    while offset < len {
-        let (x, y) = (a.extent(offset, len - offset)?, b.extent(offset, len - offset)?);
-        let mut step = x.len.min(y.len);
-        if strict && x.present != y.present {
-            return Ok(Some(Difference::Allocation(offset)));
+/// One image, walked along; past its end it is zero.
+struct Side<'a> {
+    cursor: Cursor<'a>,
+    size: u64,
+}
+
+impl<'a> Side<'a> {
+    fn new(chain: &'a Chain) -> Self {
+        Self {
+            cursor: Cursor::new(chain),
+            size: chain.virtual_size(),
         }
-        if !(x.is_zero() && y.is_zero()) {
-            step = step.min(STEP);
-            control.checkpoint(step)?;
-            let n = step as usize;
-            buf_a.resize(n, 0);
-            buf_b.resize(n, 0);
-            let found = match (x.is_zero(), y.is_zero()) {
-                (true, _) => read(b, offset, &mut buf_b).map(|()| first_nonzero(&buf_b))?,
-                (_, true) => read(a, offset, &mut buf_a).map(|()| first_nonzero(&buf_a))?,
-                _ => {
-                    read(a, offset, &mut buf_a)?;
-                    read(b, offset, &mut buf_b)?;
-                    first_difference(&buf_a, &buf_b)
-                }
+    }
+    fn extent(&mut self, offset: u64, len: u64) -> Result<ChainExtent> {
+        if offset >= self.size {
+            return Ok(ChainExtent {
+                len,
+                depth: 0,
+                present: false,
+                kind: ExtentKind::Unallocated,
+            });
+        }
+        self.cursor.extent(offset, len.min(self.size - offset))
+    }
+}
+
+/// What is still to be compared, and the first difference so far.
+struct Plan<'a> {
+    sides: [Side<'a>; 2],
+    next: u64,
+    end: u64,
+    strict: bool,
+    difference: Option<Difference>,
+}
+
+/// A range to compare; for each side the layer that has it as data, `None` where it reads as zeroes.
+struct Step {
+    offset: u64,
+    len: u64,
+    layers: [Option<usize>; 2],
+}
+
+impl Plan<'_> {
+    fn next_step(&mut self, control: &Control) -> Result<Option<Step>> {
+        while self.next < self.end {
+            let offset = self.next;
+            let [x, y] = &mut self.sides;
+            let (x, y) = (
+                x.extent(offset, self.end - offset)?,
+                y.extent(offset, self.end - offset)?,
+            );
+            if self.strict && x.present != y.present {
+                self.found(Difference::Allocation(offset));
+                return Ok(None);
+            }
+            let layers = [&x, &y].map(|e| (!e.is_zero()).then_some(e.depth));
+            let mut len = x.len.min(y.len);
+            if layers != [None, None] {
+                len = len.min(STEP);
+                self.next += len;
+                return Ok(Some(Step { offset, len, layers }));
+            }
+            self.next += len;
+            control.advance(len);
+        }
+        Ok(None)
+    }
+
+    /// Keeps the first difference, and plans nothing behind it.
+    fn found(&mut self, difference: Difference) {
+        let at = |d: Difference| match d {
+            Difference::Content(offset) | Difference::Allocation(offset) => offset,
+            Difference::Size(..) => 0,
+        };
+        if self.difference.is_none_or(|d| at(difference) < at(d)) {
+            self.difference = Some(difference);
+        }
+        self.end = self.end.min(at(difference));
+    }
+}
+
+struct Comparing<'a> {
+    a: &'a Chain,
+    b: &'a Chain,
+    plan: Mutex<Plan<'a>>,
+    control: &'a Control,
+}
+
+impl<'a> Comparing<'a> {
+    fn run(&self, workers: usize) -> Result<Option<Difference>> {
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..workers).map(|_| scope.spawn(|| self.work())).collect();
+            let own = self.work();
+            let joined = others
+                .into_iter()
+                .map(|t| t.join().unwrap_or_else(|_| Err(Error::invalid("a worker panicked"))));
+            joined.fold(own, Result::and)
+        })?;
+        Ok(self.plan().difference)
+    }
+
+    fn plan(&self) -> MutexGuard<'_, Plan<'a>> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) -> Result<()> {
+        let mut buffers = [Vec::new(), Vec::new()];
+        loop {
+            let step = self.plan().next_step(self.control);
+            let Some(step) = step.inspect_err(|_| self.stop())? else {
+                return Ok(());
             };
-            if let Some(at) = found {
-                return Ok(Some(Difference::Content(offset + at as u64)));
+            self.control.checkpoint(step.len).inspect_err(|_| self.stop())?;
+            if let Some(at) = self.compare_step(&step, &mut buffers).inspect_err(|_| self.stop())? {
+                self.plan().found(Difference::Content(step.offset + at as u64));
+            }
+            self.control.advance(step.len);
+        }
+    }
+
+    /// Lets the other workers run dry after an error.
+    fn stop(&self) {
+        self.plan().end = 0;
+    }
+
+    fn compare_step(&self, step: &Step, buffers: &mut [Vec<u8>; 2]) -> Result<Option<usize>> {
+        for ((chain, layer), buf) in [self.a, self.b].into_iter().zip(step.layers).zip(buffers.iter_mut()) {
+            if let Some(layer) = layer {
+                buf.resize(step.len as usize, 0);
+                chain.read_layer(layer, step.offset, buf)?;
             }
         }
-        control.advance(step);
-        offset += step;
+        let [x, y] = buffers;
+        Ok(match step.layers {
+            [Some(_), Some(_)] => first_difference(x, y),
+            [Some(_), None] => first_nonzero(x),
+            _ => first_nonzero(y),
+        })
     }
-    Ok(None)
-}
-
-fn read(chain: &Chain, offset: u64, buf: &mut [u8]) -> Result<()> {
-    chain.read(offset, buf)
-}
-
-/// The first byte from `offset` on that is not zero.
-fn first_data(chain: &Chain, mut offset: u64, control: &Control) -> Result<Option<u64>> {
-    let mut buf = Vec::new();
-    while offset < chain.virtual_size() {
-        let extent = chain.extent(offset, chain.virtual_size() - offset)?;
-        let mut step = extent.len;
-        if !extent.is_zero() {
-            step = step.min(STEP);
-            control.checkpoint(step)?;
-            buf.resize(step as usize, 0);
-            chain.read(offset, &mut buf)?;
-            if let Some(at) = first_nonzero(&buf) {
-                return Ok(Some(offset + at as u64));
-            }
-        }
-        control.advance(step);
-        offset += step;
-    }
-    Ok(None)
 }
 
 fn first_nonzero(bytes: &[u8]) -> Option<usize> {

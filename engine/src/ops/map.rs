@@ -1,7 +1,7 @@
 //! map: where the data of a disk lies.
 
 use crate::Result;
-use crate::chain::{Chain, ChainExtent};
+use crate::chain::{Chain, ChainExtent, Cursor};
 use crate::image::{ExtentKind, HostPlace};
 
 /// One guest range of one status; the fields are those of `qemu-img map --output=json`.
@@ -53,7 +53,7 @@ impl MapEntry {
 
 /// Iterates over the map of a guest range; neighbours of the same status come merged. Memory does not grow with the map.
 pub struct Map<'a> {
-    chain: &'a Chain,
+    chain: Cursor<'a>,
     next: u64,
     end: u64,
     pending: Option<MapEntry>,
@@ -63,7 +63,7 @@ pub struct Map<'a> {
 pub fn map(chain: &Chain, start: u64, length: u64) -> Map<'_> {
     let end = start.saturating_add(length).min(chain.virtual_size());
     Map {
-        chain,
+        chain: Cursor::new(chain),
         next: start,
         end,
         pending: None,

@@ -11,10 +11,11 @@ use crate::{Control, Error, Result};
 /// What the source says; `Cancelled`.
 pub fn data_ranges(source: &dyn GuestSource, control: &Control) -> Result<Vec<(u64, u64)>> {
     let mut ranges: Vec<(u64, u64)> = Vec::new();
+    let mut walk = source.walk();
     let mut offset = 0;
     while offset < source.len() {
         control.check_cancelled()?;
-        let extent = source.extent(offset, source.len() - offset)?;
+        let extent = walk.extent(offset, source.len() - offset)?;
         if extent.kind == SourceKind::Data {
             match ranges.last_mut() {
                 Some((start, len)) if *start + *len == offset => *len += extent.len,

@@ -15,4 +15,4 @@ mod pipeline;
 mod source;
 mod zeroes;
 
-pub use source::{Concatenation, GuestSource, SourceExtent, SourceKind};
+pub use source::{Concatenation, GuestSource, SourceExtent, SourceKind, Walk};

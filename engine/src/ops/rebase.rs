@@ -2,9 +2,10 @@
 
 use super::convert::CopyOptions;
 use super::pipeline::{self, CopyTarget};
+use super::source::Walk;
 use super::source::{BelowOverlay, SourceExtent, SourceKind};
 use super::{GuestSource, zeroes};
-use crate::chain::ChainExtent;
+use crate::chain::Cursor;
 use crate::image::{BackingReference, ExtentKind};
 use crate::{Chain, Control, Image, Result};
 
@@ -66,17 +67,6 @@ struct Difference<'a> {
 const STEP: u64 = 1 << 20;
 
 impl Difference<'_> {
-    fn new_extent(&self, offset: u64, len: u64) -> Result<(u64, bool)> {
-        let zero = |len| Ok((len, true));
-        let Some(new) = self.new else { return zero(len) };
-        let size = new.virtual_size();
-        if offset >= size {
-            return zero(len);
-        }
-        let extent: ChainExtent = new.extent(offset, len.min(size - offset))?;
-        Ok((extent.len, extent.is_zero()))
-    }
-
     fn read_new(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let there = self.new.map_or(0, |c| c.virtual_size().saturating_sub(offset));
         let n = usize::try_from(there).unwrap_or(usize::MAX).min(buf.len());
@@ -113,7 +103,7 @@ impl Difference<'_> {
             true if zeroes::is_zero(&old[..at]) => SourceKind::Zero,
             true => SourceKind::Data,
         };
-        Ok(SourceExtent { len: at as u64, kind })
+        Ok(SourceExtent::of(at as u64, kind))
     }
 }
 
@@ -121,33 +111,57 @@ impl GuestSource for Difference<'_> {
     fn len(&self) -> u64 {
         self.chain.virtual_size()
     }
-    fn extent(&self, offset: u64, len: u64) -> Result<SourceExtent> {
-        let own = self.chain.top().extent(offset, len)?;
-        if own.kind != ExtentKind::Unallocated {
-            return Ok(SourceExtent {
-                len: own.len,
-                kind: SourceKind::Absent,
-            });
-        }
-        let old = self.old.extent(offset, own.len.min(len))?;
-        let (new_len, new_zero) = self.new_extent(offset, old.len)?;
-        let len = old.len.min(new_len);
-        let old_zero = old.kind == SourceKind::Zero;
-        match (old_zero, new_zero) {
-            (true, true) => Ok(SourceExtent {
-                len,
-                kind: SourceKind::Absent,
-            }),
-            // Nothing below at all: what the old base has must come along.
-            (false, true) if self.new.is_none() => Ok(SourceExtent {
-                len,
-                kind: SourceKind::Data,
-            }),
-            _ => self.compare(offset, len.min(STEP), old_zero, new_zero),
-        }
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let walk = DifferenceWalk {
+            difference: self,
+            old: self.old.walk(),
+            new: self.new.map(|c| (c.virtual_size(), Cursor::new(c))),
+        };
+        Box::new(walk)
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         // Through the whole chain: a unit may hold bytes of the top beside bytes of the old base.
         Chain::read(self.chain, offset, buf)
+    }
+    fn read_data(&self, _layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read(offset, buf)
+    }
+}
+
+struct DifferenceWalk<'a> {
+    difference: &'a Difference<'a>,
+    old: Box<dyn Walk + 'a>,
+    /// Size of the new base, and a walk along it.
+    new: Option<(u64, Cursor<'a>)>,
+}
+
+impl DifferenceWalk<'_> {
+    /// Length of the new base's run, and whether it reads as zeroes.
+    fn new_extent(&mut self, offset: u64, len: u64) -> Result<(u64, bool)> {
+        match &mut self.new {
+            Some((size, cursor)) if offset < *size => {
+                let extent = cursor.extent(offset, len.min(*size - offset))?;
+                Ok((extent.len, extent.is_zero()))
+            }
+            _ => Ok((len, true)),
+        }
+    }
+}
+
+impl Walk for DifferenceWalk<'_> {
+    fn extent(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {
+        let own = self.difference.chain.top().extent(offset, len)?;
+        if own.kind != ExtentKind::Unallocated {
+            return Ok(SourceExtent::of(own.len, SourceKind::Absent));
+        }
+        let old = self.old.extent(offset, own.len.min(len))?;
+        let (new_len, new_zero) = self.new_extent(offset, old.len)?;
+        let len = old.len.min(new_len);
+        match (old.kind == SourceKind::Zero, new_zero) {
+            (true, true) => Ok(SourceExtent::of(len, SourceKind::Absent)),
+            // Nothing below at all: what the old base has must come along.
+            (false, true) if self.new.is_none() => Ok(SourceExtent::of(len, SourceKind::Data)),
+            (old_zero, _) => self.difference.compare(offset, len.min(STEP), old_zero, new_zero),
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What the copy pipeline reads from.
 
-use crate::chain::{Chain, ChainExtent, LayersBelow};
+use crate::chain::{Chain, ChainExtent, Cursor, LayersBelow};
 use crate::image::Below;
 use crate::{Error, Result};
 
@@ -22,6 +22,25 @@ pub struct SourceExtent {
     pub len: u64,
     /// What they are.
     pub kind: SourceKind,
+    /// For data: the layer that has it, if one layer does; [`GuestSource::read_data`] wants to know it.
+    pub layer: Option<usize>,
+}
+
+impl SourceExtent {
+    /// A run that no single layer answers for.
+    pub fn of(len: u64, kind: SourceKind) -> Self {
+        Self { len, kind, layer: None }
+    }
+}
+
+impl From<ChainExtent> for SourceExtent {
+    fn from(extent: ChainExtent) -> Self {
+        Self {
+            len: extent.len,
+            kind: kind_of(&extent),
+            layer: Some(extent.depth),
+        }
+    }
 }
 
 /// Guest bytes to copy: a chain, a part of one, several one after the other.
@@ -32,10 +51,24 @@ pub trait GuestSource: Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// What the range from `offset` begins with.
-    fn extent(&self, offset: u64, len: u64) -> Result<SourceExtent>;
+    /// Walks along the source.
+    fn walk(&self) -> Box<dyn Walk + '_>;
     /// Reads guest bytes, of whatever kind.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+    /// Reads bytes of which a walk said that they are data of this layer: nothing is looked up again.
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()>;
+}
+
+/// Answers what a source's ranges are, for rising offsets.
+pub trait Walk: Send {
+    /// What the range from `offset` begins with, at most `len` bytes of it.
+    fn extent(&mut self, offset: u64, len: u64) -> Result<SourceExtent>;
+}
+
+impl<F: FnMut(u64, u64) -> Result<SourceExtent> + Send> Walk for F {
+    fn extent(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {
+        self(offset, len)
+    }
 }
 
 fn kind_of(extent: &ChainExtent) -> SourceKind {
@@ -50,15 +83,15 @@ impl GuestSource for Chain {
     fn len(&self) -> u64 {
         self.virtual_size()
     }
-    fn extent(&self, offset: u64, len: u64) -> Result<SourceExtent> {
-        let extent = Chain::extent(self, offset, len)?;
-        Ok(SourceExtent {
-            len: extent.len,
-            kind: kind_of(&extent),
-        })
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let mut cursor = Cursor::new(self);
+        Box::new(move |offset, len| cursor.extent(offset, len).map(SourceExtent::from))
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         Chain::read(self, offset, buf)
+    }
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_layer(layer, offset, buf)
     }
 }
 
@@ -85,31 +118,38 @@ impl<'a> AboveBase<'a> {
             base: base_depth,
         })
     }
+
+    fn kind_at(&self, offset: u64, extent: &ChainExtent) -> SourceKind {
+        if extent.present && extent.depth < self.base {
+            return kind_of(extent);
+        }
+        // What no layer above has, but lies past the end of a shorter layer in between, reads as zeroes, not as the base.
+        let hidden = self.chain.layers()[1..=self.base]
+            .iter()
+            .any(|l| l.virtual_size() <= offset);
+        if hidden { SourceKind::Zero } else { SourceKind::Absent }
+    }
 }
 
 impl GuestSource for AboveBase<'_> {
     fn len(&self) -> u64 {
         self.chain.virtual_size()
     }
-    fn extent(&self, offset: u64, len: u64) -> Result<SourceExtent> {
-        let extent = self.chain.extent(offset, len)?;
-        let below = !extent.present || extent.depth >= self.base;
-        // What no layer above has, but lies past the end of a shorter layer in between, reads as zeroes, not as the base.
-        let hidden = below
-            && self.chain.layers()[1..=self.base]
-                .iter()
-                .any(|l| l.virtual_size() <= offset);
-        let kind = if hidden {
-            SourceKind::Zero
-        } else if below {
-            SourceKind::Absent
-        } else {
-            kind_of(&extent)
-        };
-        Ok(SourceExtent { len: extent.len, kind })
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let mut cursor = Cursor::new(self.chain);
+        Box::new(move |offset, len| {
+            let extent = cursor.extent(offset, len)?;
+            Ok(SourceExtent {
+                kind: self.kind_at(offset, &extent),
+                ..extent.into()
+            })
+        })
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.chain.read(offset, buf)
+    }
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.chain.read_layer(layer, offset, buf)
     }
 }
 
@@ -133,15 +173,20 @@ impl GuestSource for BelowOverlay<'_> {
     fn len(&self) -> u64 {
         self.len
     }
-    fn extent(&self, offset: u64, len: u64) -> Result<SourceExtent> {
-        let extent = self.below.extent(offset, len)?;
-        Ok(SourceExtent {
-            len: extent.len,
-            kind: kind_of(&extent),
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let (mut cursor, size) = (self.below.cursor(), self.below.virtual_size());
+        Box::new(move |offset, len: u64| {
+            if offset >= size {
+                return Ok(SourceExtent::of(len, SourceKind::Zero));
+            }
+            cursor.extent(offset, len.min(size - offset)).map(SourceExtent::from)
         })
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.below.read(offset, buf)
+    }
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.below.read_layer(layer, offset, buf)
     }
 }
 
@@ -175,17 +220,14 @@ impl<'a> Concatenation<'a> {
             .copied()
             .ok_or_else(|| Error::invalid(format!("offset {offset:#x} lies past the end {:#x}", self.len)))
     }
-}
 
-impl GuestSource for Concatenation<'_> {
-    fn len(&self) -> u64 {
-        self.len
-    }
-    fn extent(&self, offset: u64, len: u64) -> Result<SourceExtent> {
-        let (start, source) = self.part(offset)?;
-        source.extent(offset - start, len.min(source.len() - (offset - start)))
-    }
-    fn read(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<()> {
+    /// Does `read` for the parts that a range touches, with offsets in the part.
+    fn each_part(
+        &self,
+        mut offset: u64,
+        mut buf: &mut [u8],
+        read: impl Fn(&dyn GuestSource, u64, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
         while !buf.is_empty() {
             let (start, source) = self.part(offset)?;
             let there = source.len().saturating_sub(offset - start);
@@ -197,10 +239,36 @@ impl GuestSource for Concatenation<'_> {
                 )));
             }
             let (head, rest) = buf.split_at_mut(n);
-            source.read(offset - start, head)?;
+            read(source, offset - start, head)?;
             offset += n as u64;
             buf = rest;
         }
         Ok(())
+    }
+}
+
+impl GuestSource for Concatenation<'_> {
+    fn len(&self) -> u64 {
+        self.len
+    }
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let mut parts: Vec<_> = self
+            .parts
+            .iter()
+            .map(|(start, source)| (*start, source.len(), source.walk()))
+            .collect();
+        Box::new(move |offset, len: u64| {
+            let index = parts.partition_point(|(start, _, _)| *start <= offset);
+            let Some((start, end, walk)) = index.checked_sub(1).and_then(|i| parts.get_mut(i)) else {
+                return Err(Error::invalid(format!("offset {offset:#x} lies past the end")));
+            };
+            walk.extent(offset - *start, len.min(*end - (offset - *start)))
+        })
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.each_part(offset, buf, |source, offset, buf| source.read(offset, buf))
+    }
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.each_part(offset, buf, |source, offset, buf| source.read_data(layer, offset, buf))
     }
 }

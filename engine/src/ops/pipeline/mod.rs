@@ -148,11 +148,14 @@ impl Pipeline<'_> {
 fn read_piece(source: &dyn GuestSource, piece: &Piece, buf: &mut Vec<u8>) -> Result<()> {
     buf.resize(piece.len, 0);
     let mut done = 0;
-    for (offset, len) in &piece.reads {
-        let start = (offset - piece.offset) as usize;
-        let end = start + *len as usize;
+    for read in &piece.reads {
+        let start = (read.offset - piece.offset) as usize;
+        let end = start + read.len as usize;
         buf[done..start].fill(0);
-        source.read(*offset, &mut buf[start..end])?;
+        match read.layer {
+            Some(layer) => source.read_data(layer, read.offset, &mut buf[start..end])?,
+            None => source.read(read.offset, &mut buf[start..end])?,
+        }
         done = end;
     }
     buf[done..].fill(0);

@@ -1,11 +1,11 @@
 //! Cuts a source into batches of work, aligned to the units of the target.
 
 use super::Sink;
-use crate::ops::{GuestSource, SourceExtent, SourceKind};
+use crate::ops::{GuestSource, SourceExtent, SourceKind, Walk};
 use crate::{Error, Result};
 
 /// Guest bytes of one batch at most.
-const BATCH_BYTES: u64 = 2 << 20;
+const BATCH_BYTES: u64 = 1 << 20;
 /// Steps of one batch at most: what keeps scattered data from making batches of millions of pieces.
 const BATCH_STEPS: usize = 128;
 
@@ -13,7 +13,15 @@ const BATCH_STEPS: usize = 128;
 pub(super) struct Piece {
     pub(super) offset: u64,
     pub(super) len: usize,
-    pub(super) reads: Vec<(u64, u64)>,
+    pub(super) reads: Vec<Read>,
+}
+
+/// A guest range to read; `layer` where it is known to be data of one.
+#[derive(Clone, Copy)]
+pub(super) struct Read {
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    pub(super) layer: Option<usize>,
 }
 
 pub(super) enum Step {
@@ -30,7 +38,8 @@ pub(super) struct Batch {
 }
 
 pub(super) struct Planner<'a> {
-    source: &'a dyn GuestSource,
+    walk: Box<dyn Walk + 'a>,
+    end: u64,
     unit: u64,
     piece: u64,
     explicit_zeroes: bool,
@@ -43,7 +52,8 @@ impl<'a> Planner<'a> {
     pub(super) fn new(source: &'a dyn GuestSource, sink: &Sink<'_>) -> Self {
         let unit = sink.unit();
         Self {
-            source,
+            walk: source.walk(),
+            end: source.len(),
             unit,
             piece: BATCH_BYTES.next_multiple_of(unit),
             explicit_zeroes: sink.wants_zeroes(),
@@ -56,7 +66,7 @@ impl<'a> Planner<'a> {
     /// The next batch; `None` at the end.
     pub(super) fn next_batch(&mut self) -> Result<Option<Batch>> {
         let (start, mut steps, mut bytes) = (self.position, Vec::new(), 0);
-        let end = self.source.len();
+        let end = self.end;
         let mut looks = 0;
         while self.position < end && bytes < BATCH_BYTES && looks < BATCH_STEPS {
             looks += 1;
@@ -105,7 +115,7 @@ impl<'a> Planner<'a> {
         let limit = offset.saturating_add(self.piece).min(end);
         let mut stop = offset.saturating_add(self.unit).min(end);
         let mut at = offset;
-        let mut reads: Vec<(u64, u64)> = Vec::new();
+        let mut reads: Vec<Read> = Vec::new();
         while at < stop {
             let extent = self.look(at, limit - at)?;
             let len = match extent.kind {
@@ -113,9 +123,10 @@ impl<'a> Planner<'a> {
                 SourceKind::Zero | SourceKind::Absent => extent.len.min(stop - at),
             };
             if extent.kind != SourceKind::Zero {
+                let layer = extent.layer.filter(|_| extent.kind == SourceKind::Data);
                 match reads.last_mut() {
-                    Some((start, n)) if *start + *n == at => *n += len,
-                    _ => reads.push((at, len)),
+                    Some(last) if last.offset + last.len == at && last.layer == layer => last.len += len,
+                    _ => reads.push(Read { offset: at, len, layer }),
                 }
             }
             at += len;
@@ -127,8 +138,8 @@ impl<'a> Planner<'a> {
         Ok(Step::Copy(Piece { offset, len, reads }))
     }
 
-    fn look(&self, offset: u64, len: u64) -> Result<SourceExtent> {
-        let mut extent = self.source.extent(offset, len)?;
+    fn look(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {
+        let mut extent = self.walk.extent(offset, len)?;
         if extent.len == 0 || extent.len > len {
             return Err(Error::corrupt(format!(
                 "expected an extent of 1 to {len} bytes at {offset:#x}, found {}",
@@ -137,6 +148,7 @@ impl<'a> Planner<'a> {
         }
         if self.zeroes_are_data && extent.kind == SourceKind::Zero {
             extent.kind = SourceKind::Data;
+            extent.layer = None;
         }
         Ok(extent)
     }

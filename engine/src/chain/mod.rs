@@ -1,6 +1,10 @@
 //! An image with everything below it.
 
+mod cursor;
+
 use std::collections::HashSet;
+
+pub use cursor::Cursor;
 
 use crate::gate::{BackingChoice, Node, Reference, Role};
 use crate::image::{Below, ExtentKind, HostPlace};
@@ -135,6 +139,13 @@ impl Chain {
         }
         read_through(&self.layers, offset, buf)
     }
+    /// Reads bytes that are known to be data of the layer at `depth`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when there is no such layer.
+    pub fn read_layer(&self, depth: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        read_from(&self.layers, depth, offset, buf)
+    }
     /// Writes guest bytes to the top layer.
     ///
     /// # Errors
@@ -154,7 +165,22 @@ pub struct LayersBelow<'a> {
     layers: &'a [Box<dyn Image>],
 }
 
-impl LayersBelow<'_> {
+impl<'a> LayersBelow<'a> {
+    /// Reads bytes that are known to be data of a layer below, counted from the first one below.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when there is no such layer.
+    pub fn read_layer(&self, depth: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        read_from(self.layers, depth, offset, buf)
+    }
+    /// Walks along what is below. Past its end the cursor must not be asked.
+    pub fn cursor(&self) -> Cursor<'a> {
+        Cursor::over(self.layers)
+    }
+    /// Virtual size of what is below; 0 where nothing is.
+    pub fn virtual_size(&self) -> u64 {
+        self.layers.first().map_or(0, |l| l.virtual_size())
+    }
     /// What a range is below; a range past the end of what is below counts as unallocated.
     pub fn extent(&self, offset: u64, len: u64) -> Result<ChainExtent> {
         let nothing = |len| ChainExtent {
@@ -260,7 +286,17 @@ fn extent_through(layers: &[Box<dyn Image>], offset: u64, len: u64) -> Result<Ch
     })
 }
 
+fn read_from(layers: &[Box<dyn Image>], depth: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+    let layer = layers
+        .get(depth)
+        .ok_or_else(|| Error::invalid(format!("there is no layer at depth {depth}")))?;
+    layer.read(offset, buf)
+}
+
 fn read_through(layers: &[Box<dyn Image>], mut offset: u64, mut buf: &mut [u8]) -> Result<()> {
+    if let [only] = layers {
+        return only.read(offset, buf); // What it does not have reads as zeroes: nothing to look up.
+    }
     while !buf.is_empty() {
         let extent = extent_through(layers, offset, buf.len() as u64)?;
         let len = usize::try_from(extent.len).unwrap_or(usize::MAX).min(buf.len());

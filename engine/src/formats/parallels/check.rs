@@ -1,0 +1,161 @@
+//! Check and repair, with QEMU's findings: an image that was not closed, a wrong data offset, clusters outside of the file, clusters
+//! used twice, space behind the last cluster.
+
+use std::collections::HashSet;
+
+use super::layout::Header;
+use super::open::ParallelsImage;
+use super::resize::copy;
+use crate::formats::common::{exclusive, lock, shared};
+use crate::image::{CheckReport, Image, Repair};
+use crate::{Control, Result};
+
+/// Sentences that a report holds at most.
+const MAX_MESSAGES: usize = 100;
+
+struct Checker<'a> {
+    image: &'a ParallelsImage,
+    control: &'a Control,
+    fix: bool,
+    report: CheckReport,
+}
+
+pub(super) fn check(image: &ParallelsImage, repair: Repair, control: &Control) -> Result<CheckReport> {
+    image.flush()?;
+    let mut checker = Checker {
+        image,
+        control,
+        fix: repair == Repair::All,
+        report: CheckReport::default(),
+    };
+    checker.check_bat()?;
+    checker.check_end(repair != Repair::No)?;
+    checker.check_header()?; // Last: the image is called clean only when the rest is mended.
+    Ok(checker.report)
+}
+
+impl Checker<'_> {
+    fn contradiction(&mut self, message: String) {
+        if self.report.messages.len() < MAX_MESSAGES {
+            self.report.messages.push(message);
+        }
+        if self.fix {
+            self.report.corruptions_fixed += 1;
+        } else {
+            self.report.corruptions += 1;
+        }
+    }
+
+    fn check_header(&mut self) -> Result<()> {
+        let header = self.image.header();
+        if header.in_use() {
+            self.contradiction("the image was not closed correctly".to_owned());
+        }
+        if header.data_off_is_wrong {
+            self.contradiction(format!("the data offset {:#x} is wrong", header.raw.data_off));
+        }
+        if !self.fix || !(header.in_use() || header.data_off_is_wrong) {
+            return Ok(());
+        }
+        let sectors = u32::try_from(header.data_start / 512).unwrap_or(u32::MAX);
+        self.image.change_header(|header| {
+            header.raw.in_use = 0.into();
+            if std::mem::take(&mut header.data_off_is_wrong) {
+                header.raw.data_off = sectors.into();
+            }
+        })
+    }
+
+    fn check_bat(&mut self) -> Result<()> {
+        let header = self.image.header();
+        let entries = shared(&self.image.bat).entries.clone();
+        let end = self.image.end();
+        let (mut seen, mut last) = (HashSet::new(), 0);
+        let (mut allocated, mut fragmented) = (0, 0);
+        for (cluster, entry) in (0..).zip(&entries) {
+            if cluster % 4096 == 0 {
+                self.control.check_cancelled()?;
+            }
+            let at = match self.image.place_of(&header, *entry, end) {
+                Ok(None) => continue,
+                Ok(Some(at)) => at,
+                Err(e) => {
+                    self.contradiction(format!("cluster {cluster} is outside image: {}", e.what()));
+                    self.clear(cluster);
+                    continue;
+                }
+            };
+            if !seen.insert(*entry) {
+                self.contradiction(format!("cluster {cluster} is at {at:#x}, which another one uses"));
+                self.separate(&header, cluster, at)?;
+            }
+            allocated += 1;
+            fragmented += u64::from(last != 0 && last + header.cluster != at);
+            last = at;
+        }
+        self.report.total_clusters = Some(entries.len() as u64);
+        self.report.allocated_clusters = Some(allocated);
+        self.report.fragmented_clusters = Some(fragmented);
+        if self.fix {
+            self.image.flush()?;
+        }
+        Ok(())
+    }
+
+    fn clear(&self, cluster: u64) {
+        if self.fix {
+            exclusive(&self.image.bat).set(cluster, 0);
+        }
+    }
+
+    /// Gives the second user of a cluster its own copy.
+    fn separate(&self, header: &Header, cluster: u64, at: u64) -> Result<()> {
+        if !self.fix {
+            return Ok(());
+        }
+        let (to, _) = self.image.take(&mut lock(&self.image.space), 1)?;
+        copy(self.image, at, to, header.cluster)?;
+        self.image.assign(cluster, 1, to);
+        Ok(())
+    }
+
+    /// Space behind the last cluster is a leak.
+    fn check_end(&mut self, fix: bool) -> Result<()> {
+        let header = self.image.header();
+        let used = used_end(self.image);
+        self.report.image_end_offset = Some(used);
+        let extension = header.raw.ext_off.get() != 0;
+        let file_len = self.image.file.len()?;
+        if extension || file_len <= used {
+            return Ok(());
+        }
+        let clusters = (file_len - used).div_ceil(header.cluster);
+        self.report.leaks = clusters;
+        if fix && self.image.file.can_resize() {
+            cut(self.image, used)?;
+            self.report.leaks = 0;
+            self.report.leaks_fixed = clusters;
+        }
+        Ok(())
+    }
+}
+
+/// End of the last cluster that the BAT names.
+pub(super) fn used_end(image: &ParallelsImage) -> u64 {
+    let (header, end) = (image.header(), image.end());
+    let bat = shared(&image.bat);
+    let last = bat
+        .entries
+        .iter()
+        .filter_map(|e| image.place_of(&header, *e, end).ok()?)
+        .max();
+    last.map_or(header.data_start, |at| at + header.cluster)
+}
+
+/// Ends the file at `used`; nothing behind it may be named any more.
+pub(super) fn cut(image: &ParallelsImage, used: u64) -> Result<()> {
+    image.file.set_len(used)?;
+    image.file.flush()?;
+    image.restart_space(used);
+    Ok(())
+}

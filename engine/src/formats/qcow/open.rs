@@ -1,0 +1,221 @@
+//! An open image.
+
+use libdeflater::{CompressionLvl, Compressor, Decompressor};
+
+use super::layout::{self, HEADER_LEN};
+use crate::formats::common::text;
+use crate::formats::two_level::{Codec, Shape, Slot, TwoLevel};
+use crate::image::{BackingReference, Below, BulkWrite, Extent, ImageInfo, Placement, Scratch};
+use crate::storage::{read_padded, read_vec};
+use crate::{Error, Image, OpenEnv, Result, StorageRef};
+
+/// zlib's default, as QEMU has it.
+const LEVEL: i32 = 6;
+
+/// L2 entries: 0 is unallocated; with bit 63 the rest is length and offset of a compressed cluster, else an offset.
+struct Entries {
+    cluster_bits: u32,
+}
+
+impl Entries {
+    /// Bits of the offset of a compressed cluster; its length stands above them.
+    fn offset_bits(&self) -> u32 {
+        63 - self.cluster_bits
+    }
+}
+
+impl Codec for Entries {
+    fn decode(&self, entry: u64) -> Result<Slot> {
+        if entry == 0 {
+            return Ok(Slot::Unallocated);
+        }
+        if entry >> 63 == 0 {
+            return Ok(Slot::Data(entry));
+        }
+        Ok(Slot::Compressed {
+            at: entry & ((1 << self.offset_bits()) - 1),
+            len: entry >> self.offset_bits() & ((1 << self.cluster_bits) - 1),
+        })
+    }
+    fn encode(&self, slot: Slot) -> Option<u64> {
+        match slot {
+            Slot::Unallocated => Some(0),
+            Slot::Zero => None,
+            Slot::Data(at) => (at >> 63 == 0).then_some(at),
+            Slot::Compressed { at, len } => (at >> self.offset_bits() == 0 && len >> self.cluster_bits == 0)
+                .then_some(1 << 63 | len << self.offset_bits() | at),
+        }
+    }
+    fn inflate(&self, packed: &[u8], out: &mut [u8]) -> Result<()> {
+        match Decompressor::new().deflate_decompress(packed, out) {
+            Ok(n) if n == out.len() => Ok(()),
+            Ok(n) => Err(Error::corrupt(format!(
+                "compressed cluster inflates to {n} bytes instead of {}",
+                out.len()
+            ))),
+            Err(e) => Err(Error::corrupt("compressed cluster cannot be inflated").because(e)),
+        }
+    }
+}
+
+/// An open layer.
+pub(super) struct QcowImage {
+    map: TwoLevel<Entries>,
+    backing: Option<BackingReference>,
+    encrypted: bool,
+}
+
+impl QcowImage {
+    pub(super) fn open(file: StorageRef, env: &OpenEnv<'_>) -> Result<Self> {
+        let len = usize::try_from(file.len()?).unwrap_or(usize::MAX).min(HEADER_LEN);
+        let mut bytes = [0; HEADER_LEN];
+        read_padded(file.as_ref(), 0, &mut bytes)?;
+        let header = layout::check(bytes.get(..len).unwrap_or_default())?;
+        if header.encrypted && !env.metadata_only {
+            return Err(Error::unsupported(
+                "AES encryption of qcow images is not supported; convert the image with its key first",
+            ));
+        }
+        let backing = match header.backing {
+            Some((at, len)) => {
+                let name = read_vec(file.as_ref(), at, usize::try_from(len).unwrap_or(0))?;
+                Some(BackingReference {
+                    name: text(&name, "the backing file name")?,
+                    format: None,
+                })
+            }
+            None => None,
+        };
+        let shape = Shape {
+            cluster: 1 << header.cluster_bits,
+            l2_entries: header.l2_entries,
+            l1_offset: header.l1_offset,
+            l1_entries: header.l1_entries,
+            first_free: header.l1_offset.saturating_add(header.l1_entries * 8),
+            little_endian: false,
+            alignment: 1 << header.cluster_bits,
+            accepted_alignment: 512,
+            cache_bytes: env.limits.cache_bytes,
+        };
+        let codec = Entries {
+            cluster_bits: header.cluster_bits,
+        };
+        Ok(Self {
+            map: TwoLevel::open(file, codec, shape, header.size, env.limits)?,
+            backing,
+            encrypted: header.encrypted,
+        })
+    }
+
+    fn readable(&self) -> Result<()> {
+        if self.encrypted {
+            return Err(Error::unsupported(
+                "the guest data of an encrypted qcow image cannot be used",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The deflated form of a cluster, padded with zeroes at the end of the disk; `None` where that is no smaller.
+    fn deflate(&self, data: &[u8], scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
+        let cluster = usize::try_from(self.map.cluster()).unwrap_or(0);
+        let padded;
+        let data = if data.len() < cluster {
+            padded = [data, &vec![0; cluster - data.len()]].concat();
+            &padded
+        } else {
+            data
+        };
+        let level = || CompressionLvl::new(LEVEL).map_err(|_| Error::invalid("no such compression level"));
+        let compressor: &mut Compressor = scratch.get(|| Ok(Compressor::new(level()?)))?;
+        let mut packed = vec![0; cluster.saturating_sub(1)];
+        Ok(compressor.deflate_compress(data, &mut packed).ok().map(|n| {
+            packed.truncate(n);
+            packed
+        }))
+    }
+
+    /// Compressed data is given for one whole cluster; at the end of the disk for what there is of it.
+    fn check_unit(&self, offset: u64, len: u64) -> Result<()> {
+        let cluster = self.map.cluster();
+        let whole = cluster.min(self.map.size().saturating_sub(offset));
+        if !offset.is_multiple_of(cluster) || len != whole {
+            return Err(Error::invalid(format!(
+                "{len} bytes at {offset:#x} are not one cluster of {cluster} bytes"
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Image for QcowImage {
+    fn format(&self) -> &'static str {
+        "qcow"
+    }
+    fn virtual_size(&self) -> u64 {
+        self.map.size()
+    }
+    fn backing(&self) -> Option<BackingReference> {
+        self.backing.clone()
+    }
+    fn info(&self) -> Result<ImageInfo> {
+        Ok(ImageInfo {
+            cluster_size: Some(self.map.cluster()),
+            encrypted: self.encrypted,
+            dirty: Some(false),
+            ..ImageInfo::default()
+        })
+    }
+    fn storages(&self) -> Vec<StorageRef> {
+        vec![self.map.file().clone()]
+    }
+    fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
+        self.map.extent(offset, len)
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.readable()?;
+        self.map.read(offset, buf)
+    }
+    fn write(&self, offset: u64, buf: &[u8], below: &dyn Below) -> Result<()> {
+        self.readable()?;
+        self.map.write(offset, buf, below)
+    }
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool, below: &dyn Below) -> Result<()> {
+        self.readable()?;
+        self.map.write_zeroes(offset, len, unmap, below)
+    }
+    fn write_compressed(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.readable()?;
+        self.check_unit(offset, buf.len() as u64)?;
+        let packed = self.deflate(buf, &mut Scratch::default())?;
+        self.map.write_encoded(offset, buf, packed.as_deref())
+    }
+    fn bulk(&self) -> Option<&dyn BulkWrite> {
+        Some(self)
+    }
+    fn flush(&self) -> Result<()> {
+        self.map.flush()
+    }
+    fn make_empty(&self) -> Result<()> {
+        self.map.clear()
+    }
+}
+
+impl BulkWrite for QcowImage {
+    fn unit(&self) -> u64 {
+        self.map.cluster()
+    }
+    fn encodes(&self) -> bool {
+        true
+    }
+    fn encode(&self, data: &[u8], scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
+        self.deflate(data, scratch)
+    }
+    fn place(&self, offset: u64, len: u64, encoded: Option<u64>) -> Result<Placement> {
+        self.readable()?;
+        self.map.place(offset, len, encoded)
+    }
+    fn store(&self, placement: &Placement, bytes: &[u8]) -> Result<()> {
+        self.map.store(placement, bytes)
+    }
+}

@@ -1,0 +1,8 @@
+//! The smaller formats against their peers: qemu-img and qemu-io, other readers, and the sample corpus.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod parallels;
+mod qcow;
+mod qed;
+mod support;

@@ -1,0 +1,173 @@
+//! qcow (version 1) against qemu-img and the corpus.
+
+use e2e::tools::{arg, have, ok, run};
+use proptest::prelude::*;
+use tempfile::TempDir;
+use vdisk_engine::ErrorKind;
+use vdisk_engine::image::{ExtentKind, NothingBelow};
+
+use crate::support::{self, *};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn an_image_behaves_as_a_byte_array(ops in ops(200 << 10)) {
+        behaves_as_bytes("qcow", created("qcow", 200 << 10, &[]), &ops);
+    }
+
+    #[test]
+    fn no_flipped_bytes_make_it_panic(flips in flips()) {
+        let storage = created("qcow", 4 << 20, &[]);
+        let image = open_rw(storage.clone(), "qcow").unwrap();
+        image.write(5000, &[9; 20_000], &NothingBelow).unwrap();
+        image.write_compressed(1 << 20, &[8; 4096]).unwrap();
+        image.close().unwrap();
+        never_panics("qcow", &storage.contents(), 48 + 16, &flips);
+    }
+}
+
+#[test]
+fn created_files_are_those_of_qemu_img() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    for (size, backing) in [
+        (512, None),
+        (10 << 20, None),
+        ((3 << 30) + 512, None),
+        (5 << 20, Some("base.raw")),
+    ] {
+        std::fs::write(dir.path().join("base.raw"), [0; 512]).unwrap();
+        let theirs = dir.path().join("theirs.qcow");
+        let size_text = format!("{size}");
+        let mut args = vec!["create", "-q", "-f", "qcow"];
+        if let Some(name) = backing {
+            args.extend(["-b", name, "-F", "raw"]);
+        }
+        args.extend([arg(&theirs), &size_text]);
+        ok("qemu-img", &args);
+        let ours = std::sync::Arc::new(vdisk_engine::storage::MemoryStorage::empty());
+        create_on(ours.clone(), "qcow", size, &[], backing.map(|b| (b, "raw")));
+        assert_eq!(std::fs::read(&theirs).unwrap(), ours.contents(), "{size} {backing:?}");
+    }
+}
+
+#[test]
+fn qemu_reads_the_compressed_clusters_we_write() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let (path, raw) = (dir.path().join("a.qcow"), dir.path().join("a.raw"));
+    let data = pattern((3 << 20) + 512);
+    std::fs::write(&raw, &data).unwrap();
+    create_on(file(&path, true), "qcow", data.len() as u64, &[], None);
+    bulk_fill("qcow", file(&path, true), &data);
+    ok(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "qcow", arg(&raw), arg(&path)],
+    );
+    assert!(std::fs::metadata(&path).unwrap().len() < data.len() as u64 / 2);
+}
+
+#[test]
+fn we_read_and_overwrite_the_compressed_clusters_of_qemu() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let (path, raw) = (dir.path().join("a.qcow"), dir.path().join("a.raw"));
+    let mut data = pattern(2 << 20);
+    std::fs::write(&raw, &data).unwrap();
+    // qemu-img reports an error at the very end, after it wrote everything.
+    run(
+        "qemu-img",
+        &["convert", "-c", "-f", "raw", "-O", "qcow", arg(&raw), arg(&path)],
+    );
+    let chain = support::chain(&[(&path, "qcow")], true);
+    assert!(content(&chain) == data);
+    let compressed = chain.extent(200_704, 4096).unwrap();
+    assert_eq!(compressed.kind, ExtentKind::Compressed);
+    chain.write(200_000, &[5; 10_000]).unwrap();
+    chain.top().close().unwrap();
+    data[200_000..210_000].fill(5);
+    assert!(content(&chain) == data);
+    drop(chain);
+    std::fs::write(&raw, &data).unwrap();
+    ok(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "qcow", arg(&raw), arg(&path)],
+    );
+}
+
+#[test]
+fn copy_on_write_takes_the_rest_from_below_and_emptying_shows_it_again() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let (base, top) = (dir.path().join("base.raw"), dir.path().join("top.qcow"));
+    let mut model = pattern(1 << 20);
+    std::fs::write(&base, &model).unwrap();
+    create_on(file(&top, true), "qcow", 1 << 20, &[], Some((arg(&base), "raw")));
+    let chain = support::chain(&[(&top, "qcow"), (&base, "raw")], true);
+    chain.write(70_001, &[7; 90_000]).unwrap();
+    chain.write_zeroes(300_000, 200_000, true).unwrap();
+    chain.top().close().unwrap();
+    model[70_001..160_001].fill(7);
+    model[300_000..500_000].fill(0);
+    assert!(content(&chain) == model);
+    let flat = dir.path().join("flat.raw");
+    ok(
+        "qemu-img",
+        &["convert", "-U", "-f", "qcow", "-O", "raw", arg(&top), arg(&flat)],
+    );
+    assert!(std::fs::read(&flat).unwrap() == model);
+    chain.top().make_empty().unwrap();
+    assert!(content(&chain) == std::fs::read(&base).unwrap());
+}
+
+#[test]
+fn a_crash_at_any_change_keeps_what_was_flushed() {
+    let fresh = created("qcow", 64 << 10, &[]).contents();
+    survives_crashes("qcow", fresh, &crash_script(4096), |_| ());
+}
+
+#[test]
+fn an_encrypted_image_is_refused_but_described() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.qcow");
+    ok(
+        "qemu-img",
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow",
+            "--object",
+            "secret,id=s,data=x",
+            "-o",
+            "encrypt.format=aes,encrypt.key-secret=s",
+            arg(&path),
+            "1M",
+        ],
+    );
+    let error = open_ro(file(&path, false), "qcow").err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let limits = vdisk_engine::Limits::default();
+    let env = vdisk_engine::OpenEnv::closed(&limits).metadata_only();
+    let driver = vdisk_engine::formats::by_name("qcow").unwrap();
+    let image = driver.open(file(&path, false), &options(&[]), &env).unwrap();
+    assert!(image.info().unwrap().encrypted);
+    assert!(image.read(0, &mut [0; 512]).is_err());
+}
+
+#[test]
+fn the_corpus_reads_as_its_manifest_says() {
+    corpus_matches(&["qcow"], "qcow");
+}
