@@ -1,18 +1,20 @@
 //! LUKS2 (LUKS2 On-Disk Format Specification 1.1.1).
 
 mod create;
+mod edit;
 mod header;
 mod json;
 mod layout;
 mod metadata;
+mod segment;
 mod slots;
 
 use super::{LuksInfo, LuksSlot, VolumeLayout};
 use crate::{Error, Result};
 
 pub(crate) use create::{DATA_OFFSET, create};
+pub(crate) use edit::SLOTS;
 pub(crate) use header::{Header, has_second};
-pub(crate) use slots::SLOTS;
 
 impl Header {
     /// Where the data lies.
@@ -42,7 +44,7 @@ impl Header {
             let (kdf, iterations, memory_kib) = match slot.key.as_ref().map(|key| key.kdf) {
                 Ok(metadata::Kdf::Pbkdf2 { iterations, .. }) => ("pbkdf2", iterations, 0),
                 Ok(metadata::Kdf::Argon2 { variant, cost }) => {
-                    (slots::variant_name(variant), cost.time, cost.memory_kib)
+                    (edit::variant_name(variant), cost.time, cost.memory_kib)
                 }
                 Err(_) => ("unknown", 0, 0),
             };
