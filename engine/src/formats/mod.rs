@@ -1,5 +1,6 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
+mod bochs;
 mod common;
 mod parallels;
 mod qcow;
@@ -135,7 +136,7 @@ pub trait FormatDriver: Sync {
 }
 
 /// All drivers. Adding a format is its folder and a line here.
-pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &parallels::Parallels, &qcow::Qcow, &qed::Qed];
+pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &bochs::Bochs, &parallels::Parallels, &qcow::Qcow, &qed::Qed];
 
 /// The driver of this name or alias.
 ///

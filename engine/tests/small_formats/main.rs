@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod bochs;
 mod parallels;
 mod qcow;
 mod qed;
