@@ -1,6 +1,7 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
 mod bochs;
+mod cloop;
 mod common;
 mod parallels;
 mod qcow;
@@ -136,7 +137,14 @@ pub trait FormatDriver: Sync {
 }
 
 /// All drivers. Adding a format is its folder and a line here.
-pub const DRIVERS: &[&dyn FormatDriver] = &[&raw::Raw, &bochs::Bochs, &parallels::Parallels, &qcow::Qcow, &qed::Qed];
+pub const DRIVERS: &[&dyn FormatDriver] = &[
+    &raw::Raw,
+    &bochs::Bochs,
+    &cloop::Cloop,
+    &parallels::Parallels,
+    &qcow::Qcow,
+    &qed::Qed,
+];
 
 /// The driver of this name or alias.
 ///

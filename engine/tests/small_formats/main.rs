@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod bochs;
+mod cloop;
 mod parallels;
 mod qcow;
 mod qed;
