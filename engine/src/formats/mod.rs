@@ -3,6 +3,7 @@
 mod bochs;
 mod cloop;
 mod common;
+mod cow;
 mod parallels;
 mod qcow;
 mod qed;
@@ -141,6 +142,7 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &raw::Raw,
     &bochs::Bochs,
     &cloop::Cloop,
+    &cow::Cow,
     &parallels::Parallels,
     &qcow::Qcow,
     &qed::Qed,

@@ -4,6 +4,7 @@
 
 mod bochs;
 mod cloop;
+mod cow;
 mod parallels;
 mod qcow;
 mod qed;
