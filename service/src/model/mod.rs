@@ -9,6 +9,7 @@ mod page;
 mod pool;
 mod secret;
 mod snapshot;
+mod statistics;
 
 pub use event::{Event, EventKind};
 pub use format::{CreateOptionInfo, FormatInfo, OptionType};
@@ -19,6 +20,7 @@ pub use page::Page;
 pub use pool::Pool;
 pub use secret::{Secret, SecretId};
 pub use snapshot::Snapshot;
+pub use statistics::{JobSum, Statistics};
 
 /// Gives an enum of unit variants its stable text form, in JSON, in the schema and in the database alike. Each variant has
 /// one line of documentation.
