@@ -3,9 +3,13 @@
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 use utoipa::openapi::OpenApi;
-use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApiBuilder, tag::TagBuilder};
+use utoipa::openapi::tag::TagBuilder;
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApiBuilder};
+use vdisk_service::model::Event;
 
+use super::problem::Problem;
 use super::{api, examples};
 
 const TAGS: [(&str, &str); 9] = [
@@ -33,7 +37,16 @@ pub fn base() -> OpenApi {
                 .build(),
         ));
     let tags = TAGS.map(|(name, text)| TagBuilder::new().name(name).description(Some(text)).build());
-    OpenApiBuilder::new().info(info).tags(Some(tags)).build()
+    // Nothing refers to these in a way that would bring them in.
+    let components = ComponentsBuilder::new().schema_from::<Problem>().schema_from::<Event>();
+    let mut schemas = Vec::new();
+    Event::schemas(&mut schemas);
+    let components = components.schemas_from_iter(schemas).build();
+    OpenApiBuilder::new()
+        .info(info)
+        .tags(Some(tags))
+        .components(Some(components))
+        .build()
 }
 
 /// The document as JSON text, ending with a newline.
@@ -42,42 +55,64 @@ pub fn json() -> &'static str {
     TEXT.get_or_init(|| {
         let (_, openapi) = api().split_for_parts();
         let mut document = serde_json::to_value(openapi).unwrap_or_default();
-        add_examples(&mut document);
+        for operation in operations(&mut document) {
+            optional_body(operation);
+            add_examples(operation);
+        }
         format!("{document:#}\n")
     })
 }
 
-/// Gives every JSON body that has none the example of its schema.
-fn add_examples(document: &mut Value) {
+fn operations(document: &mut Value) -> impl Iterator<Item = &mut Map<String, Value>> {
     let paths = document.get_mut("paths").and_then(Value::as_object_mut);
-    for operation in paths
+    let items = paths
         .into_iter()
         .flat_map(Map::values_mut)
-        .filter_map(Value::as_object_mut)
-        .flat_map(Map::values_mut)
-    {
-        let responses = operation.get("responses").and_then(Value::as_object);
-        let statuses: Vec<_> = responses
-            .into_iter()
-            .flat_map(Map::keys)
-            .map(|status| format!("/responses/{status}"))
-            .collect();
-        for place in statuses.iter().map(String::as_str).chain(["/requestBody"]) {
-            if let Some(content) = operation
-                .pointer_mut(&format!("{place}/content"))
-                .and_then(Value::as_object_mut)
-            {
-                content.iter_mut().for_each(|(kind, media)| add_example(kind, media));
-            }
-        }
+        .filter_map(Value::as_object_mut);
+    items.flat_map(Map::values_mut).filter_map(Value::as_object_mut)
+}
+
+/// A body that may be left out is the plain schema, not required: "this or null" is more than any client needs.
+fn optional_body(operation: &mut Map<String, Value>) {
+    let Some(body) = operation.get_mut("requestBody") else {
+        return;
+    };
+    let place = "/content/application~1json/schema";
+    let plain = body
+        .pointer(&format!("{place}/oneOf"))
+        .and_then(Value::as_array)
+        .and_then(|choices| choices.iter().find(|choice| choice.get("$ref").is_some()).cloned());
+    if let (Some(plain), Some(schema)) = (plain, body.pointer_mut(place)) {
+        *schema = plain;
+        body["required"] = json!(false);
+    }
+}
+
+/// Gives every body that has none the example of its schema.
+fn add_examples(operation: &mut Map<String, Value>) {
+    let bodies = operation.get_mut("requestBody").into_iter();
+    for media in bodies.filter_map(content) {
+        add_each(media);
+    }
+    let responses = operation.get_mut("responses").and_then(Value::as_object_mut);
+    for media in responses.into_iter().flat_map(Map::values_mut).filter_map(content) {
+        add_each(media);
+    }
+}
+
+fn content(body: &mut Value) -> Option<&mut Value> {
+    body.get_mut("content")
+}
+
+fn add_each(content: &mut Value) {
+    for (kind, media) in content.as_object_mut().into_iter().flatten() {
+        add_example(kind, media);
     }
 }
 
 fn add_example(kind: &str, media: &mut Value) {
-    let reference = media
+    let name = media
         .pointer("/schema/$ref")
-        .or_else(|| media.pointer("/schema/oneOf/1/$ref"));
-    let name = reference
         .and_then(Value::as_str)
         .and_then(|path| path.rsplit('/').next());
     let example = match (kind, name) {

@@ -104,11 +104,7 @@ async fn cancel_job(
 #[utoipa::path(post, path = "/v1/jobs/{id}/pause", operation_id = "pause_job", tag = "jobs",
     params(JobPath, IdempotencyKey),
     responses((status = 200, description = "The job.", body = Job), SteerProblems))]
-async fn pause_job(
-    State(service): State<Service>,
-    JobPath(id): JobPath,
-    _key: IdempotencyKey,
-) -> Answer<Json<Job>> {
+async fn pause_job(State(service): State<Service>, JobPath(id): JobPath, _key: IdempotencyKey) -> Answer<Json<Job>> {
     Ok(Json(service.pause_job(id).await?))
 }
 
@@ -116,10 +112,6 @@ async fn pause_job(
 #[utoipa::path(post, path = "/v1/jobs/{id}/resume", operation_id = "resume_job", tag = "jobs",
     params(JobPath, IdempotencyKey),
     responses((status = 200, description = "The job.", body = Job), SteerProblems))]
-async fn resume_job(
-    State(service): State<Service>,
-    JobPath(id): JobPath,
-    _key: IdempotencyKey,
-) -> Answer<Json<Job>> {
+async fn resume_job(State(service): State<Service>, JobPath(id): JobPath, _key: IdempotencyKey) -> Answer<Json<Job>> {
     Ok(Json(service.resume_job(id).await?))
 }

@@ -1,7 +1,7 @@
 //! The pages: static files inside the program, and the interactive reference. Nothing comes from another host.
 
 use axum::Router;
-use axum::response::{IntoResponse, Redirect, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderName, header};
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -14,7 +14,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 /// `/`, its parts, and `/docs`.
 pub fn router() -> Router<App> {
-    let reference = SwaggerUi::new("/docs/{*rest}").config(Config::from("/openapi.json"));
+    let reference = SwaggerUi::new("/docs").config(Config::from("/openapi.json"));
     Router::new()
         .route(
             "/",
@@ -29,7 +29,6 @@ pub fn router() -> Router<App> {
             get(|| file("text/css; charset=utf-8", include_str!("style.css"))),
         )
         .route("/ui/icon.svg", get(|| file("image/svg+xml", include_str!("icon.svg"))))
-        .route("/docs", get(|| async { Redirect::permanent("/docs/") }))
         .merge(reference)
 }
 
