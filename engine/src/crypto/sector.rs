@@ -80,7 +80,7 @@ impl SectorCipher {
 
     fn ivs(&self, offset: u64, len: usize) -> Result<impl Iterator<Item = [u8; 16]>> {
         let size = self.sector_size as u64;
-        if !offset.is_multiple_of(size) || !len.is_multiple_of(self.sector_size) {
+        if !offset.is_multiple_of(512) || !len.is_multiple_of(self.sector_size) {
             let text = format!("bytes {offset:#x}+{len:#x} are not whole sectors of {size} bytes");
             return Err(Error::invalid(text));
         }
