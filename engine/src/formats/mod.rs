@@ -8,6 +8,7 @@ mod qed;
 mod raw;
 mod two_level;
 mod vdi;
+mod vpc;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -144,6 +145,7 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &qcow::Qcow,
     &qed::Qed,
     &vdi::Vdi,
+    &vpc::Vpc,
 ];
 
 /// The driver of this name or alias.
