@@ -1,6 +1,7 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
 mod common;
+mod findings;
 mod luks;
 mod parallels;
 mod qcow;
@@ -9,6 +10,7 @@ mod raw;
 mod two_level;
 mod vdi;
 mod vpc;
+mod windows;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};

@@ -38,7 +38,9 @@ impl Bits {
         let whole = if present { 0xff } else { 0 };
         let mut sector = first + 1;
         while sector < last {
-            if sector.is_multiple_of(8) && usize::try_from(sector / 8).ok().and_then(|at| self.0.get(at)) == Some(&whole) {
+            if sector.is_multiple_of(8)
+                && usize::try_from(sector / 8).ok().and_then(|at| self.0.get(at)) == Some(&whole)
+            {
                 sector += 8;
             } else if self.has(sector) == present {
                 sector += 1;

@@ -1,4 +1,4 @@
-//! What is wrong with an image, how bad it is, and when that is a reason not to open it.
+//! For formats whose `check` begins with opening: what is wrong with an image, how bad it is, and when that is a reason not to open it.
 
 use crate::{Error, OpenEnv, Result};
 
@@ -16,10 +16,10 @@ pub enum Severity {
 /// What `check` can do about a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fix {
-    /// Write both footers again.
-    Footers,
-    /// Write the header's sum again.
-    Header,
+    /// Write the copies of a structure again.
+    Copies,
+    /// Write a sum again.
+    Sum,
     /// Nothing.
     None,
 }
