@@ -9,6 +9,7 @@ mod qed;
 mod raw;
 mod two_level;
 mod vdi;
+mod vhdx;
 mod vpc;
 mod windows;
 
@@ -147,6 +148,7 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &qcow::Qcow,
     &qed::Qed,
     &vdi::Vdi,
+    &vhdx::Vhdx,
     &vpc::Vpc,
 ];
 

@@ -60,11 +60,11 @@ mod tests {
 
     #[test]
     fn names_come_back_or_are_refused() {
-        for name in ["a.vhd", "../b/c.vhd", "/abs/d.vhd"] {
+        for name in ["a.vhd", "../b/c.vhd", "/abs/d.vhd", "./e.vhd"] {
             let (text, relative) = to_windows(name).unwrap();
             assert_eq!(from_windows(&text, relative), name);
         }
-        for name in ["", "a\\b.vhd", "a\0b", "./a.vhd"] {
+        for name in ["", "a\\b.vhd", "a\0b"] {
             assert!(to_windows(name).is_err(), "{name:?}");
         }
     }
