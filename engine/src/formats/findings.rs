@@ -67,6 +67,10 @@ impl Findings {
     pub fn any(&self, fix: Fix) -> bool {
         self.kept.iter().any(|f| f.fix == fix)
     }
+    /// Whether reading could give wrong bytes.
+    pub fn refuse(&self) -> bool {
+        self.worst.as_ref().is_some_and(|(s, _)| *s == Severity::Refuse)
+    }
     /// Fails when the image must not be opened this way.
     ///
     /// # Errors

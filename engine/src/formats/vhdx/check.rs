@@ -22,7 +22,7 @@ pub fn check(image: &VhdxImage, repair: Repair, control: &Control) -> Result<Che
     };
     if image.replayed {
         // Replayed in the file when the image was opened for writing, else only in memory.
-        let done = image.may_write().is_ok();
+        let done = image.writable;
         report.messages.push(format!(
             "the log held changes that were not done{}",
             if done { "; they are now" } else { "" }
@@ -33,7 +33,7 @@ pub fn check(image: &VhdxImage, repair: Repair, control: &Control) -> Result<Che
             &mut report.corruptions
         }) += 1;
     }
-    if repair == Repair::All && found.any(Fix::Copies) {
+    if repair == Repair::All && found.any(Fix::Copies) && !found.refuse() {
         mend(image)?;
         let left = again(image)?.count;
         report.corruptions_fixed += found.count.saturating_sub(left);

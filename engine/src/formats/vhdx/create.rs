@@ -264,10 +264,8 @@ fn metadata(plan: &Plan, disk_id: [u8; 16]) -> Result<Vec<u8>> {
 fn bat(file: &dyn Storage, plan: &Plan) -> Result<()> {
     let (geometry, first) = (plan.geometry, plan.first_block());
     if plan.kind == Kind::Fixed {
-        let end = (plan.geometry.blocks() * geometry.block)
-            .checked_add(first)
-            .ok_or_else(|| Error::invalid("the disk is too large"))?;
-        file.set_len(end)?;
+        // Sizes are up to 64 TiB: no sum here can overflow.
+        file.set_len(first + geometry.size.next_multiple_of(MIB))?;
     }
     if plan.kind != Kind::Fixed && !plan.zero {
         return Ok(());

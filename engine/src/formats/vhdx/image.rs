@@ -34,7 +34,9 @@ pub struct VhdxImage {
     pub(super) started: AtomicBool,
     /// Something was written since the last flush.
     pub(super) unstable: AtomicBool,
-    writable: bool,
+    pub(super) writable: bool,
+    /// The image is open for a check although its tables contradict themselves: nothing may be built on it.
+    suspect: bool,
 }
 
 /// What writers share; held for the whole of an allocation or an overlay's write.
@@ -56,7 +58,7 @@ impl VhdxImage {
         let end = end
             .checked_next_multiple_of(MIB)
             .ok_or_else(|| Error::limit(format!("a file of {end} bytes is too large")))?;
-        Ok(Self {
+        let image = Self {
             geometry: RwLock::new(opened.disk.geometry),
             bat: RwLock::new(opened.bat),
             bits: Bits::new(env.limits.cache_bytes),
@@ -72,9 +74,16 @@ impl VhdxImage {
             started: AtomicBool::new(false),
             unstable: AtomicBool::new(false),
             writable: env.writable,
+            suspect: opened.findings.refuse(),
             file: opened.storage,
             header: opened.header,
-        })
+        };
+        if !image.suspect {
+            // The last block of a fixed disk may be stored only as far as the guest has it.
+            let mut space = lock(&image.space);
+            space.end = space.end.max(image.used_end(&space));
+        }
+        Ok(image)
     }
     pub(super) fn geometry(&self) -> Geometry {
         *shared(&self.geometry)
@@ -83,11 +92,13 @@ impl VhdxImage {
         check_range(offset, len, self.virtual_size()).map_err(|e| e.at(self.file.name()))
     }
     pub(super) fn may_write(&self) -> Result<()> {
-        if self.writable {
-            Ok(())
-        } else {
-            Err(Error::denied("the image is open for reading only").at(self.file.name()))
+        if !self.writable {
+            return Err(Error::denied("the image is open for reading only").at(self.file.name()));
         }
+        if self.suspect {
+            return Err(Error::corrupt("the image is damaged: it can be checked, not changed").at(self.file.name()));
+        }
+        Ok(())
     }
 }
 
@@ -189,7 +200,7 @@ impl Image for VhdxImage {
         self.empty()
     }
     fn check(&self, repair: Repair, control: &Control) -> Result<CheckReport> {
-        if repair != Repair::No {
+        if repair != Repair::No && !self.writable {
             self.may_write()?;
         }
         check::check(self, repair, control)
