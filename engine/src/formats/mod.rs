@@ -4,6 +4,7 @@ mod bochs;
 mod cloop;
 mod common;
 mod cow;
+mod findings;
 mod luks;
 mod parallels;
 mod qcow;
@@ -12,7 +13,9 @@ mod qed;
 mod raw;
 mod two_level;
 mod vdi;
+mod vhdx;
 mod vpc;
+mod windows;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -153,6 +156,7 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &qcow::Qcow,
     &qed::Qed,
     &vdi::Vdi,
+    &vhdx::Vhdx,
     &vpc::Vpc,
 ];
 
