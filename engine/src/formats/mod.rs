@@ -4,6 +4,7 @@ mod bochs;
 mod cloop;
 mod common;
 mod cow;
+mod dmg;
 mod parallels;
 mod qcow;
 mod qed;
@@ -143,6 +144,7 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &bochs::Bochs,
     &cloop::Cloop,
     &cow::Cow,
+    &dmg::Dmg,
     &parallels::Parallels,
     &qcow::Qcow,
     &qed::Qed,

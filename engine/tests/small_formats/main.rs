@@ -5,6 +5,7 @@
 mod bochs;
 mod cloop;
 mod cow;
+mod dmg;
 mod parallels;
 mod qcow;
 mod qed;
