@@ -5,6 +5,7 @@ mod cloop;
 mod common;
 mod cow;
 mod dmg;
+mod iso;
 mod parallels;
 mod qcow;
 mod qed;
@@ -145,6 +146,7 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &cloop::Cloop,
     &cow::Cow,
     &dmg::Dmg,
+    &iso::Iso,
     &parallels::Parallels,
     &qcow::Qcow,
     &qed::Qed,

@@ -6,6 +6,7 @@ mod bochs;
 mod cloop;
 mod cow;
 mod dmg;
+mod iso;
 mod parallels;
 mod qcow;
 mod qed;
