@@ -1,16 +1,27 @@
 //! What comes in from outside when an image is opened or created.
 
+use std::time::Duration;
+
 use crate::gate::{DenyAll, Gate};
 use crate::options::Options;
 use crate::{Error, Limits, Result};
 
-/// Gives the values of secrets by their id.
+/// Gives the values of secrets by their id, and watches over the work that deriving keys from them is.
 pub trait Secrets: Send + Sync {
     /// The bytes of a secret (a passphrase or a key).
     ///
     /// # Errors
     /// `WrongKey` when there is none of this id.
     fn get(&self, id: &str) -> Result<zeroize::Zeroizing<Vec<u8>>>;
+
+    /// Time since some fixed moment, to measure key derivations by (`iter-time`); `None` where there is no clock: costs are then given as counts.
+    fn elapsed(&self) -> Option<Duration> {
+        None
+    }
+    /// Asked every few milliseconds of a key derivation whether to stop.
+    fn cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// Knows no secret.

@@ -4,6 +4,7 @@ use std::any::Any;
 
 use serde_json::{Map, Value};
 
+use crate::crypto::luks::{EraseKeys, KeyEnv, LuksSlot, NewKey};
 pub use crate::env::BackingReference;
 use crate::options::Options;
 use crate::{Control, Error, Result, StorageRef};
@@ -228,6 +229,22 @@ pub trait Image: Send + Sync {
     fn set_backing(&self, _backing: Option<&BackingReference>) -> Result<()> {
         Err(self.cannot("change the backing file of"))
     }
+    /// What an overlay records of the layer below it to know it again (VMDK's CID, the unique ids of VHD, VHDX and VDI); `None` where
+    /// the format has no such thing.
+    fn layer_id(&self) -> Option<String> {
+        None
+    }
+    /// Whether `below` is the layer this one was made over, as far as the format can tell. A chain asks it of each pair of layers.
+    ///
+    /// # Errors
+    /// `Corrupt` with both identities when it is another one, or the same one changed since.
+    fn check_below(&self, _below: &dyn Image) -> Result<()> {
+        Ok(())
+    }
+    /// [`set_backing`](Self::set_backing) for a caller that has the new layer open: formats that record its identity need it.
+    fn set_backing_over(&self, backing: Option<&BackingReference>, _below: Option<&dyn Image>) -> Result<()> {
+        self.set_backing(backing)
+    }
     /// Drops all guest data of this layer, so that everything shows the layer below.
     fn make_empty(&self) -> Result<()> {
         Err(self.cannot("empty"))
@@ -248,6 +265,10 @@ pub trait Image: Send + Sync {
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
         None
     }
+    /// Key slots of an encrypted image.
+    fn key_slots(&self) -> Option<&dyn KeySlots> {
+        None
+    }
 
     /// The error for what this format cannot do.
     fn cannot(&self, verb: &str) -> Error {
@@ -255,34 +276,56 @@ pub trait Image: Send + Sync {
     }
 }
 
-/// Filling a new image fast: encode on any thread, place in guest order on one thread, store on any thread.
+/// Filling an image fast: encode on any thread, place in guest order on one thread, store on any thread.
 ///
-/// Metadata may stay in memory until [`Image::flush`]. Used only for units that were never written before.
+/// Metadata may stay in memory until [`Image::flush`]. Used only for units that are not allocated yet, unless the driver says more.
 pub trait BulkWrite: Sync {
-    /// Guest bytes of one unit (cluster, grain, block).
+    /// Guest bytes of one unit (cluster, grain), at most 2 MiB: runs begin and end at multiples of it. A format with larger blocks gives
+    /// a smaller unit, and allocates the block when its first unit is placed.
     fn unit(&self) -> u64;
-    /// Whether [`encode`](Self::encode) is wanted (compressed target): without it whole runs of units are placed and stored as they are.
+    /// Whether every unit must be encoded (streamOptimized and the like). Elsewhere [`encode`](Self::encode) is called only when the
+    /// caller wants compression; without it whole runs of units are placed and stored as they are.
     fn encodes(&self) -> bool;
+    /// Whether units that are allocated already may be placed again (formats with a fixed place for each byte).
+    fn overwrites(&self) -> bool {
+        false
+    }
+    /// Whether the place of plain units that were never stored reads as zeroes and bytes are stored as they are: then zero parts of a
+    /// placed run need not be stored.
+    fn sparse_store(&self) -> bool {
+        false
+    }
     /// The stored form of one unit, or `None` when it is better stored as is. `scratch` is one worker's own, kept between calls.
     fn encode(&self, data: &[u8], scratch: &mut Scratch) -> Result<Option<Vec<u8>>>;
     /// Gives a run a place: `encoded` is the stored length of one encoded unit, `None` for a run of plain units. Called in
     /// rising guest order by one thread at a time.
     fn place(&self, offset: u64, len: u64, encoded: Option<u64>) -> Result<Placement>;
-    /// Writes the bytes of a placement: any thread, any order.
+    /// Writes the bytes of a placement, or of a part of a plain one: any thread, any order.
     fn store(&self, placement: &Placement, bytes: &[u8]) -> Result<()>;
 }
 
 /// Buffers and codec contexts that a worker keeps between calls of [`BulkWrite::encode`].
 #[derive(Default)]
-pub struct Scratch(Option<Box<dyn Any + Send>>);
+pub struct Scratch {
+    kept: Option<Box<dyn Any + Send>>,
+    level: Option<i32>,
+}
 
 impl Scratch {
+    /// Scratch for a compression level that the user chose.
+    pub fn with_level(level: Option<i32>) -> Self {
+        Self { kept: None, level }
+    }
+    /// The compression level to use, where the user chose one.
+    pub fn level(&self) -> Option<i32> {
+        self.level
+    }
     /// The worker's own `T`, made at first use.
     pub fn get<T: Any + Send>(&mut self, make: impl FnOnce() -> Result<T>) -> Result<&mut T> {
-        if self.0.as_ref().is_none_or(|b| !b.is::<T>()) {
-            self.0 = Some(Box::new(make()?));
+        if self.kept.as_ref().is_none_or(|b| !b.is::<T>()) {
+            self.kept = Some(Box::new(make()?));
         }
-        self.0
+        self.kept
             .as_mut()
             .and_then(|b| b.downcast_mut())
             .ok_or_else(|| Error::invalid("scratch of another type"))
@@ -314,6 +357,19 @@ pub trait Snapshots {
     fn delete(&self, selector: &str) -> Result<()>;
     /// The image as it was then, read-only.
     fn open(&self, selector: &str) -> Result<Box<dyn Image>>;
+}
+
+/// Key slots of an encrypted image: several passphrases for one volume key. No passphrase but those given is needed: an image opened
+/// for metadata alone will do.
+pub trait KeySlots {
+    /// All slots of LUKS1, those that exist of LUKS2.
+    fn list(&self) -> Result<Vec<LuksSlot>>;
+    /// Adds a key; `unlock` is a passphrase that opens the image now. Gives its slot.
+    fn add(&self, unlock: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32>;
+    /// Puts a new passphrase in the place of `old`. Gives its slot.
+    fn change(&self, old: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32>;
+    /// Erases keys; the last one only with `force`. Gives the slots that were emptied.
+    fn erase(&self, which: EraseKeys<'_>, force: bool, env: &KeyEnv<'_>) -> Result<Vec<u32>>;
 }
 
 /// One persistent dirty bitmap.

@@ -6,11 +6,15 @@ mod common;
 mod cow;
 mod dmg;
 mod iso;
+mod luks;
 mod parallels;
 mod qcow;
+mod qcow2;
 mod qed;
 mod raw;
 mod two_level;
+mod vdi;
+mod vpc;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -29,7 +33,7 @@ pub struct Capabilities {
     pub change_backing: bool,
     /// All data can be dropped (`commit` empties the overlay).
     pub make_empty: bool,
-    /// Ranges can be zero without space.
+    /// A new image reads as zeroes, and ranges can be zeroed. Without it (encryption) what was never written is noise.
     pub zero: bool,
     /// Space can be given back.
     pub discard: bool,
@@ -147,9 +151,13 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &cow::Cow,
     &dmg::Dmg,
     &iso::Iso,
+    &luks::Luks,
     &parallels::Parallels,
+    &qcow2::Qcow2,
     &qcow::Qcow,
     &qed::Qed,
+    &vdi::Vdi,
+    &vpc::Vpc,
 ];
 
 /// The driver of this name or alias.

@@ -40,6 +40,9 @@ const CAPABILITIES: Capabilities = Capabilities {
 
 const SECTOR: u64 = 512;
 
+/// Written at the start of a new image, as qemu-img does: whoever opens it for direct access finds out the alignment by reading data.
+const FIRST_BLOCK: [u8; 4096] = [0; 4096];
+
 /// The driver.
 pub struct Raw;
 
@@ -131,19 +134,17 @@ impl FormatDriver for Raw {
         match spec.options.get("preallocation") {
             Some("falloc") => reserve(&storage, Preallocation::Falloc, 0, spec.virtual_size),
             Some("full") => reserve(&storage, Preallocation::Full, 0, spec.virtual_size),
-            _ => Ok(()),
+            _ => storage.write_at(
+                0,
+                &FIRST_BLOCK[..spec.virtual_size.min(FIRST_BLOCK.len() as u64) as usize],
+            ),
         }
     }
 
     fn measure(&self, spec: &MeasureSpec<'_>) -> Result<Measurement> {
-        let data: u64 = spec.data.iter().map(|(_, len)| len).sum();
-        let required = if spec.options.get("preallocation").is_none_or(|p| p == "off") {
-            data
-        } else {
-            spec.virtual_size
-        };
+        // The length of the file, as qemu-img measures it: holes count.
         Ok(Measurement {
-            required,
+            required: spec.virtual_size,
             fully_allocated: spec.virtual_size,
             bitmaps: None,
         })
@@ -213,13 +214,7 @@ impl Image for RawImage {
         } else {
             ExtentKind::Zero { at }
         };
-        // A file that ends inside a sector: what follows up to the sector's end belongs to the same run.
-        let len = if found.len < len && place + found.len == self.file.len()? {
-            found.len.next_multiple_of(SECTOR).min(len)
-        } else {
-            found.len
-        };
-        Ok(Extent { len, kind })
+        Ok(Extent { len: found.len, kind })
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let place = self.inside(offset, buf.len() as u64)?;
@@ -254,6 +249,9 @@ impl Image for RawImage {
                 to.virtual_size
             )));
         }
+        if to.preallocation == Preallocation::Metadata {
+            return Err(Error::unsupported("unsupported preallocation mode: metadata"));
+        }
         self.file.set_len(to.virtual_size)?;
         self.size
             .store(to.virtual_size.next_multiple_of(SECTOR), Ordering::Release);
@@ -271,6 +269,12 @@ impl BulkWrite for RawImage {
     }
     fn encodes(&self) -> bool {
         false
+    }
+    fn overwrites(&self) -> bool {
+        true
+    }
+    fn sparse_store(&self) -> bool {
+        self.file.can_resize()
     }
     fn encode(&self, _data: &[u8], _scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
         Ok(None)
@@ -353,6 +357,12 @@ mod tests {
             (image.virtual_size(), &buf[..700], &buf[700..]),
             (1024, &[7; 700][..], &[0; 324][..])
         );
-        assert_eq!(image.extent(0, 1024).unwrap().len, 1024);
+        assert_eq!(image.extent(0, 1024).unwrap().len, 700);
+        assert_eq!(
+            image.extent(700, 324).unwrap().kind,
+            ExtentKind::Zero {
+                at: Some(HostPlace { file: 0, offset: 700 })
+            }
+        );
     }
 }

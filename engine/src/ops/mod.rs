@@ -1,1 +1,19 @@
-//! Operations on images: one file an operation, each a function over the traits.
+//! Operations on images: one file an operation, each a function over the traits. No operation knows a format by name.
+
+pub mod check;
+pub mod commit;
+pub mod compare;
+pub mod convert;
+pub mod create;
+pub mod info;
+pub mod keys;
+pub mod map;
+pub mod measure;
+pub mod rebase;
+pub mod resize;
+
+mod pipeline;
+mod source;
+mod zeroes;
+
+pub use source::{Concatenation, GuestSource, SourceExtent, SourceKind, Walk};

@@ -1,9 +1,11 @@
 //! Where bytes live: the protocol layer below every format.
 
+mod direct;
 mod faulty;
 mod file;
 mod lock;
 mod memory;
+mod new_file;
 mod slice;
 
 use std::fmt;
@@ -14,6 +16,7 @@ pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;
+pub use new_file::NewFile;
 pub use slice::SliceStorage;
 
 use crate::{Error, Result};

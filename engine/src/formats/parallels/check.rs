@@ -122,13 +122,7 @@ impl Checker<'_> {
     /// Space behind the last cluster is a leak.
     fn check_end(&mut self, fix: bool) -> Result<()> {
         let header = self.image.header();
-        let end = self.image.end();
-        let last = shared(&self.image.bat)
-            .entries
-            .iter()
-            .filter_map(|e| self.image.place_of(&header, *e, end).ok()?)
-            .max();
-        let used = last.map_or(header.data_start, |at| at + header.cluster);
+        let used = used_end(self.image);
         self.report.image_end_offset = Some(used);
         let extension = header.raw.ext_off.get() != 0;
         let file_len = self.image.file.len()?;
@@ -138,12 +132,30 @@ impl Checker<'_> {
         let clusters = (file_len - used).div_ceil(header.cluster);
         self.report.leaks = clusters;
         if fix && self.image.file.can_resize() {
-            self.image.file.set_len(used)?;
-            self.image.file.flush()?;
-            self.image.restart_space(used);
+            cut(self.image, used)?;
             self.report.leaks = 0;
             self.report.leaks_fixed = clusters;
         }
         Ok(())
     }
+}
+
+/// End of the last cluster that the BAT names.
+pub(super) fn used_end(image: &ParallelsImage) -> u64 {
+    let (header, end) = (image.header(), image.end());
+    let bat = shared(&image.bat);
+    let last = bat
+        .entries
+        .iter()
+        .filter_map(|e| image.place_of(&header, *e, end).ok()?)
+        .max();
+    last.map_or(header.data_start, |at| at + header.cluster)
+}
+
+/// Ends the file at `used`; nothing behind it may be named any more.
+pub(super) fn cut(image: &ParallelsImage, used: u64) -> Result<()> {
+    image.file.set_len(used)?;
+    image.file.flush()?;
+    image.restart_space(used);
+    Ok(())
 }

@@ -4,6 +4,7 @@
 //! copies, flush, BAT, flush, then the new part of the BAT as zeroes, flush, then the header. A crash before the header's single
 //! write leaves the old size with the same data.
 
+use super::check::{cut, used_end};
 use super::layout::{self, Header};
 use super::open::ParallelsImage;
 use crate::formats::common::{exclusive, lock, shared};
@@ -48,7 +49,12 @@ fn shrink(image: &ParallelsImage, header: &Header, size: u64) -> Result<()> {
     exclusive(&image.bat)
         .entries
         .truncate(usize::try_from(keep).unwrap_or(usize::MAX));
-    set_size(image, size, keep)
+    set_size(image, size, keep)?;
+    // Bitmaps of the format extension may lie behind the last cluster.
+    if header.raw.ext_off.get() == 0 && image.file.can_resize() {
+        cut(image, used_end(image))?;
+    }
+    Ok(())
 }
 
 fn grow(image: &ParallelsImage, header: &Header, size: u64) -> Result<()> {

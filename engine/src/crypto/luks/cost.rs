@@ -1,0 +1,146 @@
+//! What deriving a key may cost, and what a new key slot shall cost.
+
+use std::time::Duration;
+
+use crate::crypto::{Argon2Cost, Argon2Limit, Argon2Variant, HashAlgorithm, argon2, measure_pbkdf2};
+use crate::{Error, Limits, Result};
+
+/// Surroundings of key derivations.
+#[derive(Clone, Copy)]
+pub struct KeyWork<'a> {
+    /// Bounds on iterations and memory.
+    pub limits: &'a Limits,
+    /// Asked every few milliseconds whether to stop.
+    pub cancelled: &'a dyn Fn() -> bool,
+    /// Time since some fixed moment, to measure by; `None` when there is no clock.
+    pub elapsed: &'a dyn Fn() -> Option<Duration>,
+}
+
+impl<'a> KeyWork<'a> {
+    /// Within `limits`, without a clock and without an end.
+    #[must_use]
+    pub fn within(limits: &'a Limits) -> Self {
+        Self {
+            limits,
+            cancelled: &|| false,
+            elapsed: &|| None,
+        }
+    }
+
+    /// What Argon2 may cost: the memory of the limits, and passes that take about half a minute at that.
+    pub(crate) fn argon2_limit(&self) -> Argon2Limit {
+        let memory = self.limits.kdf_memory / 1024;
+        let memory_kib = u32::try_from(memory).unwrap_or(u32::MAX);
+        Argon2Limit {
+            memory_kib,
+            work_kib: u64::from(memory_kib).saturating_mul(32),
+        }
+    }
+
+    /// Refuses iteration counts beyond the limits.
+    pub(crate) fn check_iterations(&self, count: u32) -> Result<()> {
+        let limit = self.limits.kdf_iterations;
+        if u64::from(count) > limit {
+            return Err(Error::limit(format!(
+                "{count} PBKDF2 iterations are more than the limit of {limit}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// What changing key slots needs.
+#[derive(Clone, Copy)]
+pub struct KeyEnv<'a> {
+    /// Bounds, cancelling and the clock.
+    pub work: KeyWork<'a>,
+    /// Fills a buffer with random bytes (keys, salts, stripes).
+    pub random: &'a dyn Fn(&mut [u8]),
+}
+
+/// How long guessing a passphrase shall take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KdfCost {
+    /// This many PBKDF2 iterations.
+    Iterations(u32),
+    /// As many as this machine does in this time (`iter-time`).
+    Time(Duration),
+    /// Argon2, which LUKS2 alone has.
+    Argon2(Argon2Variant, Argon2Cost),
+}
+
+impl Default for KdfCost {
+    /// Two seconds, as QEMU and cryptsetup have it.
+    fn default() -> Self {
+        Self::Time(Duration::from_secs(2))
+    }
+}
+
+impl KdfCost {
+    /// PBKDF2 iterations of a volume key's digest: an eighth of the cost, since a volume key cannot be guessed.
+    pub(crate) fn digest_iterations(self, hash: HashAlgorithm, least: u32, work: &KeyWork<'_>) -> Result<u32> {
+        match self {
+            Self::Argon2(..) => Ok(least.max(1 << 16)),
+            other => other.iterations(hash, 20, 8, least, work),
+        }
+    }
+
+    /// PBKDF2 iterations for `len` bytes of key in a `share`-th of the cost; at least `least`, at most what the limits let open again.
+    pub(crate) fn iterations(
+        self,
+        hash: HashAlgorithm,
+        len: usize,
+        share: u32,
+        least: u32,
+        work: &KeyWork<'_>,
+    ) -> Result<u32> {
+        let wanted = match self {
+            Self::Iterations(count) => {
+                work.check_iterations(count)?;
+                count / share
+            }
+            Self::Time(time) => {
+                let now = || (work.elapsed)().unwrap_or_default();
+                if (work.elapsed)().is_none() {
+                    return Err(Error::invalid(
+                        "no clock to measure key derivation by: give an iteration count",
+                    ));
+                }
+                measure_pbkdf2(hash, len, time / share, &now, work.cancelled)?
+            }
+            Self::Argon2(..) => return Err(Error::invalid("LUKS1 knows PBKDF2 alone, not Argon2")),
+        };
+        let most = u32::try_from(work.limits.kdf_iterations).unwrap_or(u32::MAX);
+        Ok(wanted.max(least).min(most))
+    }
+}
+
+/// Fewest passes of Argon2, as cryptsetup has it.
+const MIN_PASSES: u32 = 4;
+
+/// Argon2 with as many passes as this machine does in `time`, four without a clock.
+///
+/// # Errors
+/// `LimitExceeded` for more memory than the limits allow, `InvalidArgument` for costs that Argon2 excludes.
+pub fn measure_argon2(
+    variant: Argon2Variant,
+    memory_kib: u32,
+    lanes: u32,
+    time: Duration,
+    work: &KeyWork<'_>,
+) -> Result<KdfCost> {
+    let limit = work.argon2_limit();
+    let cost = |time| Argon2Cost {
+        time,
+        memory_kib,
+        lanes,
+    };
+    let Some(start) = (work.elapsed)() else {
+        return Ok(KdfCost::Argon2(variant, cost(MIN_PASSES)));
+    };
+    argon2(variant, b"passphrase", &[0x5a; 32], cost(1), &limit, &mut [0; 64])?;
+    let took = (work.elapsed)().unwrap_or(start).saturating_sub(start);
+    let passes = u32::try_from(time.as_nanos() / took.as_nanos().max(1)).unwrap_or(u32::MAX);
+    let most = u32::try_from(limit.work_kib / u64::from(memory_kib.max(1))).unwrap_or(u32::MAX);
+    Ok(KdfCost::Argon2(variant, cost(passes.min(most).max(MIN_PASSES))))
+}

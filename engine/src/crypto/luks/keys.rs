@@ -1,0 +1,166 @@
+//! Adding, changing and erasing keys of either version.
+
+use super::volume::{Form, LuksHeader};
+use super::{KdfCost, KeyEnv, KeyWork, v1, v2};
+use crate::{Error, Result};
+
+/// A key to be added.
+#[derive(Clone, Copy)]
+pub struct NewKey<'a> {
+    /// The passphrase.
+    pub passphrase: &'a [u8],
+    /// The slot to take; the first empty one when not given.
+    pub slot: Option<u32>,
+    /// Cost of guessing it.
+    pub cost: KdfCost,
+    /// Take the slot even if it holds a key.
+    pub overwrite: bool,
+}
+
+/// Which keys to erase.
+#[derive(Clone, Copy)]
+pub enum EraseKeys<'a> {
+    /// The one in this slot.
+    Slot(u32),
+    /// All that this passphrase opens.
+    Matching(&'a [u8]),
+    /// The one in this slot, if this passphrase opens it.
+    SlotMatching(u32, &'a [u8]),
+}
+
+impl LuksHeader {
+    /// Numbers of the slots that hold a key.
+    #[must_use]
+    pub fn active_slots(&self) -> Vec<u32> {
+        self.info()
+            .slots
+            .iter()
+            .filter(|slot| slot.active)
+            .map(|slot| slot.number)
+            .collect()
+    }
+
+    /// Adds a key. `unlock` is a passphrase that opens the volume now. Gives the slot it went into.
+    ///
+    /// A crash on the way leaves the other slots as they were.
+    ///
+    /// # Errors
+    /// `WrongKey`; `InvalidArgument` for a slot that does not exist, holds a key, or when none is empty; those of deriving and writing.
+    pub fn add_key(&mut self, unlock: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32> {
+        let slot = self.slot_for(new)?;
+        let unlocked = self.unlock(unlock, None, &env.work)?;
+        self.fill(slot, &unlocked.key, new, env)?;
+        Ok(slot)
+    }
+
+    /// Puts a new passphrase in place of the one that `old` is. Gives the slot it went into.
+    ///
+    /// The new key is stable in another slot before the old one is erased; only when no slot is empty is the same one written again.
+    ///
+    /// # Errors
+    /// As [`Self::add_key`].
+    pub fn change_key(&mut self, old: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32> {
+        let unlocked = self.unlock(old, None, &env.work)?;
+        let slot = match (new.slot, self.free_slot()) {
+            (Some(_), _) => self.slot_for(new)?,
+            (None, Some(free)) => free,
+            (None, None) => unlocked.slot,
+        };
+        self.fill(slot, &unlocked.key, new, env)?;
+        if slot != unlocked.slot {
+            self.erase_slot(unlocked.slot, env)?;
+        }
+        Ok(slot)
+    }
+
+    /// Erases keys; never the last one unless `force`. Gives the slots that were emptied.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a slot without a key, and for what would leave no key; `WrongKey` when a passphrase matches nothing.
+    pub fn erase_keys(&mut self, which: EraseKeys<'_>, force: bool, env: &KeyEnv<'_>) -> Result<Vec<u32>> {
+        let active = self.active_slots();
+        let erase = match which {
+            EraseKeys::Slot(slot) => vec![slot],
+            EraseKeys::SlotMatching(slot, passphrase) => {
+                self.unlock(passphrase, Some(slot), &env.work)?;
+                vec![slot]
+            }
+            EraseKeys::Matching(passphrase) => self.matching(&active, passphrase, &env.work)?,
+        };
+        if let Some(empty) = erase.iter().find(|slot| !active.contains(slot)) {
+            return Err(Error::invalid(format!("key slot {empty} holds no key")).at(self.storage.name()));
+        }
+        if erase.len() >= active.len() && !force {
+            let text = "this would erase the last key and with it all data; force it if that is what you want";
+            return Err(Error::invalid(text).at(self.storage.name()));
+        }
+        for slot in &erase {
+            self.erase_slot(*slot, env)?;
+        }
+        Ok(erase)
+    }
+
+    fn matching(&self, active: &[u32], passphrase: &[u8], work: &KeyWork<'_>) -> Result<Vec<u32>> {
+        let mut found = Vec::new();
+        for slot in active {
+            match self.test_key(passphrase, Some(*slot), work) {
+                Ok(slot) => found.push(slot),
+                Err(error) if error.kind() == crate::ErrorKind::WrongKey => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if found.is_empty() {
+            Err(self.wrong_key())
+        } else {
+            Ok(found)
+        }
+    }
+
+    fn free_slot(&self) -> Option<u32> {
+        let active = self.active_slots();
+        (0..self.slot_count()).find(|slot| !active.contains(slot))
+    }
+
+    fn slot_count(&self) -> u32 {
+        match &self.form {
+            Form::V1(_) => v1::SLOTS as u32,
+            Form::V2(_) => v2::SLOTS,
+        }
+    }
+
+    fn slot_for(&self, new: &NewKey<'_>) -> Result<u32> {
+        let name = || self.storage.name().to_owned();
+        let Some(slot) = new.slot else {
+            return self
+                .free_slot()
+                .ok_or_else(|| Error::invalid("no key slot is empty: erase one").at(name()));
+        };
+        if slot >= self.slot_count() {
+            let last = self.slot_count() - 1;
+            return Err(Error::invalid(format!("there is no key slot {slot}: they are 0 to {last}")).at(name()));
+        }
+        if self.active_slots().contains(&slot) && !new.overwrite {
+            return Err(Error::invalid(format!("key slot {slot} holds a key: erase it first")).at(name()));
+        }
+        Ok(slot)
+    }
+
+    fn fill(&mut self, slot: u32, key: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<()> {
+        match &mut self.form {
+            Form::V1(header) => {
+                let least = v1::MIN_SLOT_ITERATIONS;
+                let iterations = new.cost.iterations(header.hash, key.len(), 1, least, &env.work)?;
+                let storage = self.storage.as_ref();
+                header.fill_slot(storage, slot as usize, key, new.passphrase, iterations, env)
+            }
+            Form::V2(header) => header.fill_slot(self.storage.as_ref(), slot, key, new.passphrase, new.cost, env),
+        }
+    }
+
+    fn erase_slot(&mut self, slot: u32, env: &KeyEnv<'_>) -> Result<()> {
+        match &mut self.form {
+            Form::V1(header) => header.erase_slot(self.storage.as_ref(), slot as usize, env.random),
+            Form::V2(header) => header.erase_slot(self.storage.as_ref(), slot, env),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! PBKDF2 (RFC 8018, section 5.2) that can be stopped.
+//!
+//! The iteration count stands in a file that anybody may have written, so the loop asks now and then whether to go on;
+//! the `pbkdf2` crate cannot, and is what the tests compare with.
+
+use std::time::Duration;
+
+use hmac::{EagerHash, Hmac, KeyInit, Mac};
+use zeroize::Zeroizing;
+
+use super::hash::{HashAlgorithm, with_hash};
+use crate::{Error, Result};
+
+/// Iterations between two looks at the cancel check: a few milliseconds.
+const STRIDE: u32 = 16 * 1024;
+
+/// Derives `out.len()` bytes from a passphrase. `cancelled` is asked every few milliseconds.
+///
+/// # Errors
+/// `InvalidArgument` for no iterations at all, `Unsupported` for a truncated hash, `Cancelled`.
+pub fn pbkdf2(
+    hash: HashAlgorithm,
+    passphrase: &[u8],
+    salt: &[u8],
+    iterations: u32,
+    cancelled: &dyn Fn() -> bool,
+    out: &mut [u8],
+) -> Result<()> {
+    if iterations == 0 {
+        return Err(Error::invalid("PBKDF2 with 0 iterations"));
+    }
+    if hash.is_truncated() {
+        return Err(Error::unsupported(format!(
+            "PBKDF2 over '{}' is not supported",
+            hash.name()
+        )));
+    }
+    with_hash!(hash, D => derive::<D>(passphrase, salt, iterations, cancelled, out))
+}
+
+fn derive<D: EagerHash>(
+    passphrase: &[u8],
+    salt: &[u8],
+    iterations: u32,
+    cancelled: &dyn Fn() -> bool,
+    out: &mut [u8],
+) -> Result<()> {
+    let keyed = <Hmac<D> as KeyInit>::new_from_slice(passphrase)
+        .map_err(|_| Error::invalid("HMAC does not take this passphrase"))?;
+    let block_len = keyed.clone().finalize().into_bytes().len();
+    for (block, index) in out.chunks_mut(block_len).zip(1_u32..) {
+        let mut first = keyed.clone();
+        first.update(salt);
+        first.update(&index.to_be_bytes());
+        let mut link = Zeroizing::new(first.finalize().into_bytes().to_vec());
+        block.copy_from_slice(link.get(..block.len()).unwrap_or_default());
+        let mut left = iterations - 1;
+        while left > 0 {
+            if cancelled() {
+                return Err(Error::cancelled());
+            }
+            let now = left.min(STRIDE);
+            chain(&keyed, &mut link, now, block);
+            left -= now;
+        }
+    }
+    Ok(())
+}
+
+fn chain<D: EagerHash>(keyed: &Hmac<D>, link: &mut [u8], count: u32, sum: &mut [u8]) {
+    for _ in 0..count {
+        let mut next = keyed.clone();
+        next.update(link);
+        link.copy_from_slice(&next.finalize().into_bytes());
+        sum.iter_mut().zip(link.iter()).for_each(|(to, from)| *to ^= from);
+    }
+}
+
+/// Finds how many iterations for `len` bytes of key this machine does in `time`, by doing a small part of them.
+///
+/// # Errors
+/// As [`pbkdf2`].
+pub fn measure_pbkdf2(
+    hash: HashAlgorithm,
+    len: usize,
+    time: Duration,
+    now: &dyn Fn() -> Duration,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<u32> {
+    let mut out = Zeroizing::new(vec![0; len]);
+    let mut count: u32 = 1 << 12;
+    loop {
+        let start = now();
+        pbkdf2(hash, b"passphrase", &[0x5a; 32], count, cancelled, &mut out)?;
+        let took = now().saturating_sub(start);
+        if took >= MEASURED || count >= 1 << 28 {
+            let scaled = u128::from(count) * time.as_nanos() / took.as_nanos().max(1);
+            return Ok(u32::try_from(scaled).unwrap_or(u32::MAX));
+        }
+        count *= 2;
+    }
+}
+
+/// Work that is long enough to be measured.
+const MEASURED: Duration = Duration::from_millis(20);

@@ -1,0 +1,85 @@
+//! What `info` and `check` say about a volume.
+
+use serde_json::{Map, Value};
+
+use crate::crypto::luks::{LuksHeader, LuksSlot, VolumeLayout};
+use crate::crypto::{CipherSpec, IvKind};
+use crate::image::CheckReport;
+use crate::{Result, StorageRef};
+
+/// `format-specific.data` under QEMU's keys; `version` and more of a slot where QEMU has none.
+pub(super) fn specific(header: &LuksHeader, layout: &VolumeLayout, detached: bool) -> Map<String, Value> {
+    let info = header.info();
+    let mut out = Map::new();
+    put_iv(&mut out, &layout.spec);
+    let mut put = |key: &str, value: Value| {
+        out.insert(key.to_owned(), value);
+    };
+    put("detached-header", (detached || layout.payload_offset == 0).into());
+    put("hash-alg", info.hash.name().into());
+    put("cipher-alg", layout.spec.algorithm().name().into());
+    put("uuid", info.uuid.into());
+    put("cipher-mode", layout.spec.mode().name().into());
+    put("slots", info.slots.iter().map(slot).collect());
+    put("payload-offset", layout.payload_offset.into());
+    put("master-key-iters", info.digest_iterations.into());
+    if info.version != 1 {
+        put("version", info.version.into());
+        put("sector-size", layout.sector_size.into());
+    }
+    out
+}
+
+fn put_iv(out: &mut Map<String, Value>, spec: &CipherSpec) {
+    let (name, hash) = match spec.iv() {
+        IvKind::Essiv(hash) => ("essiv".to_owned(), Some(hash)),
+        other => (other.text(), None),
+    };
+    out.insert("ivgen-alg".to_owned(), name.into());
+    if let Some(hash) = hash {
+        out.insert("ivgen-hash-alg".to_owned(), hash.name().into());
+    }
+}
+
+fn slot(slot: &LuksSlot) -> Value {
+    let mut out = Map::new();
+    out.insert("active".to_owned(), slot.active.into());
+    if slot.active {
+        out.insert("iters".to_owned(), slot.iterations.into());
+    }
+    out.insert("key-offset".to_owned(), slot.key_offset.into());
+    if slot.active {
+        out.insert("stripes".to_owned(), slot.stripes.into());
+    }
+    if slot.memory_kib > 0 {
+        out.insert("kdf".to_owned(), slot.kdf.into());
+        out.insert("memory-kib".to_owned(), slot.memory_kib.into());
+    }
+    Value::Object(out)
+}
+
+/// The header was checked when it was read; what is left are its key slots and the length of the file.
+pub(super) fn check(header: &LuksHeader, layout: &VolumeLayout, file: &StorageRef) -> Result<CheckReport> {
+    let mut report = CheckReport {
+        image_end_offset: Some(file.len()?),
+        ..CheckReport::default()
+    };
+    if let Some(damage) = header.damaged_copy() {
+        report.corruptions += 1;
+        report.messages.push(damage.to_owned());
+    }
+    if header.active_slots().is_empty() {
+        report.corruptions += 1;
+        report
+            .messages
+            .push("no key slot holds a key: the data is lost".to_owned());
+    }
+    let ragged = file.len()?.saturating_sub(layout.payload_offset) % u64::from(layout.sector_size);
+    if ragged != 0 {
+        report.corruptions += 1;
+        report.messages.push(format!(
+            "the file ends {ragged} bytes into a sector, which cannot be read"
+        ));
+    }
+    Ok(report)
+}

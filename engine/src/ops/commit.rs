@@ -1,0 +1,44 @@
+//! commit: writes what an overlay changed into a base below it.
+
+use super::convert::CopyOptions;
+use super::pipeline::{self, CopyTarget};
+use super::source::AboveBase;
+use crate::image::Resize;
+use crate::{Chain, Control, Error, Result, formats};
+
+/// Writes everything that the layers above depth `base` hold into the layer at `base`, which must have been opened for writing
+/// ([`Chain::open_writable`]). A base that is shorter than the top grows first. With `empty_top` the top is emptied afterwards.
+///
+/// Order of writes: data and tables of the base, flush, and only then is the top emptied. A crash before that leaves the top
+/// whole, and what it shows is what it showed.
+///
+/// # Errors
+/// What the layers say; `Cancelled`, which leaves the top whole.
+pub fn commit(chain: &Chain, base: usize, empty_top: bool, options: &CopyOptions, control: &Control) -> Result<()> {
+    let source = AboveBase::new(chain, base)?;
+    let Some(image) = chain.layers().get(base).map(AsRef::as_ref) else {
+        return Err(Error::invalid(format!("there is no layer at depth {base}")));
+    };
+    let size = chain.virtual_size();
+    if image.virtual_size() < size {
+        image.resize(&Resize {
+            virtual_size: size,
+            ..Resize::default()
+        })?;
+    }
+    let below = chain.below(base);
+    let target = CopyTarget {
+        image,
+        below: &below,
+        fresh: false,
+        is_zero: false,
+    };
+    pipeline::copy(&source, &target, options, control)?;
+    image.flush()?;
+    let top = chain.top();
+    if empty_top && formats::by_name(top.format())?.capabilities().make_empty {
+        top.make_empty()?;
+    }
+    image.close()?;
+    top.close()
+}

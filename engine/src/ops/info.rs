@@ -1,0 +1,97 @@
+//! info: the facts about a layer, under qemu-img's keys.
+
+use serde_json::{Map, Value, json};
+
+use crate::image::{BackingReference, ImageInfo, SnapshotInfo};
+use crate::{Image, Result};
+
+/// The facts about one layer.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// The main file's name.
+    pub filename: String,
+    /// The driver's name.
+    pub format: &'static str,
+    /// Bytes the guest sees.
+    pub virtual_size: u64,
+    /// Bytes the files occupy on the host.
+    pub actual_size: u64,
+    /// The layer below as the header names it.
+    pub backing: Option<BackingReference>,
+    /// What the driver says.
+    pub image: ImageInfo,
+}
+
+/// Collects the facts about one layer.
+///
+/// # Errors
+/// What the driver and the storages say.
+pub fn describe(image: &dyn Image) -> Result<Description> {
+    let storages = image.storages();
+    let mut actual_size = 0;
+    for storage in &storages {
+        actual_size += storage.allocated()?;
+    }
+    Ok(Description {
+        filename: storages.first().map_or_else(String::new, |s| s.name().to_owned()),
+        format: image.format(),
+        virtual_size: image.virtual_size(),
+        actual_size,
+        backing: image.backing(),
+        image: image.info()?,
+    })
+}
+
+impl Description {
+    /// As `qemu-img info --output=json` has it. `full_backing` is the resolved name of the layer below.
+    pub fn to_json(&self, full_backing: Option<&str>) -> Map<String, Value> {
+        let mut out = Map::new();
+        let mut put = |key: &str, value: Value| {
+            out.insert(key.to_owned(), value);
+        };
+        put("virtual-size", self.virtual_size.into());
+        put("filename", self.filename.as_str().into());
+        if let Some(size) = self.image.cluster_size {
+            put("cluster-size", size.into());
+        }
+        put("format", self.format.into());
+        put("actual-size", self.actual_size.into());
+        if self.image.encrypted {
+            put("encrypted", true.into());
+        }
+        if self.image.compressed {
+            put("compressed", true.into());
+        }
+        if let Some(backing) = &self.backing {
+            put("backing-filename", backing.name.as_str().into());
+            put("full-backing-filename", full_backing.unwrap_or(&backing.name).into());
+            if let Some(format) = &backing.format {
+                put("backing-filename-format", format.as_str().into());
+            }
+        }
+        if !self.image.snapshots.is_empty() {
+            put("snapshots", self.image.snapshots.iter().map(snapshot_json).collect());
+        }
+        if let Some(specific) = &self.image.specific {
+            put("format-specific", json!({ "type": self.format, "data": specific }));
+        }
+        put("dirty-flag", self.image.dirty.unwrap_or(false).into());
+        out
+    }
+}
+
+fn snapshot_json(snapshot: &SnapshotInfo) -> Value {
+    let mut out = json!({
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "vm-state-size": snapshot.vm_state_size,
+        "date-sec": snapshot.date_sec,
+        "date-nsec": snapshot.date_nsec,
+        "vm-clock-sec": snapshot.vm_clock_nsec / 1_000_000_000,
+        "vm-clock-nsec": snapshot.vm_clock_nsec % 1_000_000_000,
+    });
+    if let Some(icount) = snapshot.icount {
+        out["icount"] = icount.into();
+    }
+    out
+}

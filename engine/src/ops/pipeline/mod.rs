@@ -1,0 +1,163 @@
+//! The copy pipeline: workers take batches of guest ranges in order, read and prepare them side by side, give them places in guest
+//! order and store them side by side again. What comes out does not depend on the number of workers; memory is bounded by it.
+
+mod plan;
+mod sink;
+mod turn;
+
+use std::sync::{Mutex, PoisonError};
+
+use self::plan::{Batch, Piece, Planner, Step};
+pub use self::sink::{CopyTarget, Sink};
+use self::turn::Turns;
+use super::GuestSource;
+use crate::image::Scratch;
+use crate::{Control, Error, Result};
+
+/// How to copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyOptions {
+    /// Threads that read, encode and store; at least 1 is used.
+    pub workers: usize,
+    /// Store units compressed.
+    pub compress: bool,
+    /// Compression level, where the user chose one.
+    pub level: Option<i32>,
+    /// Runs of zeroes of at least this many bytes in data are left out; 0 stores every byte, also those of holes.
+    pub sparse: u64,
+    /// Give places in guest order. Without it the output depends on the timing of the workers.
+    pub ordered: bool,
+}
+
+impl Default for CopyOptions {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            compress: false,
+            level: None,
+            sparse: 4096,
+            ordered: true,
+        }
+    }
+}
+
+/// Copies all of `source` to the start of `target`. The target is not flushed.
+///
+/// # Errors
+/// The first error of any worker; `Cancelled`. The target then holds part of the data.
+pub fn copy(source: &dyn GuestSource, target: &CopyTarget<'_>, options: &CopyOptions, control: &Control) -> Result<()> {
+    if source.len() > target.image.virtual_size() {
+        let (from, to) = (source.len(), target.image.virtual_size());
+        return Err(Error::invalid(format!(
+            "{from} bytes do not fit into an image of {to} bytes"
+        )));
+    }
+    let sink = Sink::new(target, options)?;
+    control.set_total(source.len());
+    let pipeline = Pipeline {
+        planner: Mutex::new(Planner::new(source, &sink)),
+        turns: Turns::new(options.ordered),
+        source,
+        sink,
+        level: options.level,
+        control,
+    };
+    pipeline.run(options.workers.max(1))
+}
+
+struct Pipeline<'a> {
+    source: &'a dyn GuestSource,
+    sink: Sink<'a>,
+    planner: Mutex<Planner<'a>>,
+    turns: Turns,
+    level: Option<i32>,
+    control: &'a Control,
+}
+
+impl Pipeline<'_> {
+    fn run(&self, workers: usize) -> Result<()> {
+        let first_error = Mutex::new(None);
+        let work = || {
+            if let Err(error) = self.work() {
+                self.turns.abort();
+                first_error
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .get_or_insert(error);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..workers {
+                scope.spawn(work);
+            }
+            work();
+        });
+        first_error
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map_or(Ok(()), Err)
+    }
+
+    fn work(&self) -> Result<()> {
+        let mut scratch = Scratch::with_level(self.level);
+        let mut buffers = Vec::new();
+        while let Some(batch) = self.next_batch()? {
+            self.control.checkpoint(batch.bytes)?;
+            self.copy_batch(&batch, &mut buffers, &mut scratch)?;
+            self.control.advance(batch.bytes);
+        }
+        Ok(())
+    }
+
+    fn next_batch(&self) -> Result<Option<Batch>> {
+        if self.turns.is_aborted() {
+            return Ok(None);
+        }
+        self.planner.lock().unwrap_or_else(PoisonError::into_inner).next_batch()
+    }
+
+    fn copy_batch(&self, batch: &Batch, buffers: &mut Vec<Vec<u8>>, scratch: &mut Scratch) -> Result<()> {
+        buffers.resize_with(batch.steps.len().max(buffers.len()), Vec::new);
+        let mut prepared = Vec::with_capacity(batch.steps.len());
+        for (step, buf) in batch.steps.iter().zip(buffers.iter_mut()) {
+            match step {
+                Step::Zero { offset, len } => prepared.push(sink::Prepared::zero(*offset, *len)),
+                Step::Copy(piece) => {
+                    read_piece(self.source, piece, buf)?;
+                    prepared.push(self.sink.prepare(piece.offset, buf, scratch)?);
+                }
+            }
+        }
+        let mut placed = Vec::with_capacity(prepared.len());
+        {
+            let Some(_turn) = self.turns.take(batch.number) else {
+                return Ok(());
+            };
+            for (prepared, buf) in prepared.iter().zip(buffers.iter()) {
+                placed.push(self.sink.place(prepared, buf)?);
+            }
+        }
+        for ((prepared, placed), buf) in prepared.iter().zip(&placed).zip(buffers.iter()) {
+            self.sink.store(prepared, placed, buf)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads the data of a piece and zeroes the gaps between.
+fn read_piece(source: &dyn GuestSource, piece: &Piece, buf: &mut Vec<u8>) -> Result<()> {
+    buf.resize(piece.len, 0);
+    let mut done = 0;
+    for read in &piece.reads {
+        let start = (read.offset - piece.offset) as usize;
+        let end = start + read.len as usize;
+        buf[done..start].fill(0);
+        match read.layer {
+            Some(layer) => source.read_data(layer, read.offset, &mut buf[start..end])?,
+            None => source.read(read.offset, &mut buf[start..end])?,
+        }
+        done = end;
+    }
+    buf[done..].fill(0);
+    Ok(())
+}

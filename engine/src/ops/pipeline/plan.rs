@@ -1,0 +1,155 @@
+//! Cuts a source into batches of work, aligned to the units of the target.
+
+use super::Sink;
+use crate::ops::{GuestSource, SourceExtent, SourceKind, Walk};
+use crate::{Error, Result};
+
+/// Guest bytes of one batch at most.
+const BATCH_BYTES: u64 = 1 << 20;
+/// Steps of one batch at most: what keeps scattered data from making batches of millions of pieces.
+const BATCH_STEPS: usize = 128;
+
+/// A run of whole units (the last one may be cut by the end) with the ranges of it that must be read; the rest is zero.
+pub(super) struct Piece {
+    pub(super) offset: u64,
+    pub(super) len: usize,
+    pub(super) reads: Vec<Read>,
+}
+
+/// A guest range to read; `layer` where it is known to be data of one.
+#[derive(Clone, Copy)]
+pub(super) struct Read {
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    pub(super) layer: Option<usize>,
+}
+
+pub(super) enum Step {
+    Copy(Piece),
+    Zero { offset: u64, len: u64 },
+}
+
+/// Work for one worker, numbered in guest order.
+pub(super) struct Batch {
+    pub(super) number: u64,
+    pub(super) steps: Vec<Step>,
+    /// Guest bytes that are done when the batch is done, skipped ones included.
+    pub(super) bytes: u64,
+}
+
+pub(super) struct Planner<'a> {
+    walk: Box<dyn Walk + 'a>,
+    end: u64,
+    unit: u64,
+    piece: u64,
+    explicit_zeroes: bool,
+    zeroes_are_data: bool,
+    position: u64,
+    number: u64,
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn new(source: &'a dyn GuestSource, sink: &Sink<'_>) -> Self {
+        let unit = sink.unit();
+        Self {
+            walk: source.walk(),
+            end: source.len(),
+            unit,
+            piece: BATCH_BYTES.next_multiple_of(unit),
+            explicit_zeroes: sink.wants_zeroes(),
+            zeroes_are_data: sink.store_zeroes(),
+            position: 0,
+            number: 0,
+        }
+    }
+
+    /// The next batch; `None` at the end.
+    pub(super) fn next_batch(&mut self) -> Result<Option<Batch>> {
+        let (start, mut steps, mut bytes) = (self.position, Vec::new(), 0);
+        let end = self.end;
+        let mut looks = 0;
+        while self.position < end && bytes < BATCH_BYTES && looks < BATCH_STEPS {
+            looks += 1;
+            match self.next_step(end)? {
+                Some(Step::Copy(piece)) => {
+                    bytes += piece.len as u64;
+                    steps.push(Step::Copy(piece));
+                }
+                Some(zero) => steps.push(zero),
+                None => {}
+            }
+        }
+        if self.position == start {
+            return Ok(None);
+        }
+        self.number += 1;
+        Ok(Some(Batch {
+            number: self.number - 1,
+            steps,
+            bytes: self.position - start,
+        }))
+    }
+
+    /// Moves on by whole units. `None`: nothing to do for the range that was passed.
+    fn next_step(&mut self, end: u64) -> Result<Option<Step>> {
+        let offset = self.position;
+        let extent = self.look(offset, end - offset)?;
+        if extent.kind == SourceKind::Data {
+            return self.next_piece(end).map(Some);
+        }
+        let stop = offset + extent.len;
+        let aligned = if stop == end { end } else { stop / self.unit * self.unit };
+        if aligned <= offset {
+            return self.next_piece(end).map(Some); // The unit is a mixture.
+        }
+        self.position = aligned;
+        let wanted = extent.kind == SourceKind::Zero && self.explicit_zeroes;
+        Ok(wanted.then_some(Step::Zero {
+            offset,
+            len: aligned - offset,
+        }))
+    }
+
+    fn next_piece(&mut self, end: u64) -> Result<Step> {
+        let offset = self.position;
+        let limit = offset.saturating_add(self.piece).min(end);
+        let mut stop = offset.saturating_add(self.unit).min(end);
+        let mut at = offset;
+        let mut reads: Vec<Read> = Vec::new();
+        while at < stop {
+            let extent = self.look(at, limit - at)?;
+            let len = match extent.kind {
+                SourceKind::Data => extent.len,
+                SourceKind::Zero | SourceKind::Absent => extent.len.min(stop - at),
+            };
+            if extent.kind != SourceKind::Zero {
+                let layer = extent.layer.filter(|_| extent.kind == SourceKind::Data);
+                match reads.last_mut() {
+                    Some(last) if last.offset + last.len == at && last.layer == layer => last.len += len,
+                    _ => reads.push(Read { offset: at, len, layer }),
+                }
+            }
+            at += len;
+            stop = stop.max(at.div_ceil(self.unit).saturating_mul(self.unit)).min(limit);
+        }
+        self.position = stop;
+        let len =
+            usize::try_from(stop - offset).map_err(|_| Error::limit("a unit is larger than the address space"))?;
+        Ok(Step::Copy(Piece { offset, len, reads }))
+    }
+
+    fn look(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {
+        let mut extent = self.walk.extent(offset, len)?;
+        if extent.len == 0 || extent.len > len {
+            return Err(Error::corrupt(format!(
+                "expected an extent of 1 to {len} bytes at {offset:#x}, found {}",
+                extent.len
+            )));
+        }
+        if self.zeroes_are_data && extent.kind == SourceKind::Zero {
+            extent.kind = SourceKind::Data;
+            extent.layer = None;
+        }
+        Ok(extent)
+    }
+}

@@ -1,0 +1,233 @@
+//! Where the pipeline's bytes go: the fast way of a driver, or plain writes.
+
+use std::ops::Range;
+
+use super::CopyOptions;
+use crate::image::{Below, BulkWrite, HostPlace, Placement, Scratch};
+use crate::ops::zeroes;
+use crate::{Error, Image, Result, formats};
+
+/// The image to fill.
+#[derive(Clone, Copy)]
+pub struct CopyTarget<'a> {
+    /// The layer that is written.
+    pub image: &'a dyn Image,
+    /// What lies below it.
+    pub below: &'a dyn Below,
+    /// Nothing is allocated in it yet.
+    pub fresh: bool,
+    /// What was not written reads as zeroes, so zeroes need not be written.
+    pub is_zero: bool,
+}
+
+/// Smallest block that zero detection looks at.
+const BLOCK: usize = 4096;
+
+pub struct Sink<'a> {
+    target: CopyTarget<'a>,
+    bulk: Option<&'a dyn BulkWrite>,
+    encode: bool,
+    /// Shortest run of zeroes that is left out; `None`: none is.
+    gap: Option<usize>,
+    store_zeroes: bool,
+    unit: u64,
+}
+
+/// What becomes of one piece: runs in guest order.
+pub(super) struct Prepared {
+    offset: u64,
+    runs: Vec<Run>,
+}
+
+enum Run {
+    /// Stored as is: a range of the piece's buffer.
+    Plain(Range<usize>),
+    /// One unit in encoded form, with its range in the buffer.
+    Encoded(Range<usize>, Vec<u8>),
+    Zero(u64),
+}
+
+impl Prepared {
+    pub(super) fn zero(offset: u64, len: u64) -> Self {
+        Self {
+            offset,
+            runs: vec![Run::Zero(len)],
+        }
+    }
+}
+
+impl<'a> Sink<'a> {
+    pub(super) fn new(target: &CopyTarget<'a>, options: &CopyOptions) -> Result<Self> {
+        let can = formats::by_name(target.image.format())?.capabilities();
+        if options.compress && !can.compress {
+            return Err(target.image.cannot("compress"));
+        }
+        let bulk = target.image.bulk().filter(|b| target.fresh || b.overwrites());
+        let cluster = target.image.info()?.cluster_size.unwrap_or(BLOCK as u64);
+        let unit = bulk.map_or(cluster, BulkWrite::unit).max(1);
+        let gap = usize::try_from(options.sparse)
+            .ok()
+            .filter(|s| *s > 0)
+            .map(|s| s.max(BLOCK));
+        let encode = options.compress || bulk.is_some_and(BulkWrite::encodes);
+        // Where zeroes cost as much as data (encrypted disks), they are work for all workers like data.
+        let store_zeroes = options.sparse == 0 || !(target.is_zero || can.zero);
+        let gap = gap.filter(|_| !store_zeroes);
+        Ok(Self {
+            target: *target,
+            bulk,
+            encode,
+            gap,
+            store_zeroes,
+            unit,
+        })
+    }
+
+    /// Whether zeroes are stored like data.
+    pub(super) fn store_zeroes(&self) -> bool {
+        self.store_zeroes
+    }
+
+    pub(super) fn unit(&self) -> u64 {
+        // Small units are planned together: what counts is where a piece may be cut.
+        if self.encode {
+            self.unit
+        } else {
+            self.unit.max(BLOCK as u64)
+        }
+    }
+
+    /// Whether zeroes must be written because something else would show through.
+    pub(super) fn wants_zeroes(&self) -> bool {
+        !self.target.is_zero
+    }
+
+    /// Finds zeroes and encodes: any thread.
+    pub(super) fn prepare(&self, offset: u64, buf: &[u8], scratch: &mut Scratch) -> Result<Prepared> {
+        let runs = if self.encode {
+            self.encode_units(buf, scratch)?
+        } else {
+            self.plain_runs(buf)
+        };
+        Ok(Prepared { offset, runs })
+    }
+
+    fn encode_units(&self, buf: &[u8], scratch: &mut Scratch) -> Result<Vec<Run>> {
+        let unit = self.unit as usize;
+        let mut runs = Vec::with_capacity(buf.len() / unit + 1);
+        for (i, part) in buf.chunks(unit).enumerate() {
+            let range = i * unit..i * unit + part.len();
+            if self.gap.is_some() && zeroes::is_zero(part) {
+                self.push_zero(&mut runs, range);
+                continue;
+            }
+            let encoded = match self.bulk {
+                Some(bulk) => bulk.encode(part, scratch)?,
+                None => None,
+            };
+            runs.push(encoded.map_or(Run::Plain(range.clone()), |bytes| Run::Encoded(range, bytes)));
+        }
+        Ok(runs)
+    }
+
+    fn plain_runs(&self, buf: &[u8]) -> Vec<Run> {
+        let Some(gap) = self.gap else {
+            return vec![Run::Plain(0..buf.len())];
+        };
+        let unit = self.unit as usize;
+        let gap = gap.max(unit);
+        let mut runs = Vec::new();
+        let mut done = 0;
+        for data in zeroes::data_ranges(buf, unit, gap) {
+            self.push_zero(&mut runs, done..data.start);
+            done = data.end;
+            runs.push(Run::Plain(data));
+        }
+        self.push_zero(&mut runs, done..buf.len());
+        runs
+    }
+
+    fn push_zero(&self, runs: &mut Vec<Run>, range: Range<usize>) {
+        if !range.is_empty() {
+            runs.push(Run::Zero(range.len() as u64));
+        }
+    }
+
+    /// Gives the runs their places, or writes them where there is no fast way: in guest order, one thread at a time.
+    pub(super) fn place(&self, prepared: &Prepared, buf: &[u8]) -> Result<Vec<Placement>> {
+        let mut places = Vec::new();
+        let mut offset = prepared.offset;
+        for run in &prepared.runs {
+            let len = match run {
+                Run::Zero(len) => *len,
+                Run::Plain(range) | Run::Encoded(range, _) => range.len() as u64,
+            };
+            match (run, self.bulk) {
+                (Run::Zero(_), _) => self.zero(offset, len)?,
+                (Run::Plain(_), Some(bulk)) => places.push(bulk.place(offset, len, None)?),
+                (Run::Encoded(_, bytes), Some(bulk)) => {
+                    places.push(bulk.place(offset, len, Some(bytes.len() as u64))?)
+                }
+                (Run::Plain(range) | Run::Encoded(range, _), None) => self.write(offset, &buf[range.clone()])?,
+            }
+            offset += len;
+        }
+        Ok(places)
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> Result<()> {
+        if self.target.is_zero {
+            return Ok(());
+        }
+        self.target.image.write_zeroes(offset, len, true, self.target.below)
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        if self.encode {
+            return self.target.image.write_compressed(offset, bytes);
+        }
+        self.target.image.write(offset, bytes, self.target.below)
+    }
+
+    /// Stores placed runs: any thread.
+    pub(super) fn store(&self, prepared: &Prepared, places: &[Placement], buf: &[u8]) -> Result<()> {
+        let Some(bulk) = self.bulk else { return Ok(()) };
+        let mut places = places.iter();
+        for run in &prepared.runs {
+            match run {
+                Run::Zero(_) => {}
+                Run::Encoded(_, bytes) => bulk.store(next(&mut places)?, bytes)?,
+                Run::Plain(range) => self.store_plain(bulk, next(&mut places)?, &buf[range.clone()])?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves out zero blocks inside a run where its place reads as zeroes anyway.
+    fn store_plain(&self, bulk: &dyn BulkWrite, place: &Placement, bytes: &[u8]) -> Result<()> {
+        let Some(gap) = self
+            .gap
+            .filter(|_| self.target.fresh && bulk.sparse_store() && self.unit > BLOCK as u64)
+        else {
+            return bulk.store(place, bytes);
+        };
+        for range in zeroes::data_ranges(bytes, BLOCK, gap) {
+            let at = HostPlace {
+                offset: place.at.offset + range.start as u64,
+                ..place.at
+            };
+            let part = Placement {
+                guest: place.guest + range.start as u64,
+                at,
+                len: range.len() as u64,
+                encoded: false,
+            };
+            bulk.store(&part, &bytes[range])?;
+        }
+        Ok(())
+    }
+}
+
+fn next<'p>(places: &mut impl Iterator<Item = &'p Placement>) -> Result<&'p Placement> {
+    places.next().ok_or_else(|| Error::invalid("a run was not placed"))
+}

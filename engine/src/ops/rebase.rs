@@ -1,0 +1,167 @@
+//! rebase: puts an overlay on another base.
+
+use super::convert::CopyOptions;
+use super::pipeline::{self, CopyTarget};
+use super::source::Walk;
+use super::source::{BelowOverlay, SourceExtent, SourceKind};
+use super::{GuestSource, zeroes};
+use crate::chain::Cursor;
+use crate::image::{BackingReference, ExtentKind};
+use crate::{Chain, Control, Image, Result};
+
+/// Changes what the header says about the base and nothing else: right only where the new base shows the same.
+///
+/// # Errors
+/// What the driver says.
+pub fn rebase_unsafe(image: &dyn Image, backing: Option<&BackingReference>) -> Result<()> {
+    image.set_backing(backing)?;
+    image.close()
+}
+
+/// Puts the top of `chain` on `new_base` (`None`: on nothing) without changing what it shows: where old and new base differ, the old
+/// content is copied into the top first.
+///
+/// Order of writes: data, flush, tables, flush, and only then the header. A crash before the header changed leaves the old
+/// base with extra copies in the top; after it everything is in place.
+///
+/// # Errors
+/// What the layers say; `Cancelled`, which leaves the image on its old base.
+pub fn rebase(
+    chain: &Chain,
+    new_base: Option<&Chain>,
+    backing: Option<&BackingReference>,
+    options: &CopyOptions,
+    control: &Control,
+) -> Result<()> {
+    let top = chain.top();
+    let below = chain.below(0);
+    let old = BelowOverlay::new(chain);
+    let unit = top.info()?.cluster_size.unwrap_or(4096);
+    let source = Difference {
+        chain,
+        old,
+        new: new_base,
+        unit,
+    };
+    let target = CopyTarget {
+        image: top,
+        below: &below,
+        fresh: false,
+        is_zero: false,
+    };
+    pipeline::copy(&source, &target, options, control)?;
+    top.flush()?;
+    top.set_backing_over(backing, new_base.map(Chain::top))?;
+    top.close()
+}
+
+/// The ranges that the top does not have and that read differently on the new base.
+struct Difference<'a> {
+    chain: &'a Chain,
+    old: BelowOverlay<'a>,
+    new: Option<&'a Chain>,
+    unit: u64,
+}
+
+/// Guest bytes compared at once.
+const STEP: u64 = 1 << 20;
+
+impl Difference<'_> {
+    fn read_new(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let there = self.new.map_or(0, |c| c.virtual_size().saturating_sub(offset));
+        let n = usize::try_from(there).unwrap_or(usize::MAX).min(buf.len());
+        let (head, tail) = buf.split_at_mut(n);
+        tail.fill(0);
+        match self.new {
+            Some(new) if n > 0 => new.read(offset, head),
+            _ => Ok(()),
+        }
+    }
+
+    /// How a range of at most `STEP` bytes differs: the leading run of units that are the same, or that differ.
+    fn compare(&self, offset: u64, len: u64, old_zero: bool, new_zero: bool) -> Result<SourceExtent> {
+        let (mut old, mut new) = (vec![0; len as usize], vec![0; len as usize]);
+        if !old_zero {
+            self.old.read(offset, &mut old)?;
+        }
+        if !new_zero {
+            self.read_new(offset, &mut new)?;
+        }
+        // Runs end where the image's own units end, so that no unit is half copied.
+        let first_end = (offset / self.unit + 1).saturating_mul(self.unit).min(offset + len);
+        let mut at = (first_end - offset) as usize;
+        let differs = old[..at] != new[..at];
+        while at < old.len() {
+            let end = (at + self.unit as usize).min(old.len());
+            if (old[at..end] != new[at..end]) != differs {
+                break;
+            }
+            at = end;
+        }
+        let kind = match differs {
+            false => SourceKind::Absent,
+            true if zeroes::is_zero(&old[..at]) => SourceKind::Zero,
+            true => SourceKind::Data,
+        };
+        Ok(SourceExtent::of(at as u64, kind))
+    }
+}
+
+impl GuestSource for Difference<'_> {
+    fn len(&self) -> u64 {
+        self.chain.virtual_size()
+    }
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let walk = DifferenceWalk {
+            difference: self,
+            old: self.old.walk(),
+            new: self.new.map(|c| (c.virtual_size(), Cursor::new(c))),
+        };
+        Box::new(walk)
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        // Through the whole chain: a unit may hold bytes of the top beside bytes of the old base.
+        Chain::read(self.chain, offset, buf)
+    }
+    fn read_data(&self, _layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read(offset, buf)
+    }
+}
+
+struct DifferenceWalk<'a> {
+    difference: &'a Difference<'a>,
+    old: Box<dyn Walk + 'a>,
+    /// Size of the new base, and a walk along it.
+    new: Option<(u64, Cursor<'a>)>,
+}
+
+impl DifferenceWalk<'_> {
+    /// Length of the new base's run, and whether it reads as zeroes.
+    fn new_extent(&mut self, offset: u64, len: u64) -> Result<(u64, bool)> {
+        match &mut self.new {
+            Some((size, cursor)) if offset < *size => {
+                let extent = cursor.extent(offset, len.min(*size - offset))?;
+                Ok((extent.len, extent.is_zero()))
+            }
+            _ => Ok((len, true)),
+        }
+    }
+}
+
+impl Walk for DifferenceWalk<'_> {
+    fn extent(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {
+        let own = self.difference.chain.top().extent(offset, len)?;
+        if own.kind != ExtentKind::Unallocated {
+            return Ok(SourceExtent::of(own.len, SourceKind::Absent));
+        }
+        let old = self.old.extent(offset, own.len.min(len))?;
+        let (new_len, new_zero) = self.new_extent(offset, old.len)?;
+        let len = old.len.min(new_len);
+        match (old.kind == SourceKind::Zero, new_zero) {
+            (true, true) => Ok(SourceExtent::of(len, SourceKind::Absent)),
+            // Nothing below at all: what the old base has must come along.
+            (false, true) if self.new.is_none() => Ok(SourceExtent::of(len, SourceKind::Data)),
+            (old_zero, _) => self.difference.compare(offset, len.min(STEP), old_zero, new_zero),
+        }
+    }
+}

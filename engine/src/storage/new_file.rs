@@ -1,0 +1,149 @@
+//! A file that becomes visible only when it is complete.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, fsync, openat, renameat, renameat_with, unlinkat};
+use rustix::io::Errno;
+
+use super::{FileOptions, FileStorage, Storage, StorageRef};
+use crate::{Error, Result};
+
+/// A new file under a temporary name beside its final one. Dropping it removes it; [`publish`](Self::publish) gives it its name.
+#[derive(Debug)]
+pub struct NewFile {
+    folder: OwnedFd,
+    temporary: OsString,
+    target: OsString,
+    shown: PathBuf,
+    storage: Arc<FileStorage>,
+    published: bool,
+}
+
+impl NewFile {
+    /// Starts a file that will be `path`. `token` makes the temporary name unique and recognisable: `.{name}.{token}.part`.
+    ///
+    /// # Errors
+    /// `Io` when the folder cannot be opened or the temporary file exists, `InvalidArgument` for a path without a file name.
+    pub fn create(path: &Path, token: &str) -> Result<Self> {
+        let parent = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(parent, flags, Mode::empty())
+            .map_err(|e| Error::io("cannot open the folder", e).at(parent.display().to_string()))?;
+        let Some(name) = path.file_name() else {
+            return Err(Error::invalid("the path names no file").at(path.display().to_string()));
+        };
+        Self::create_in(folder, name.to_owned(), path.to_owned(), token)
+    }
+
+    /// As [`create`](Self::create), for a file `name` in a folder that is open already; `shown` is its name in messages.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn create_in(folder: OwnedFd, name: OsString, shown: PathBuf, token: &str) -> Result<Self> {
+        let mut temporary = OsString::from(".");
+        temporary.push(&name);
+        temporary.push(format!(".{token}.part"));
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = openat(&folder, &temporary, flags, Mode::from_raw_mode(0o644))
+            .map_err(|e| Error::io("cannot create a temporary file", e).at(shown.display().to_string()))?;
+        let storage = FileStorage::from_file(File::from(fd), shown.display().to_string(), FileOptions::write())?;
+        Ok(Self {
+            folder,
+            temporary,
+            target: name,
+            shown,
+            storage: Arc::new(storage),
+            published: false,
+        })
+    }
+
+    /// The storage to fill.
+    pub fn storage(&self) -> StorageRef {
+        self.storage.clone()
+    }
+
+    /// Syncs the file, gives it its name and syncs the folder: afterwards it is there, complete, whatever happens.
+    ///
+    /// # Errors
+    /// `Io`; kind `AlreadyExists` when the name is taken and `replace` is false. The temporary file is removed then.
+    pub fn publish(mut self, replace: bool) -> Result<()> {
+        let failed = |what: &str, e: Errno, shown: &Path| Error::io(what, e).at(shown.display().to_string());
+        self.storage.flush()?;
+        if let Some((file, _)) = self.storage.host_file() {
+            file.sync_all()
+                .map_err(|e| Error::io("cannot sync", e).at(self.shown.display().to_string()))?;
+        }
+        let renamed = if replace {
+            renameat(&self.folder, &self.temporary, &self.folder, &self.target)
+        } else {
+            renameat_with(
+                &self.folder,
+                &self.temporary,
+                &self.folder,
+                &self.target,
+                RenameFlags::NOREPLACE,
+            )
+        };
+        renamed.map_err(|e| failed("cannot put the new file in place", e, &self.shown))?;
+        self.published = true;
+        fsync(self.folder.as_fd()).map_err(|e| failed("cannot sync the folder", e, &self.shown))
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.published {
+            // Nobody is left to tell; a file that stays is found by its name's pattern later.
+            let _ = unlinkat(&self.folder, &self.temporary, AtFlags::empty());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        std::fs::read_dir(dir)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn nothing_shows_before_publish_and_nothing_stays_after_drop() {
+        let dir = tempfile::tempdir().unwrap();
+        let new = NewFile::create(&dir.path().join("disk"), "t1").unwrap();
+        new.storage().write_at(0, b"abc").unwrap();
+        assert_eq!(names(dir.path()), [".disk.t1.part"]);
+        drop(new);
+        assert!(names(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn publishing_does_not_replace_unless_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, b"old").unwrap();
+        let error = NewFile::create(&path, "t").unwrap().publish(false).unwrap_err();
+        assert_eq!(error.io_kind(), Some(std::io::ErrorKind::AlreadyExists));
+        assert_eq!(
+            (std::fs::read(&path).unwrap(), names(dir.path()).len()),
+            (b"old".to_vec(), 1)
+        );
+        let new = NewFile::create(&path, "t").unwrap();
+        new.storage().write_at(0, b"new!").unwrap();
+        new.publish(true).unwrap();
+        assert_eq!(
+            (std::fs::read(&path).unwrap(), names(dir.path()).len()),
+            (b"new!".to_vec(), 1)
+        );
+    }
+}

@@ -1,0 +1,8 @@
+//! Every driver, held to what its `Capabilities` say: the cases come from there, so a new driver is tested by being listed.
+
+#![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
+
+mod hostile;
+mod lifecycle;
+mod support;
+mod writes;

@@ -1,0 +1,89 @@
+//! A crash at any write of a key change leaves the keys that were not touched.
+
+use std::sync::Arc;
+
+use vdisk_engine::crypto::luks::{EraseKeys, KdfCost, KeyWork, LuksHeader, NewKey};
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::{Fault, FaultyStorage, MemoryStorage};
+use vdisk_engine::{Limits, StorageRef};
+
+use super::support::{create_on, key_env};
+
+fn two_keys() -> Vec<u8> {
+    let memory = Arc::new(MemoryStorage::empty());
+    let options = Options::new().with("iterations", "1000").with("cipher-alg", "aes-128");
+    create_on(memory.clone(), 1 << 20, options, "first").unwrap();
+    change(memory.clone(), |header, limits| {
+        header.add_key(b"first", &new(b"second"), &key_env(limits)).map(|_| ())
+    })
+    .unwrap();
+    memory.contents()
+}
+
+fn new(passphrase: &[u8]) -> NewKey<'_> {
+    NewKey {
+        passphrase,
+        slot: None,
+        cost: KdfCost::Iterations(1000),
+        overwrite: false,
+    }
+}
+
+fn change(
+    storage: StorageRef,
+    work: impl Fn(&mut LuksHeader, &Limits) -> vdisk_engine::Result<()>,
+) -> vdisk_engine::Result<()> {
+    let limits = Limits::default();
+    let mut header = LuksHeader::read(storage, &KeyWork::within(&limits))?;
+    work(&mut header, &limits)
+}
+
+fn opens(bytes: &[u8], passphrase: &[u8]) -> bool {
+    let limits = Limits::default();
+    let work = KeyWork::within(&limits);
+    let header = LuksHeader::read(Arc::new(MemoryStorage::new("left", bytes.to_vec())), &work).unwrap();
+    header.test_key(passphrase, None, &work).is_ok()
+}
+
+#[test]
+fn every_crash_of_a_key_change_leaves_the_other_keys() {
+    let before = two_keys();
+    type Work = fn(&mut LuksHeader, &Limits) -> vdisk_engine::Result<()>;
+    let add: Work = |header, limits| header.add_key(b"first", &new(b"third"), &key_env(limits)).map(|_| ());
+    let replace: Work = |header, limits| {
+        header
+            .change_key(b"first", &new(b"third"), &key_env(limits))
+            .map(|_| ())
+    };
+    let erase: Work = |header, limits| {
+        header
+            .erase_keys(EraseKeys::Matching(b"first"), false, &key_env(limits))
+            .map(|_| ())
+    };
+    for (name, work) in [("add", add), ("replace", replace), ("erase", erase)] {
+        for fault in [
+            Fault::Freeze,
+            Fault::Tear,
+            Fault::FailForever(std::io::ErrorKind::Other),
+        ] {
+            let mut at = 0;
+            loop {
+                let storage = Arc::new(FaultyStorage::new(before.clone()));
+                storage.plan(at, fault);
+                let done = change(storage.clone(), work);
+                let left = storage.contents();
+                assert!(opens(&left, b"second"), "{name}: {fault:?} at change {at}");
+                assert!(
+                    opens(&left, b"first") || opens(&left, b"third") || name == "erase",
+                    "{name}: {fault:?} at {at}"
+                );
+                if storage.changes() <= at {
+                    assert!(done.is_ok());
+                    break;
+                }
+                at += 1;
+            }
+            assert!(at > 2, "{name} made only {at} changes");
+        }
+    }
+}

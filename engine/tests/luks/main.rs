@@ -1,0 +1,12 @@
+//! LUKS against qemu-img, qemu-io and cryptsetup, the corpus, and damaged headers.
+
+#![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
+
+mod corpus;
+mod crash;
+mod hostile;
+mod keys;
+mod luks2;
+mod luks2_hostile;
+mod peers;
+mod support;

@@ -1,0 +1,109 @@
+//! The copy pipeline against byte arrays.
+
+#![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use vdisk_engine::gate::Node;
+use vdisk_engine::ops::convert::{CopyOptions, convert};
+use vdisk_engine::ops::{Concatenation, GuestSource, compare};
+use vdisk_engine::storage::{FileOptions, FileStorage, MemoryStorage, Storage};
+use vdisk_engine::{Chain, Control, ErrorKind, Limits, OpenEnv, StorageRef};
+
+fn raw(storage: StorageRef, writable: bool) -> Chain {
+    let limits = Limits::default();
+    let env = OpenEnv::closed(&limits);
+    let env = if writable { env.writable() } else { env };
+    Chain::open(Node::new(storage, "raw"), &env).unwrap()
+}
+
+fn copied(source: &dyn GuestSource, options: &CopyOptions) -> Vec<u8> {
+    let out = Arc::new(MemoryStorage::new("out", vec![0; source.len() as usize]));
+    let target = raw(out.clone(), true);
+    convert(source, target.top(), options, &Control::default()).unwrap();
+    out.contents()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_copy_equals_its_source_whatever_the_workers(
+        runs in prop::collection::vec((any::<bool>(), 1usize..9_000_000), 1..6),
+        workers in 1usize..5,
+        sparse in prop::sample::select(vec![0u64, 4096, 65536]),
+    ) {
+        let mut bytes = Vec::new();
+        for (i, (data, len)) in runs.iter().enumerate() {
+            let fill = if *data { i as u8 + 1 } else { 0 };
+            bytes.resize(bytes.len() + len, fill);
+        }
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+        let source = raw(Arc::new(MemoryStorage::new("in", bytes.clone())), false);
+        let options = CopyOptions { workers, sparse, ..CopyOptions::default() };
+        prop_assert!(copied(&source, &options) == bytes);
+    }
+}
+
+#[test]
+fn several_sources_come_one_after_the_other() {
+    let part = |fill: u8, len| raw(Arc::new(MemoryStorage::new("in", vec![fill; len])), false);
+    let (a, b, c) = (part(1, 512), part(2, 5120), part(3, 3_000_320));
+    let all = Concatenation::new(&[&a, &b, &c]).unwrap();
+    let expected = [vec![1; 512], vec![2; 5120], vec![3; 3_000_320]].concat();
+    assert!(copied(&all, &CopyOptions::default()) == expected);
+}
+
+#[test]
+fn holes_stay_holes() {
+    let dir = tempfile::tempdir().unwrap();
+    let create = |name: &str| FileStorage::create_new(&dir.path().join(name), FileOptions::write()).unwrap();
+    let (source, target) = (create("in"), Arc::new(create("out")));
+    source.set_len(1 << 40).unwrap();
+    source.write_at(1 << 39, &[7; 4096]).unwrap();
+    target.set_len(1 << 40).unwrap();
+    let source = raw(Arc::new(source), false);
+    let out = raw(target.clone(), true);
+    convert(
+        &source,
+        out.top(),
+        &CopyOptions {
+            workers: 2,
+            ..CopyOptions::default()
+        },
+        &Control::default(),
+    )
+    .unwrap();
+    assert_eq!(target.allocated().unwrap(), 4096);
+    let same = compare::compare(&source, &out, false, 2, &Control::default()).unwrap();
+    assert_eq!(same.difference, None);
+}
+
+#[test]
+fn the_first_difference_is_found_to_the_byte() {
+    let mut bytes = vec![5; 3 << 20];
+    let a = raw(Arc::new(MemoryStorage::new("a", bytes.clone())), false);
+    bytes[2_345_678] = 6;
+    let b = raw(Arc::new(MemoryStorage::new("b", bytes)), false);
+    let found = compare::compare(&a, &b, false, 1, &Control::default()).unwrap();
+    assert_eq!(found.difference, Some(compare::Difference::Content(2_345_678)));
+    let found = compare::compare(&b, &a, false, 3, &Control::default()).unwrap();
+    assert_eq!(found.difference, Some(compare::Difference::Content(2_345_678)));
+}
+
+#[test]
+fn a_cancelled_copy_stops_with_the_right_error() {
+    let source = raw(Arc::new(MemoryStorage::new("in", vec![1; 8 << 20])), false);
+    let target = raw(Arc::new(MemoryStorage::new("out", vec![0; 8 << 20])), true);
+    let control = Control::default();
+    control.cancel_token().cancel();
+    let options = CopyOptions {
+        workers: 3,
+        ..CopyOptions::default()
+    };
+    assert_eq!(
+        convert(&source, target.top(), &options, &control).unwrap_err().kind(),
+        ErrorKind::Cancelled
+    );
+}

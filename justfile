@@ -1,0 +1,23 @@
+# What is done often, in one line each.
+
+# everything CI checks
+ci:
+    .ci/run
+
+# formatting and lints
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# all tests, side by side
+test *ARGS:
+    cargo nextest run --workspace {{ARGS}}
+
+# rewrite the generated documents
+update:
+    cargo run -- openapi > openapi/openapi.json
+    VDISK_UPDATE=1 cargo test --workspace generated
+
+# the tests that compare with qemu-img
+interop:
+    VDISK_REQUIRE=all cargo nextest run -p vdisk-engine -p vdisk-cli
