@@ -4,7 +4,9 @@ mod bochs;
 mod cloop;
 mod common;
 mod cow;
+mod dmg;
 mod findings;
+mod iso;
 mod luks;
 mod parallels;
 mod qcow;
@@ -150,6 +152,8 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &bochs::Bochs,
     &cloop::Cloop,
     &cow::Cow,
+    &dmg::Dmg,
+    &iso::Iso,
     &luks::Luks,
     &parallels::Parallels,
     &qcow2::Qcow2,
