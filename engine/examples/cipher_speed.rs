@@ -35,9 +35,9 @@ fn main() -> Result<()> {
 }
 
 fn speed(len: usize, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
-    let (start, mut bytes) = (Instant::now(), 0);
+    let (start, mut bytes) = (Instant::now(), 0_usize);
     while start.elapsed() < Duration::from_millis(200) {
-        for _ in 0..(1 << 18_usize).div_ceil(len) {
+        for _ in 0..(1_usize << 18).div_ceil(len) {
             work()?;
             bytes += len;
         }
