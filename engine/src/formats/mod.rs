@@ -1,13 +1,18 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
+mod bochs;
+mod cloop;
 mod common;
+mod cow;
 mod luks;
 mod parallels;
 mod qcow;
+mod qcow2;
 mod qed;
 mod raw;
 mod two_level;
 mod vdi;
+mod vpc;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -139,11 +144,16 @@ pub trait FormatDriver: Sync {
 /// All drivers. Adding a format is its folder and a line here.
 pub const DRIVERS: &[&dyn FormatDriver] = &[
     &raw::Raw,
+    &bochs::Bochs,
+    &cloop::Cloop,
+    &cow::Cow,
     &luks::Luks,
     &parallels::Parallels,
+    &qcow2::Qcow2,
     &qcow::Qcow,
     &qed::Qed,
     &vdi::Vdi,
+    &vpc::Vpc,
 ];
 
 /// The driver of this name or alias.

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod bochs;
+mod cloop;
+mod cow;
 mod parallels;
 mod qcow;
 mod qed;

@@ -1,0 +1,169 @@
+//! Changing the virtual size.
+//!
+//! Order of writes. Of a disk that is not fixed: data past a smaller end is dropped first; the table gets its room; then the footer at the
+//! end is cut off, the one at the front is written, and a new one at the end: two sound footers never differ. Of a fixed disk: the new
+//! footer is written behind the new end before the old one is zeroed, or over the part to be cut off before it is cut off.
+
+use std::sync::atomic::Ordering;
+
+use zerocopy::IntoBytes;
+
+use super::blocks::{Blocks, Space};
+use super::geometry::{Geometry, is_exact};
+use super::image::{VpcImage, lock, reading, writing};
+use super::layout::{DiskKind, FOOTER, Footer, MAX_SECTORS, SECTOR, UNUSED};
+use crate::image::{Image, Preallocation, Resize};
+use crate::{Error, Result};
+
+/// Program that QEMU names when the size field counts.
+const QEMU_EXACT: [u8; 4] = *b"qem2";
+
+/// Changes the virtual size of an open image.
+pub fn resize(image: &VpcImage, to: &Resize) -> Result<()> {
+    let (now, size) = (image.virtual_size(), to.virtual_size);
+    if image.kind() == DiskKind::Differencing {
+        return Err(Error::unsupported(
+            "a differencing VHD has the size of the disk below and cannot change it",
+        ));
+    }
+    if !size.is_multiple_of(SECTOR) || size > MAX_SECTORS * SECTOR {
+        return Err(Error::invalid(format!(
+            "the size of a VHD is whole sectors, at most 2040 GiB, not {size} bytes"
+        )));
+    }
+    if size < now && !to.shrink {
+        return Err(Error::invalid(format!(
+            "shrinking from {now} to {size} bytes loses data; allow it explicitly"
+        )));
+    }
+    match (to.preallocation, &image.blocks) {
+        (Preallocation::Off, _) | (Preallocation::Falloc | Preallocation::Full, None) => {}
+        (how, _) => {
+            return Err(Error::unsupported(format!(
+                "a VHD of this kind cannot preallocate ({how:?}) when it grows"
+            )));
+        }
+    }
+    let footer = with_size(reading(&image.footer).to_owned(), size);
+    match &image.blocks {
+        Some(blocks) => blocks.resize(now, size, footer),
+        None => fixed(image, now, to, footer),
+    }?;
+    *writing(&image.footer) = footer;
+    image.size.store(size, Ordering::Release);
+    Ok(())
+}
+
+/// A footer for another size. Where the program that made it has the size follow from the geometry and no geometry fits, the image becomes one
+/// whose size field counts.
+fn with_size(footer: Footer, size: u64) -> Footer {
+    let mut raw = footer.raw;
+    let (mut geometry, total) = Geometry::holding(size / SECTOR);
+    if raw.geometry() == Geometry::MAX && is_exact(raw.creator) {
+        geometry = Geometry::MAX;
+    } else if total * SECTOR != size && !is_exact(raw.creator) {
+        raw.creator = QEMU_EXACT;
+    }
+    raw.current_size = size.into();
+    raw.cylinders = geometry.cylinders.into();
+    (raw.heads, raw.sectors) = (geometry.heads, geometry.sectors);
+    Footer {
+        raw: raw.sealed(),
+        ..footer
+    }
+}
+
+fn fixed(image: &VpcImage, now: u64, to: &Resize, footer: Footer) -> Result<()> {
+    let (file, size) = (image.file.as_ref(), to.virtual_size);
+    let old_footer = file.len()?.saturating_sub(FOOTER);
+    file.write_at(size, footer.raw.as_bytes())?;
+    file.flush()?;
+    if size < now {
+        file.set_len(size + FOOTER)?;
+    } else if size > now {
+        // Old footer, and what was between the data and it.
+        let end = size.min(old_footer + FOOTER);
+        if end > now {
+            file.write_zeroes(now, end - now, true)?;
+        }
+        match to.preallocation {
+            Preallocation::Off | Preallocation::Metadata => {}
+            Preallocation::Falloc => file.allocate(now, size - now)?,
+            Preallocation::Full => crate::storage::write_zero_bytes(file, now, size - now)?,
+        }
+    }
+    file.flush()
+}
+
+impl Blocks {
+    fn resize(&self, now: u64, size: u64, footer: Footer) -> Result<()> {
+        let mut space = lock(&self.space);
+        if size < now {
+            self.drop_past(&mut space, size)?;
+        }
+        self.flush_locked(&mut space)?;
+        if size < now {
+            space.end = self.used_end(space.end);
+        } else {
+            self.make_room(&mut space, size)?;
+        }
+        self.publish(&mut space, footer)?;
+        let blocks = usize::try_from(size.div_ceil(self.block_size())).unwrap_or(usize::MAX);
+        writing(&self.table).truncate(blocks);
+        Ok(())
+    }
+
+    /// Zeroes the rest of the last block and forgets the blocks behind it, so that growing again shows zeroes.
+    fn drop_past(&self, space: &mut Space, size: u64) -> Result<()> {
+        let (keep, rest) = (size.div_ceil(self.block_size()), size % self.block_size());
+        if rest > 0 {
+            let block = usize::try_from(keep - 1).unwrap_or(usize::MAX);
+            if let Some(place) = self.place_of(block)? {
+                self.touched();
+                self.file
+                    .write_zeroes(place + self.bitmap_size + rest, self.block_size() - rest, true)?;
+            }
+        }
+        let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+        for (block, entry) in writing(&self.table).iter_mut().enumerate().skip(keep) {
+            if *entry != UNUSED {
+                *entry = UNUSED;
+                space.dirty.insert(block as u64 * 4 / SECTOR);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the table large enough: where it is if nothing is behind it, else as a new one at the end of the file.
+    fn make_room(&self, space: &mut Space, size: u64) -> Result<()> {
+        let mut header = *reading(&self.header);
+        let needed = size.div_ceil(self.block_size());
+        let table = &mut *writing(&self.table);
+        let count = |n: u64| usize::try_from(n).map_err(|_| Error::limit("the table exceeds the address space"));
+        table.resize(count(needed.max(table.len() as u64))?, UNUSED);
+        let bytes: Vec<u8> = table.iter().flat_map(|e| e.to_be_bytes()).collect();
+        let padded = (needed * 4).next_multiple_of(SECTOR);
+        let pad = vec![0xff; count(padded - needed * 4)?];
+        if needed > header.entries {
+            let at = space.end;
+            self.file.write_at(at + padded, space.footer.raw.as_bytes())?;
+            self.file.write_at(at, &[bytes, pad].concat())?;
+            self.file.flush()?;
+            space.end = at + padded;
+            header.table_offset = at;
+            header.entries = needed;
+            header.raw.table_offset = at.into();
+            header.raw.max_table_entries = u32::try_from(needed)
+                .map_err(|_| Error::limit("a VHD has at most 2^32 blocks"))?
+                .into();
+            header.raw = header.raw.sealed();
+            self.file.write_at(header.offset, header.raw.as_bytes())?;
+        } else {
+            // Entries that the old size did not need: nobody keeps them.
+            self.file.write_at(header.table_offset, &bytes)?;
+        }
+        self.file.flush()?;
+        *writing(&self.header) = header;
+        Ok(())
+    }
+}
