@@ -84,7 +84,7 @@ impl Qcow2 {
         }
         let end = at + len;
         writer.refcounts.no_longer_fresh(end.next_multiple_of(size));
-        writer.packed_end = if end % size == 0 { 0 } else { end };
+        writer.packed_end = if end.is_multiple_of(size) { 0 } else { end };
         Ok(at)
     }
 }
