@@ -41,6 +41,20 @@ impl Qcow2 {
         Ok(walk.report)
     }
 
+    /// Counts all references of an image that must be sound.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is not.
+    pub fn count_references(&self, control: &Control) -> Result<Counts> {
+        let mut walk = Walk::new(self)?;
+        walk.run(&self.read_shared(), control)?;
+        self.compare_refcounts(&mut walk, Repair::No)?;
+        if walk.report.corruptions > 0 {
+            return Err(Error::corrupt("the image has errors; repair it first"));
+        }
+        Ok(walk.counts)
+    }
+
     /// Compares refcount blocks with what was counted, and changes those that differ where `repair` allows.
     ///
     /// Raising a refcount is always safe; lowering one is, because nothing was found that refers to the cluster.
@@ -86,7 +100,7 @@ impl Qcow2 {
     }
 
     /// Forgets what is cached about an image that was changed behind the caches.
-    fn reload(&self, writer: &mut Writer) -> Result<()> {
+    pub fn reload(&self, writer: &mut Writer) -> Result<()> {
         let mut shared = self.write_shared();
         shared.l2.clear();
         let storage = self.host.file.as_ref();
