@@ -108,8 +108,8 @@ impl Refcounts {
         let per = self.per_block();
         for index in (0..self.table.len()).rev() {
             let Some(block) = self.block(index)? else { continue };
-            if let Some(slot) = (0..per as usize).rev().find(|s| width.get(&block.bytes, *s) > 0) {
-                return Ok(index as u64 * per + slot as u64);
+            if let Some(slot) = width.last_used(&block.bytes) {
+                return Ok(index as u64 * per + slot);
             }
         }
         Ok(0)

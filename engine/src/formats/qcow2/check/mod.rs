@@ -135,9 +135,18 @@ fn compare_block(
 ) -> (bool, Option<u64>) {
     let mut changed = false;
     let mut last = None;
-    for slot in 0..width.count(block.len() as u64) {
+    let count = width.count(block.len() as u64);
+    let mut slot = 0;
+    while slot < count {
         let cluster = start.saturating_add(slot);
-        let (stored, found) = (width.get(block, slot as usize), walk.counts.get(cluster));
+        // Blocks are mostly empty: whole steps of them are passed over.
+        if slot % counts::STEP == 0 && !walk.counts.any_in_step(cluster) && width.is_zero(block, slot, counts::STEP) {
+            slot += counts::STEP;
+            continue;
+        }
+        let this = slot;
+        slot += 1;
+        let (stored, found) = (width.get(block, this as usize), walk.counts.get(cluster));
         if stored == 0 && found == 0 {
             continue;
         }
@@ -152,7 +161,7 @@ fn compare_block(
             Repair::All => found <= width.max(),
         };
         if mend {
-            width.set(block, slot as usize, found);
+            width.set(block, this as usize, found);
             changed = true;
         }
         walk.note_refcount(cluster, (stored, found), mend);
