@@ -17,6 +17,7 @@ mod pbkdf2;
 mod secret;
 mod sector;
 mod spec;
+mod twofish;
 mod xts;
 
 pub use afsplit::{af_merge, af_split};

@@ -78,7 +78,7 @@ fn xts_of_every_cipher_agrees_with_xts_mode() {
         &cipher("twofish", "xts-plain64", 48, 512),
         at,
         5 * 512,
-        xts_oracle!(twofish::Twofish, 48),
+        xts_oracle!(::twofish::Twofish, 48),
     );
 }
 

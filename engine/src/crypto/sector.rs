@@ -98,7 +98,7 @@ pub(super) fn keyed_mode(spec: CipherSpec, key: &[u8]) -> Result<Box<dyn SectorM
             wide::<serpent::Serpent>(spec, key)
         }
         CipherAlgorithm::Twofish128 | CipherAlgorithm::Twofish192 | CipherAlgorithm::Twofish256 => {
-            wide::<twofish::Twofish>(spec, key)
+            wide::<super::twofish::Twofish>(spec, key)
         }
         CipherAlgorithm::Cast5 => any::<cast5::Cast5>(spec, key),
     }

@@ -5,6 +5,7 @@ mod cloop;
 mod common;
 mod cow;
 mod dmg;
+mod findings;
 mod iso;
 mod luks;
 mod parallels;
@@ -14,7 +15,9 @@ mod qed;
 mod raw;
 mod two_level;
 mod vdi;
+mod vhdx;
 mod vpc;
+mod windows;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -157,6 +160,7 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &qcow::Qcow,
     &qed::Qed,
     &vdi::Vdi,
+    &vhdx::Vhdx,
     &vpc::Vpc,
 ];
 

@@ -13,6 +13,7 @@ mod paging;
 mod pools;
 mod secrets;
 mod snapshots;
+mod statistics;
 mod stream;
 mod transfer;
 mod upload;

@@ -13,8 +13,8 @@ use super::layout::{Extensions, Geometry, Header};
 use super::metadata::MetadataMap;
 use super::snapshot_table::Snapshot;
 use super::writer::Writer;
-use crate::image::{BackingReference, Below, BulkWrite, Extent, ImageInfo};
-use crate::{Error, Image, Limits, Result, StorageRef};
+use crate::image::{BackingReference, Below, BulkWrite, CheckReport, Extent, ImageInfo, Repair};
+use crate::{Control, Error, Image, Limits, Result, StorageRef};
 
 /// An open image.
 pub(super) struct Qcow2 {
@@ -134,6 +134,9 @@ impl Image for Qcow2 {
         let mut writer = self.lock_writer()?;
         self.write_back(&mut writer)?;
         self.host.flush()
+    }
+    fn check(&self, repair: Repair, control: &Control) -> Result<CheckReport> {
+        self.check_image(repair, control)
     }
     fn close(&self) -> Result<()> {
         if self.writer.is_none() {

@@ -9,8 +9,10 @@
 //! Where things are: `layout` the bytes; `open`, `create`; `locate`, `read`; `tables`, `write`, `zero`, `packed`, `bulk`; `refcounts` who
 //! uses which cluster; `writer` the order of writes; `metadata` which clusters must never be taken for guest data.
 
+mod bitmap_table;
 mod bulk;
 mod cache;
+mod check;
 mod clusters;
 mod codec;
 mod create;

@@ -102,6 +102,21 @@ impl Refcounts {
         self.fresh_from = self.fresh_from.max(end);
     }
 
+    /// Takes the table as it is in the file now, and forgets all blocks.
+    pub fn reload(&mut self, at: u64, table: Vec<u64>) {
+        self.table_at = at;
+        self.table = table;
+        self.table_dirty.clear();
+        self.blocks.clear();
+        self.hint = 0;
+    }
+    /// Takes over structures that were just written.
+    pub fn adopt(&mut self, width: RefcountWidth, at: u64, table: Vec<u64>) {
+        self.width = width;
+        self.no_longer_fresh(at + table.len() as u64 * 8);
+        self.reload(at, table);
+    }
+
     fn split(&self, cluster: u64) -> (usize, usize) {
         let per = self.per_block();
         (
