@@ -11,6 +11,8 @@ mod locks;
 mod open;
 mod paging;
 mod pools;
+#[cfg(test)]
+mod postgres_tests;
 mod secrets;
 mod snapshots;
 mod statistics;
