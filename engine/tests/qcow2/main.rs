@@ -4,6 +4,7 @@ mod bitmaps;
 mod check;
 mod corpus;
 mod crash;
+mod differential;
 mod hostile;
 mod interop;
 mod model;
