@@ -1,5 +1,7 @@
 //! Bytes in and out.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use common::{Lab, MIB, OVERLAY, body, code, collect, import, json, sample};
