@@ -1,10 +1,16 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
+mod bochs;
+mod cloop;
 mod common;
+mod cow;
+mod dmg;
 mod findings;
+mod iso;
 mod luks;
 mod parallels;
 mod qcow;
+mod qcow2;
 mod qed;
 mod raw;
 mod two_level;
@@ -143,8 +149,14 @@ pub trait FormatDriver: Sync {
 /// All drivers. Adding a format is its folder and a line here.
 pub const DRIVERS: &[&dyn FormatDriver] = &[
     &raw::Raw,
+    &bochs::Bochs,
+    &cloop::Cloop,
+    &cow::Cow,
+    &dmg::Dmg,
+    &iso::Iso,
     &luks::Luks,
     &parallels::Parallels,
+    &qcow2::Qcow2,
     &qcow::Qcow,
     &qed::Qed,
     &vdi::Vdi,

@@ -6,5 +6,7 @@ mod corpus;
 mod crash;
 mod hostile;
 mod keys;
+mod luks2;
+mod luks2_hostile;
 mod peers;
 mod support;

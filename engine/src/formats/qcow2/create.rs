@@ -1,0 +1,253 @@
+//! Making new images: header in cluster 0, refcount table in 1, its first block in 2, then what growing to the virtual size adds.
+
+use std::sync::atomic::Ordering;
+
+use super::header_io::compose;
+use super::image::Qcow2;
+use super::layout::extensions::feature_names;
+use super::layout::refcounts::RefcountWidth;
+use super::layout::{Autoclear, Compatible, Compression, Extension, Extensions, Header, Incompatible};
+use super::open;
+use crate::env::CreateSpec;
+use crate::gate::{Gate, Node, Reference, Role};
+use crate::image::Preallocation;
+use crate::options::Options;
+use crate::{CreateEnv, Error, Image, OpenEnv, Result, StorageRef};
+
+/// Create options, checked against each other.
+pub(super) struct Plan {
+    pub version: u32,
+    pub cluster_bits: u32,
+    pub refcount_order: u32,
+    pub lazy: bool,
+    pub extended_l2: bool,
+    pub compression: Compression,
+    pub data_file: Option<String>,
+    pub data_file_raw: bool,
+    pub preallocation: Preallocation,
+}
+
+impl Plan {
+    /// Reads the options as qemu-img does.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for values that do not go together, `Unsupported` for encryption.
+    pub fn new(options: &Options, backing: bool) -> Result<Self> {
+        refuse_encryption(options)?;
+        let flag = |name: &str| options.flag(name).map(|v| v.unwrap_or(false));
+        let version = match options.get("compat") {
+            Some("0.10" | "v2") => 2,
+            _ => 3,
+        };
+        let extended_l2 = flag("extended_l2")?;
+        let plan = Self {
+            version,
+            cluster_bits: cluster_bits(options, extended_l2)?,
+            refcount_order: refcount_order(options, version)?,
+            lazy: flag("lazy_refcounts")?,
+            extended_l2,
+            compression: match options.get("compression_type") {
+                Some("zstd") => Compression::Zstd,
+                _ => Compression::Zlib,
+            },
+            data_file: options.get("data_file").map(str::to_owned),
+            data_file_raw: flag("data_file_raw")?,
+            preallocation: preallocation(options),
+        };
+        plan.check(backing)?;
+        Ok(plan)
+    }
+
+    fn check(&self, backing: bool) -> Result<()> {
+        let newer = [
+            (self.lazy, "lazy refcounts"),
+            (self.extended_l2, "extended L2 entries"),
+            (self.compression != Compression::Zlib, "compression type zstd"),
+            (self.data_file.is_some(), "an external data file"),
+        ];
+        if let Some((_, what)) = newer.iter().find(|(used, _)| *used && self.version < 3) {
+            return Err(Error::invalid(format!("{what} needs compat=1.1 or above")));
+        }
+        if self.data_file_raw && self.data_file.is_none() {
+            return Err(Error::invalid("data_file_raw needs data_file"));
+        }
+        if self.data_file_raw && backing {
+            return Err(Error::invalid(
+                "a backing file and data_file_raw cannot be used together",
+            ));
+        }
+        if backing && self.preallocation != Preallocation::Off && !self.extended_l2 {
+            return Err(Error::invalid(
+                "a backing file and preallocation can only be used together with extended_l2",
+            ));
+        }
+        Ok(())
+    }
+
+    fn header(&self) -> Header {
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        Header {
+            version: self.version,
+            cluster_bits: self.cluster_bits,
+            reftable_offset: 1 << self.cluster_bits,
+            reftable_clusters: 1,
+            incompatible: Incompatible(
+                bit(self.data_file.is_some(), Incompatible::DATA_FILE)
+                    | bit(self.compression != Compression::Zlib, Incompatible::COMPRESSION)
+                    | bit(self.extended_l2, Incompatible::EXTENDED_L2),
+            ),
+            compatible: bit(self.lazy, Compatible::LAZY_REFCOUNTS),
+            autoclear: bit(self.data_file_raw, Autoclear::RAW_DATA_FILE),
+            refcount_order: self.refcount_order,
+            compression: self.compression,
+            ..Header::default()
+        }
+    }
+
+    fn extensions(&self, backing_format: Option<&str>) -> Extensions {
+        let mut list = Vec::new();
+        list.extend(backing_format.map(|f| Extension::BackingFormat(f.to_owned())));
+        list.extend(self.data_file.clone().map(Extension::DataFile));
+        // As QEMU: small clusters have better use for their space.
+        if self.version >= 3 && self.cluster_bits > 12 {
+            list.push(feature_names());
+        }
+        Extensions(list)
+    }
+}
+
+fn refuse_encryption(options: &Options) -> Result<()> {
+    let asked =
+        options.flag("encryption")?.unwrap_or(false) || options.iter().any(|(name, _)| name.starts_with("encrypt."));
+    if asked {
+        return Err(Error::unsupported("encrypted qcow2 images cannot be created yet"));
+    }
+    Ok(())
+}
+
+fn cluster_bits(options: &Options, extended_l2: bool) -> Result<u32> {
+    let size = options.size("cluster_size")?.unwrap_or(65536);
+    if !size.is_power_of_two() || !(512..=2 << 20).contains(&size) {
+        return Err(Error::invalid(format!(
+            "the cluster size must be a power of two between 512 and 2048k, not {size}"
+        )));
+    }
+    if extended_l2 && size < 16 << 10 {
+        return Err(Error::invalid("extended L2 entries need clusters of at least 16k"));
+    }
+    Ok(size.trailing_zeros())
+}
+
+/// log2 of the refcount width that the options ask for.
+pub(super) fn refcount_order(options: &Options, version: u32) -> Result<u32> {
+    let bits = options.number("refcount_bits")?.unwrap_or(16);
+    if !bits.is_power_of_two() || bits > 64 {
+        return Err(Error::invalid(format!(
+            "the refcount width must be a power of two of at most 64 bits, not {bits}"
+        )));
+    }
+    if version < 3 && bits != 16 {
+        return Err(Error::invalid(
+            "refcount widths other than 16 bits need compat=1.1 or above",
+        ));
+    }
+    Ok(bits.trailing_zeros())
+}
+
+fn preallocation(options: &Options) -> Preallocation {
+    match options.get("preallocation") {
+        Some("metadata") => Preallocation::Metadata,
+        Some("falloc") => Preallocation::Falloc,
+        Some("full") => Preallocation::Full,
+        _ => Preallocation::Off,
+    }
+}
+
+/// Makes a new image.
+pub(super) fn create(storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) -> Result<()> {
+    let plan = Plan::new(&spec.options, spec.backing.is_some())?;
+    let size = spec
+        .virtual_size
+        .checked_next_multiple_of(512)
+        .filter(|size| *size <= env.limits.virtual_size)
+        .ok_or_else(|| Error::limit(format!("a virtual size of {} bytes is too large", spec.virtual_size)))?;
+    write_skeleton(&storage, &plan, spec)?;
+    let data = plan
+        .data_file
+        .as_deref()
+        .map(|name| create_data_file(&storage, name, size, env));
+    let gate = Created(data.transpose()?);
+    let open_env = OpenEnv {
+        writable: true,
+        for_check: false,
+        metadata_only: false,
+        gate: &gate,
+        limits: env.limits,
+        secrets: env.secrets,
+    };
+    let image = open::open(storage, &open_env)?;
+    image.host.unordered.store(true, Ordering::Relaxed);
+    fill(&image, &plan, size)?;
+    image.host.unordered.store(false, Ordering::Relaxed);
+    image.close()
+}
+
+fn write_skeleton(storage: &StorageRef, plan: &Plan, spec: &CreateSpec) -> Result<()> {
+    let size = 1u64 << plan.cluster_bits;
+    let mut header = plan.header();
+    let format = spec.backing.as_ref().and_then(|b| b.format.as_deref());
+    let first = compose(&mut header, &mut plan.extensions(format), spec.backing.as_ref())?;
+    if storage.can_resize() {
+        storage.set_len(0)?;
+    }
+    storage.write_zeroes(0, 3 * size, true)?;
+    storage.write_at(0, &first)?;
+    storage.write_at(size, &(2 * size).to_be_bytes())?;
+    let mut counts = vec![0; 64];
+    let width = RefcountWidth::new(plan.refcount_order);
+    (0..3).for_each(|cluster| width.set(&mut counts, cluster, 1));
+    storage.write_at(2 * size, &counts)
+}
+
+fn fill(image: &Qcow2, plan: &Plan, size: u64) -> Result<()> {
+    let mut writer = image.lock_writer()?;
+    image.prepare(&mut writer)?;
+    image.grow_l1(&mut writer, size)?;
+    image.change_header(&writer, |s| s.header.virtual_size = size)?;
+    let how = match plan.preallocation {
+        // A raw data file shows zeroes wherever the guest does: its clusters are all there from the start.
+        Preallocation::Off if plan.data_file_raw => Preallocation::Metadata,
+        how => how,
+    };
+    image.preallocate(&mut writer, 0, size, how)
+}
+
+fn create_data_file(storage: &StorageRef, name: &str, size: u64, env: &CreateEnv<'_>) -> Result<StorageRef> {
+    let data = env.gate.create(&Reference {
+        name,
+        format: Some("raw"),
+        role: Role::DataFile,
+        from: storage,
+        writable: true,
+    })?;
+    if data.can_resize() {
+        data.set_len(0)?;
+        data.set_len(size)?;
+    }
+    Ok(data)
+}
+
+/// Hands out the data file that was just made.
+struct Created(Option<StorageRef>);
+
+impl Gate for Created {
+    fn open(&self, reference: &Reference<'_>) -> Result<Node> {
+        match &self.0 {
+            Some(storage) if reference.role == Role::DataFile => Ok(Node::new(storage.clone(), "raw")),
+            _ => Err(Error::denied("a new image opens nothing else")),
+        }
+    }
+    fn create(&self, _reference: &Reference<'_>) -> Result<StorageRef> {
+        Err(Error::denied("a new image creates nothing else"))
+    }
+}

@@ -1,0 +1,262 @@
+//! Opening: everything that comes from the file is checked before it is used or sizes anything.
+
+use std::sync::{Arc, Mutex, RwLock};
+
+use super::cache::L2Cache;
+use super::codec::Codec;
+use super::host::Host;
+use super::image::{Qcow2, Shared};
+use super::layout::extensions::text;
+use super::layout::header::{V2_LEN, unknown_features};
+use super::layout::{Autoclear, Crypt, Extensions, Geometry, Header, Incompatible, words_from_be};
+use super::metadata::MetadataMap;
+use super::refcounts::Refcounts;
+use super::snapshot_table::{self, Snapshot};
+use super::writer::Writer;
+use crate::env::BackingReference;
+use crate::gate::{Reference, Role};
+use crate::storage::read_padded;
+use crate::{Error, OpenEnv, Result, Storage, StorageRef};
+
+/// The first cluster: header, extensions, backing name.
+pub(super) struct Preamble {
+    pub header: Header,
+    pub extensions: Extensions,
+    pub backing: Option<BackingReference>,
+}
+
+impl Preamble {
+    /// Reads and checks the first cluster.
+    pub fn read(storage: &dyn Storage) -> Result<Self> {
+        let len = storage.len()?;
+        let mut first = vec![0; len.min(512) as usize];
+        storage.read_at(0, &mut first)?;
+        let bits = super::layout::be32(&first, 20).unwrap_or(9).clamp(9, 21);
+        let mut cluster = vec![0; len.min(1 << bits) as usize];
+        storage.read_at(0, &mut cluster)?;
+        Self::parse(&cluster)
+    }
+
+    fn parse(cluster: &[u8]) -> Result<Self> {
+        let header = Header::parse(cluster)?;
+        let size = 1usize << header.cluster_bits;
+        let start = (header.header_length as usize).max(V2_LEN);
+        let (end, open_ended) = match header.backing_offset {
+            0 => (size, true),
+            at => (usize::try_from(at).unwrap_or(size).min(size), false),
+        };
+        let area = cluster.get(start..end.min(cluster.len())).unwrap_or_default();
+        let extensions = Extensions::parse(area, open_ended)?;
+        let unknown = header.incompatible.unknown();
+        if unknown != 0 {
+            return Err(unknown_features(unknown, |bit| extensions.feature_name(0, bit)));
+        }
+        let backing = backing_name(cluster, &header)?.map(|name| BackingReference {
+            name,
+            format: extensions.backing_format().map(str::to_owned),
+        });
+        Ok(Self {
+            header,
+            extensions,
+            backing,
+        })
+    }
+}
+
+fn backing_name(cluster: &[u8], header: &Header) -> Result<Option<String>> {
+    if header.backing_offset == 0 {
+        return Ok(None);
+    }
+    let start = usize::try_from(header.backing_offset).unwrap_or(usize::MAX);
+    let bytes = cluster.get(start..).and_then(|b| b.get(..header.backing_size as usize));
+    let bytes = bytes.ok_or_else(|| Error::corrupt("the file ends inside the backing file name"))?;
+    text("backing file name", bytes).map(Some)
+}
+
+/// Opens an image.
+pub(super) fn open(storage: StorageRef, env: &OpenEnv<'_>) -> Result<Qcow2> {
+    let Preamble {
+        header,
+        extensions,
+        backing,
+    } = Preamble::read(storage.as_ref())?;
+    refuse_encryption(&header, env)?;
+    refuse_damaged(&header, env)?;
+    let data = open_data_file(&storage, &header, &extensions, env)?;
+    let geometry = Geometry {
+        cluster_bits: header.cluster_bits,
+        extended_l2: header.incompatible.has(Incompatible::EXTENDED_L2),
+        compression: header.compression,
+        data_file: header.incompatible.has(Incompatible::DATA_FILE),
+    };
+    let l1 = read_l1(storage.as_ref(), &header, &geometry, env)?;
+    let snapshots = snapshot_table::read(storage.as_ref(), &header, &geometry)?;
+    let reftable = read_reftable(storage.as_ref(), &header)?;
+    let metadata = build_map(
+        &geometry,
+        &header,
+        &l1,
+        &reftable,
+        &snapshots,
+        &extensions,
+        storage.len()?,
+    );
+    let metadata = Arc::new(RwLock::new(metadata));
+    let host = Arc::new(Host::new(storage, data));
+    let writer = if env.writable {
+        let cache = env.limits.cache_bytes / 4;
+        let refcounts = Refcounts::new(host.clone(), metadata.clone(), geometry, &header, reftable, cache)?;
+        Some(Mutex::new(Writer::new(refcounts)))
+    } else {
+        None
+    };
+    let image = Qcow2 {
+        geometry,
+        codec: Codec::new(geometry.compression),
+        limits: env.limits.clone(),
+        writer,
+        metadata,
+        host,
+        unpacked: Mutex::default(),
+        shared: RwLock::new(Shared {
+            l2: L2Cache::new(env.limits.cache_bytes / 2, geometry.cluster_size()),
+            header,
+            extensions,
+            backing,
+            snapshots,
+            l1,
+        }),
+    };
+    if env.writable && !env.for_check {
+        image.repair_dirty()?;
+    }
+    Ok(image)
+}
+
+fn refuse_encryption(header: &Header, env: &OpenEnv<'_>) -> Result<()> {
+    let name = match header.crypt {
+        Crypt::None => return Ok(()),
+        Crypt::Aes => "AES",
+        Crypt::Luks => "LUKS",
+    };
+    if env.metadata_only {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!(
+        "{name} encrypted qcow2 images cannot be read yet"
+    )))
+}
+
+fn refuse_damaged(header: &Header, env: &OpenEnv<'_>) -> Result<()> {
+    if env.writable && !env.for_check && header.incompatible.has(Incompatible::CORRUPT) {
+        return Err(Error::corrupt(
+            "the image is marked corrupt; it can be read, and written after a repair",
+        ));
+    }
+    Ok(())
+}
+
+fn open_data_file(
+    storage: &StorageRef,
+    header: &Header,
+    extensions: &Extensions,
+    env: &OpenEnv<'_>,
+) -> Result<Option<StorageRef>> {
+    let raw = header.autoclear & Autoclear::RAW_DATA_FILE != 0;
+    if !header.incompatible.has(Incompatible::DATA_FILE) {
+        if raw {
+            return Err(Error::corrupt(
+                "the raw data file bit is set, but there is no external data file",
+            ));
+        }
+        return Ok(None);
+    }
+    let name = extensions
+        .data_file()
+        .ok_or_else(|| Error::corrupt("the image has an external data file, but does not name it"))?;
+    if env.metadata_only {
+        return Ok(None);
+    }
+    let node = env.gate.open(&Reference {
+        name,
+        format: Some("raw"),
+        role: Role::DataFile,
+        from: storage,
+        writable: env.writable,
+    })?;
+    let same = node.storage.identity().is_some() && node.storage.identity() == storage.identity();
+    if same {
+        return Err(Error::corrupt("the image names itself as its data file"));
+    }
+    Ok(Some(node.storage))
+}
+
+fn read_l1(storage: &dyn Storage, header: &Header, geometry: &Geometry, env: &OpenEnv<'_>) -> Result<Vec<u64>> {
+    let bytes = u64::from(header.l1_size) * 8;
+    let needed = geometry.l1_entries(header.virtual_size);
+    if u64::from(header.l1_size) < needed {
+        return Err(Error::corrupt(format!(
+            "a virtual size of {} bytes needs {needed} L1 entries, found {}",
+            header.virtual_size, header.l1_size
+        )));
+    }
+    read_table(storage, "L1 table", header.l1_offset, bytes, env.limits.table_bytes)
+}
+
+/// Reads a table of words that must lie wholly in the file.
+pub(super) fn read_table(storage: &dyn Storage, what: &str, at: u64, bytes: u64, most: u64) -> Result<Vec<u64>> {
+    if bytes == 0 {
+        return Ok(Vec::new());
+    }
+    let end = storage.len()?;
+    if at.checked_add(bytes).is_none_or(|e| e > end) {
+        return Err(Error::corrupt(format!(
+            "the {what} of {bytes} bytes at {at:#x} ends past the end of the file at {end:#x}"
+        )));
+    }
+    if bytes > most {
+        return Err(Error::limit(format!(
+            "the {what} of {bytes} bytes exceeds the limit of {most}"
+        )));
+    }
+    let len = usize::try_from(bytes).map_err(|_| Error::limit(format!("the {what} is too large")))?;
+    let mut buf = vec![0; len];
+    storage.read_at(at, &mut buf)?;
+    Ok(words_from_be(&buf))
+}
+
+/// Reads the refcount table, at most 8 MiB. What lies past the end of the file counts as empty: `check` tells.
+pub(super) fn read_reftable(storage: &dyn Storage, header: &Header) -> Result<Vec<u64>> {
+    let bytes = (header.reftable_clusters as usize) << header.cluster_bits;
+    let mut buf = vec![0; bytes];
+    read_padded(storage, header.reftable_offset, &mut buf)?;
+    Ok(words_from_be(&buf))
+}
+
+pub(super) fn build_map(
+    geometry: &Geometry,
+    header: &Header,
+    l1: &[u64],
+    reftable: &[u64],
+    snapshots: &[Snapshot],
+    extensions: &Extensions,
+    file_len: u64,
+) -> MetadataMap {
+    let mut map = MetadataMap::build(geometry, header, l1, reftable, file_len);
+    if !snapshots.is_empty() {
+        map.add(
+            header.snapshots_offset,
+            snapshots.iter().map(Snapshot::stored_len).sum(),
+        );
+    }
+    for snapshot in snapshots {
+        map.add(snapshot.l1_offset, snapshot.l1_bytes());
+    }
+    if let Some(bitmaps) = extensions.bitmaps()
+        && header.autoclear & Autoclear::BITMAPS != 0
+        && bitmaps.directory_offset.saturating_add(bitmaps.directory_size) <= file_len
+    {
+        map.add(bitmaps.directory_offset, bitmaps.directory_size);
+    }
+    map
+}

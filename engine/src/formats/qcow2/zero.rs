@@ -1,0 +1,224 @@
+//! Zeroes without data, and giving space back.
+
+use super::image::Qcow2;
+use super::layout::{L2Entry, Subclusters};
+use super::locate::Kind;
+use super::writer::Writer;
+use crate::Result;
+use crate::image::Below;
+
+/// Zero bytes written at once where flags cannot say it.
+const ZEROES: usize = 64 << 10;
+
+/// What happens to whole clusters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Clear {
+    /// They read as zeroes; space is kept.
+    Zero,
+    /// They read as zeroes; space is given back.
+    ZeroUnmap,
+    /// The guest no longer needs them.
+    Discard,
+}
+
+impl Qcow2 {
+    /// Makes a range read as zeroes.
+    pub fn zero_range(&self, offset: u64, len: u64, unmap: bool, below: &dyn Below) -> Result<()> {
+        let mut writer = self.lock_writer()?;
+        self.prepare(&mut writer)?;
+        let how = if unmap { Clear::ZeroUnmap } else { Clear::Zero };
+        let (version, backed) = {
+            let shared = self.read_shared();
+            (shared.header.version, shared.backing.is_some())
+        };
+        let size = self.geometry.subcluster_size();
+        let end = offset + len;
+        let virtual_size = self.read_shared().header.virtual_size;
+        let (first, mut last) = (offset.next_multiple_of(size), end / size * size);
+        if end == virtual_size {
+            last = end.next_multiple_of(size);
+        }
+        if version < 3 && backed || first >= last {
+            self.zero_piece(&mut writer, offset, end, version >= 3 && first >= last, below)?;
+        } else {
+            self.zero_piece(&mut writer, offset, first, true, below)?;
+            self.clear_aligned(&mut writer, first, last, how)?;
+            if last < end {
+                self.zero_piece(&mut writer, last, end, true, below)?;
+            }
+        }
+        self.note_write(&mut writer, offset, len)
+    }
+
+    /// Zeroes less than a subcluster (at most two pieces of two neighbours): by its flag where the rest is zero anyway, else by bytes.
+    fn zero_piece(&self, writer: &mut Writer, from: u64, to: u64, flags: bool, below: &dyn Below) -> Result<()> {
+        let size = self.geometry.subcluster_size();
+        let mut at = from;
+        while at < to {
+            let start = at / size * size;
+            let end = if flags {
+                to.min(start + size)
+            } else {
+                to.min(at + ZEROES as u64)
+            };
+            let around = [(start, at), (end, start + size)];
+            let free = flags && self.has_no_data(start)? && {
+                let known: Result<Vec<bool>> = around.iter().map(|(a, b)| self.is_zero(*a, b - a, below)).collect();
+                known?.into_iter().all(|zero| zero)
+            };
+            if free {
+                self.clear_aligned(writer, start, start + size, Clear::Zero)?;
+            } else {
+                let zeroes = vec![0; (end - at) as usize];
+                self.write_range(writer, at, &zeroes, below)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    fn has_no_data(&self, guest: u64) -> Result<bool> {
+        let run = self.locate(&self.read_shared(), guest, 1)?;
+        Ok(matches!(run.kind, Kind::Unallocated | Kind::Zero { .. }))
+    }
+
+    /// Clears a range of whole subclusters.
+    pub fn clear_aligned(&self, writer: &mut Writer, from: u64, to: u64, how: Clear) -> Result<()> {
+        let size = self.geometry.cluster_size();
+        if self.mirrors_guest() {
+            let end = to.min(self.read_shared().header.virtual_size);
+            if from < end {
+                self.host.data().write_zeroes(from, end - from, how != Clear::Zero)?;
+            }
+        }
+        let mut at = from;
+        while at < to {
+            let start = self.geometry.cluster_start(at);
+            if at > start || to < start + size {
+                let end = to.min(start + size);
+                self.clear_part(writer, at, end)?;
+                at = end;
+                continue;
+            }
+            let table_end = (start / self.geometry.l2_span() + 1).saturating_mul(self.geometry.l2_span());
+            let end = self.geometry.cluster_start(to).min(table_end);
+            self.clear_clusters(writer, start, (end - start) / size, how)?;
+            self.write_back_if_full(writer)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Whether the data file holds exactly what the guest sees.
+    fn mirrors_guest(&self) -> bool {
+        use super::layout::Autoclear;
+        self.host.data.is_some() && self.read_shared().header.autoclear & Autoclear::RAW_DATA_FILE != 0
+    }
+
+    /// Whole clusters of one L2 table.
+    fn clear_clusters(&self, writer: &mut Writer, guest: u64, count: u64, how: Clear) -> Result<()> {
+        let (version, backed) = {
+            let shared = self.read_shared();
+            (shared.header.version, shared.backing.is_some())
+        };
+        let old = self.entries(guest, count)?;
+        let new: Vec<_> = old.iter().map(|e| cleared(*e, how, version, backed)).collect();
+        let Some(first) = old.iter().zip(&new).position(|(a, b)| a != b) else {
+            return Ok(());
+        };
+        let last = old.iter().zip(&new).rposition(|(a, b)| a != b).unwrap_or(first);
+        self.ensure_table(writer, self.geometry.l1_index(guest))?;
+        let start = guest + first as u64 * self.geometry.cluster_size();
+        let new = new.get(first..=last).unwrap_or_default();
+        let discard = how != Clear::Zero;
+        if discard && self.geometry.data_file && !self.mirrors_guest() {
+            let len = new.len() as u64 * self.geometry.cluster_size();
+            self.host.data().discard(start, len)?;
+        }
+        self.replace(writer, start, new, discard)
+    }
+
+    /// Whole subclusters of a part of one cluster: they become zero, and space is kept.
+    fn clear_part(&self, writer: &mut Writer, from: u64, to: u64) -> Result<()> {
+        let start = self.geometry.cluster_start(from);
+        let mask = self.subclusters(from - start, to - start);
+        let new = match self.entry(from)? {
+            L2Entry::Standard { at, copied, subs } => L2Entry::Standard {
+                at,
+                copied,
+                subs: Subclusters {
+                    data: subs.data & !mask,
+                    zero: subs.zero | mask,
+                },
+            },
+            L2Entry::Compressed { .. } => {
+                let zeroes = vec![0; (to - from) as usize];
+                return self.write_range(writer, from, &zeroes, &crate::image::NothingBelow);
+            }
+        };
+        self.ensure_table(writer, self.geometry.l1_index(from))?;
+        self.replace(writer, start, &[new], false)
+    }
+
+    /// Gives back the whole clusters of a range. What the guest sees there afterwards is zeroes.
+    pub fn discard_range(&self, offset: u64, len: u64) -> Result<()> {
+        let mut writer = self.lock_writer()?;
+        self.prepare(&mut writer)?;
+        let (version, backed, virtual_size) = {
+            let shared = self.read_shared();
+            (
+                shared.header.version,
+                shared.backing.is_some(),
+                shared.header.virtual_size,
+            )
+        };
+        // Version 2 cannot say "zero": the layer below would show.
+        if version < 3 && backed {
+            return Ok(());
+        }
+        let size = self.geometry.cluster_size();
+        let end = offset + len;
+        let from = offset.next_multiple_of(size);
+        let to = if end == virtual_size {
+            end.next_multiple_of(size)
+        } else {
+            end / size * size
+        };
+        if from < to {
+            self.clear_aligned(&mut writer, from, to, Clear::Discard)?;
+            self.note_write(&mut writer, from, to.min(virtual_size) - from)?;
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of an entry.
+fn cleared(old: L2Entry, how: Clear, version: u32, backed: bool) -> L2Entry {
+    let allocated = !matches!(old, L2Entry::Standard { at: None, .. });
+    let zero = if version < 3 {
+        L2Entry::UNALLOCATED
+    } else {
+        L2Entry::ZERO
+    };
+    match (how, old) {
+        (Clear::Discard, _) => {
+            if backed || allocated {
+                zero
+            } else {
+                old
+            }
+        }
+        (Clear::Zero, L2Entry::Standard { at, copied, .. }) if version >= 3 => L2Entry::Standard {
+            at,
+            copied,
+            subs: Subclusters::ZERO,
+        },
+        (Clear::Zero | Clear::ZeroUnmap, _) => {
+            if version < 3 && !allocated {
+                old
+            } else {
+                zero
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! What the qcow2 tests share.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vdisk_engine::env::{CreateSpec, NoSecrets};
+use vdisk_engine::gate::{Gate, Node, Reference};
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::{FileOptions, FileStorage};
+use vdisk_engine::{CreateEnv, Error, Image, Limits, OpenEnv, Result, StorageRef, formats};
+
+pub const CLUSTER_SIZES: [u64; 13] = [
+    512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131_072, 262_144, 524_288, 1_048_576, 2_097_152,
+];
+
+/// A folder that goes away, and images in it.
+pub struct Scratch {
+    dir: tempfile::TempDir,
+    pub limits: Limits,
+}
+
+/// Opens plain file names in one folder.
+struct InFolder(PathBuf);
+
+impl Gate for InFolder {
+    fn open(&self, reference: &Reference<'_>) -> Result<Node> {
+        let name = Path::new(reference.name)
+            .file_name()
+            .ok_or_else(|| Error::denied("no name"))?;
+        let options = if reference.writable {
+            FileOptions::write()
+        } else {
+            FileOptions::read()
+        };
+        let storage = FileStorage::open(&self.0.join(name), options)?;
+        Ok(Node::new(Arc::new(storage), reference.format.unwrap_or("raw")))
+    }
+    fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
+        let path = self.0.join(reference.name);
+        let _ = std::fs::remove_file(&path);
+        Ok(Arc::new(FileStorage::create_new(&path, FileOptions::write())?))
+    }
+}
+
+impl Scratch {
+    pub fn new() -> Self {
+        let shm = Path::new("/dev/shm");
+        let dir = if shm.is_dir() {
+            tempfile::tempdir_in(shm)
+        } else {
+            tempfile::tempdir()
+        };
+        Self {
+            dir: dir.unwrap(),
+            limits: Limits::default(),
+        }
+    }
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+    /// Makes an image by our driver, over whatever stood there.
+    pub fn create(&self, path: &Path, size: u64, options: Options) {
+        self.create_spec(
+            path,
+            &CreateSpec {
+                virtual_size: size,
+                options,
+                backing: None,
+            },
+        )
+        .unwrap();
+    }
+    pub fn create_spec(&self, path: &Path, spec: &CreateSpec) -> Result<()> {
+        let _ = std::fs::remove_file(path);
+        let storage = Arc::new(FileStorage::create_new(path, FileOptions::write())?);
+        let env = CreateEnv {
+            gate: &InFolder(self.dir.path().to_owned()),
+            limits: &self.limits,
+            secrets: &NoSecrets,
+            random: &|buf| buf.fill(7),
+            now: 0,
+        };
+        let driver = formats::by_name("qcow2")?;
+        spec.options.check(driver.create_options(), "qcow2")?;
+        driver.create(storage, spec, &env)
+    }
+    pub fn try_open(&self, path: &Path, change: impl FnOnce(OpenEnv<'_>) -> OpenEnv<'_>) -> Result<Box<dyn Image>> {
+        let gate = InFolder(self.dir.path().to_owned());
+        let env = change(OpenEnv::closed(&self.limits));
+        let env = env.with_gate(&gate);
+        let options = if env.writable {
+            FileOptions::write()
+        } else {
+            FileOptions::read()
+        };
+        let storage = Arc::new(FileStorage::open(path, options)?);
+        formats::by_name("qcow2")?.open(storage, &Options::new(), &env)
+    }
+    pub fn open(&self, path: &Path) -> Box<dyn Image> {
+        self.try_open(path, |env| env).unwrap()
+    }
+    pub fn open_writable(&self, path: &Path) -> Box<dyn Image> {
+        self.try_open(path, |env| env.writable()).unwrap()
+    }
+}
+
+/// Bytes that compress somewhat, with a hole and with noise.
+pub fn pattern(len: usize) -> Vec<u8> {
+    let mut state = 12345u64;
+    let mut bytes = vec![0u8; len];
+    for (i, b) in bytes.iter_mut().enumerate() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        *b = match i / 40_000 % 5 {
+            0 | 1 => (i / 700 % 251) as u8,
+            2 => (state >> 56) as u8,
+            3 => 0,
+            _ => b"qcow2 "[i % 6],
+        };
+    }
+    bytes
+}
+
+pub fn read_all(image: &dyn Image) -> Vec<u8> {
+    let mut bytes = vec![0; image.virtual_size() as usize];
+    for (n, part) in bytes.chunks_mut(300_000).enumerate() {
+        image.read(n as u64 * 300_000, part).unwrap();
+    }
+    bytes
+}
+
+/// Images in memory: several, by name.
+#[derive(Clone, Default)]
+pub struct Files(Arc<std::sync::Mutex<std::collections::HashMap<String, StorageRef>>>);
+
+impl Files {
+    pub fn put(&self, name: &str, storage: StorageRef) {
+        self.0.lock().unwrap().insert(name.to_owned(), storage);
+    }
+    pub fn get(&self, name: &str) -> StorageRef {
+        self.0.lock().unwrap()[name].clone()
+    }
+    pub fn create_on(&self, storage: StorageRef, size: u64, options: Options, backing: Option<(&str, &str)>) {
+        let driver = formats::by_name("qcow2").unwrap();
+        options.check(driver.create_options(), "qcow2").unwrap();
+        let spec = CreateSpec {
+            virtual_size: size,
+            options,
+            backing: backing.map(|(name, format)| vdisk_engine::image::BackingReference {
+                name: name.into(),
+                format: Some(format.into()),
+            }),
+        };
+        let env = CreateEnv {
+            gate: self,
+            limits: &Limits::default(),
+            secrets: &NoSecrets,
+            random: &|buf| buf.fill(7),
+            now: 0,
+        };
+        driver.create(storage, &spec, &env).unwrap();
+    }
+    pub fn open_on(&self, storage: StorageRef, writable: bool) -> Result<Box<dyn Image>> {
+        let limits = Limits::default();
+        let env = OpenEnv::closed(&limits).with_gate(self);
+        let env = if writable { env.writable() } else { env };
+        formats::by_name("qcow2")?.open(storage, &Options::new(), &env)
+    }
+}
+
+impl Gate for Files {
+    fn open(&self, reference: &Reference<'_>) -> Result<Node> {
+        Ok(Node::new(self.get(reference.name), reference.format.unwrap_or("raw")))
+    }
+    fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
+        let storage: StorageRef = Arc::new(vdisk_engine::storage::MemoryStorage::empty());
+        self.put(reference.name, storage.clone());
+        Ok(storage)
+    }
+}
+
+/// Fails unless `check` finds nothing wrong and nothing leaked.
+pub fn assert_clean(image: &dyn Image) {
+    let report = image
+        .check(vdisk_engine::image::Repair::No, &vdisk_engine::Control::default())
+        .unwrap();
+    assert_eq!(
+        (report.corruptions, report.leaks, report.check_errors),
+        (0, 0, 0),
+        "{:#?}",
+        report.messages
+    );
+}
+
+/// Fails unless qemu-img finds nothing wrong; `leaks` says whether leaks are fine.
+pub fn assert_qemu_clean(bytes: &[u8], scratch: &Scratch, leaks: bool, what: &str) {
+    let path = scratch.file("checked.qcow2");
+    std::fs::write(&path, bytes).unwrap();
+    let out = e2e::tools::run("qemu-img", &["check", "-f", "qcow2", e2e::tools::arg(&path)]);
+    let code = out.status.code();
+    assert!(code == Some(0) || leaks && code == Some(3), "{what}: {out:?}");
+}
