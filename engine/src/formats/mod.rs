@@ -4,6 +4,9 @@ mod bochs;
 mod cloop;
 mod common;
 mod cow;
+mod dmg;
+mod findings;
+mod iso;
 mod luks;
 mod parallels;
 mod qcow;
@@ -12,7 +15,9 @@ mod qed;
 mod raw;
 mod two_level;
 mod vdi;
+mod vhdx;
 mod vpc;
+mod windows;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -147,12 +152,15 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &bochs::Bochs,
     &cloop::Cloop,
     &cow::Cow,
+    &dmg::Dmg,
+    &iso::Iso,
     &luks::Luks,
     &parallels::Parallels,
     &qcow2::Qcow2,
     &qcow::Qcow,
     &qed::Qed,
     &vdi::Vdi,
+    &vhdx::Vhdx,
     &vpc::Vpc,
 ];
 

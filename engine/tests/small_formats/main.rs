@@ -5,6 +5,8 @@
 mod bochs;
 mod cloop;
 mod cow;
+mod dmg;
+mod iso;
 mod parallels;
 mod qcow;
 mod qed;

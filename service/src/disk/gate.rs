@@ -12,6 +12,8 @@ use crate::pool::Access;
 /// Resolves the backing name of a layer to the layer that the inventory has below it. Everything else is denied.
 pub(super) struct InventoryGate<'a> {
     pub(super) layers: &'a [Layer],
+    /// Depths that are opened for writing.
+    pub(super) writable: &'a [usize],
     pub(super) lock: LockMode,
 }
 
@@ -28,8 +30,8 @@ impl Gate for InventoryGate<'_> {
             .layers
             .iter()
             .position(|layer| layer.record.file == reference.from.name());
-        let pair = depth.and_then(|depth| Some((self.layers.get(depth)?, self.layers.get(depth + 1)?)));
-        let Some((overlay, base)) = pair else {
+        let pair = depth.and_then(|depth| Some((self.layers.get(depth)?, self.layers.get(depth + 1)?, depth + 1)));
+        let Some((overlay, base, depth)) = pair else {
             return denied("the inventory does not know as its base");
         };
         if overlay.record.backing_name.as_deref() != Some(reference.name) {
@@ -41,7 +43,10 @@ impl Gate for InventoryGate<'_> {
                 "is of format '{format}', not of the one that the image claims"
             ));
         }
-        Ok(Node::new(open_layer(base, reference.writable, self.lock)?, format))
+        Ok(Node::new(
+            open_layer(base, self.writable.contains(&depth), self.lock)?,
+            format,
+        ))
     }
 
     fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {

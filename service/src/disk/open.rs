@@ -72,7 +72,11 @@ pub fn open_chain(layers: &[Layer], opening: &Opening<'_>) -> Result<Chain> {
     } else {
         LockMode::Read
     };
-    let gate = InventoryGate { layers, lock };
+    let gate = InventoryGate {
+        layers,
+        writable: opening.writable,
+        lock,
+    };
     let storage = open_layer(top, opening.writable.contains(&0), lock)?;
     let format = &top.record.image.format;
     let mut node = Node::new(storage, format).with_options(opening.secrets.open_options(format));

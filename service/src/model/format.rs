@@ -1,9 +1,10 @@
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::text_enum;
 
 /// A format driver: what it is called, what it can do, which options an image of it can be created with.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct FormatInfo {
     /// Name as requests give it (`qcow2`).
     pub name: String,
@@ -16,7 +17,7 @@ pub struct FormatInfo {
 }
 
 /// An option of `create` and `convert`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct CreateOptionInfo {
     /// Name, as qemu-img spells it (`cluster_size`).
     pub name: String,

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::text_enum;
@@ -13,9 +14,10 @@ pub type ImageId = Uuid;
 pub type Labels = BTreeMap<String, String>;
 
 /// A record of the inventory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Image {
     /// Id; also the name of its file inside the pool.
+    #[schema(value_type = Uuid)]
     pub id: ImageId,
     /// Name, unique in its pool.
     pub name: String,
@@ -32,10 +34,12 @@ pub struct Image {
     /// Length of the file, in bytes.
     pub file_size: u64,
     /// The base this image is an overlay of.
+    #[schema(value_type = Option<Uuid>)]
     pub backing_id: Option<ImageId>,
     /// Grows with every change of its content; together with the id it is the image's fingerprint.
     pub generation: u64,
     /// Free-form keys and values.
+    #[schema(value_type = BTreeMap<String, String>)]
     pub labels: Labels,
     /// Whether deletion and change are refused.
     pub protected: bool,
@@ -48,8 +52,10 @@ pub struct Image {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     /// When the record was made.
+    #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
     /// When the record was last changed.
+    #[schema(value_type = String, format = DateTime)]
     pub updated_at: Timestamp,
 }
 

@@ -1,5 +1,6 @@
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{ImageId, text_enum};
@@ -9,15 +10,17 @@ use crate::{ErrorCode, Timestamp};
 pub type JobId = Uuid;
 
 /// Long work: what was asked, how far it is, how it ended.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Job {
     /// Id.
+    #[schema(value_type = Uuid)]
     pub id: JobId,
     /// Which work.
     pub kind: JobKind,
     /// Where it stands.
     pub state: JobState,
     /// Images it reads or writes.
+    #[schema(value_type = Vec<Uuid>)]
     pub image_ids: Vec<ImageId>,
     /// Pool it works in.
     pub pool: Option<String>,
@@ -36,14 +39,19 @@ pub struct Job {
     /// What was done when.
     pub steps: Vec<JobStep>,
     /// When it was queued.
+    #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
     /// When it was first started.
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub started_at: Option<Timestamp>,
     /// When it ended.
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub finished_at: Option<Timestamp>,
     /// The request, as JSON.
+    #[schema(value_type = Object)]
     pub request: Value,
     /// What came out, for a succeeded job; a job that makes an image names it in `image_id`.
+    #[schema(value_type = Option<Object>)]
     pub result: Option<Value>,
     /// Why it failed.
     pub error: Option<JobError>,
@@ -62,7 +70,7 @@ impl Job {
 }
 
 /// How far a job is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct JobProgress {
     /// Bytes done.
     pub done_bytes: u64,
@@ -75,16 +83,17 @@ pub struct JobProgress {
 }
 
 /// A line of a job's log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct JobStep {
     /// When.
+    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// What.
     pub text: String,
 }
 
 /// Why a job failed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct JobError {
     /// For programs; an [`ErrorCode`] as text.
     pub code: String,

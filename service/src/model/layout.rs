@@ -1,9 +1,10 @@
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::ImageId;
 
 /// A guest range of one status. Neighbouring extents of a map differ in something and leave no gap.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Extent {
     /// First guest byte.
     pub start: u64,
@@ -27,11 +28,12 @@ pub struct Extent {
     pub filename: Option<String>,
     /// The layer's image, when the inventory knows it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Uuid>)]
     pub image_id: Option<ImageId>,
 }
 
 /// A part of an image's map.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MapPage {
     /// Extents in guest order.
     pub extents: Vec<Extent>,
@@ -40,9 +42,10 @@ pub struct MapPage {
 }
 
 /// One layer of a backing chain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ChainLayer {
     /// The layer's image.
+    #[schema(value_type = Option<Uuid>)]
     pub image_id: Option<ImageId>,
     /// The image's name.
     pub name: String,
@@ -57,7 +60,7 @@ pub struct ChainLayer {
 }
 
 /// What a conversion would need, in bytes, as `qemu-img measure` counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct MeasureReport {
     /// File size when only the present data is written.
     pub required: u64,

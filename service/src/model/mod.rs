@@ -9,6 +9,7 @@ mod page;
 mod pool;
 mod secret;
 mod snapshot;
+mod statistics;
 
 pub use event::{Event, EventKind};
 pub use format::{CreateOptionInfo, FormatInfo, OptionType};
@@ -19,14 +20,18 @@ pub use page::Page;
 pub use pool::Pool;
 pub use secret::{Secret, SecretId};
 pub use snapshot::Snapshot;
+pub use statistics::{JobSum, Statistics};
 
-/// Gives an enum of unit variants its stable text form, in JSON and in the database alike.
+/// Gives an enum of unit variants its stable text form, in JSON, in the schema and in the database alike. Each variant has
+/// one line of documentation.
 macro_rules! text_enum {
-    ($(#[$meta:meta])* $name:ident, $what:literal { $($(#[$doc:meta])* $variant:ident = $text:literal,)* }) => {
+    ($(#[$meta:meta])* $name:ident, $what:literal {
+        $(#[doc = $doc:literal] $(#[$variant_meta:meta])* $variant:ident = $text:literal,)*
+    }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
         pub enum $name {
-            $($(#[$doc])* #[serde(rename = $text)] $variant,)*
+            $(#[doc = $doc] $(#[$variant_meta])* #[serde(rename = $text)] $variant,)*
         }
 
         impl $name {
@@ -38,6 +43,19 @@ macro_rules! text_enum {
                 match self { $($name::$variant => $text,)* }
             }
         }
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                let docs = [$(concat!("- `", $text, "`:", $doc)),*].join("\n");
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
+                    .enum_values(Some(Self::ALL.iter().map(|value| value.as_str())))
+                    .description(Some(docs))
+                    .into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
 
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

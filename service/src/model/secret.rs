@@ -1,4 +1,5 @@
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::Timestamp;
@@ -7,12 +8,14 @@ use crate::Timestamp;
 pub type SecretId = Uuid;
 
 /// A secret as it is shown: never its value.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Secret {
     /// Id by which requests name it.
+    #[schema(value_type = Uuid)]
     pub id: SecretId,
     /// Name the user gave it, unique.
     pub name: String,
     /// When it was stored.
+    #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
 }

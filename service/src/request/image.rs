@@ -1,4 +1,5 @@
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::values::scalar_map;
 use super::{Options, SecretRefs};
@@ -8,7 +9,7 @@ use crate::model::{Image, ImageId, ImageState, Job, Labels};
 pub type ImageRef = ImageId;
 
 /// A new, empty image, or an empty overlay on a base.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateImage {
     /// Name, unique in the pool.
@@ -20,20 +21,24 @@ pub struct CreateImage {
     /// Bytes the guest sees; may be left out when there is a base to take it from.
     pub virtual_size: Option<u64>,
     /// Base of the new overlay.
+    #[schema(value_type = Option<Uuid>)]
     pub backing: Option<ImageRef>,
     /// Options of the format.
     #[serde(default, deserialize_with = "scalar_map")]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub options: Options,
     /// Free-form keys and values.
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub labels: Labels,
     /// Secrets that `options` refer to.
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, Uuid>)]
     pub secrets: SecretRefs,
 }
 
 /// An image whose bytes exist already.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImportImage {
     /// Name, unique in the pool.
@@ -47,9 +52,11 @@ pub struct ImportImage {
     /// Convert to this format on the way in.
     pub target_format: Option<String>,
     /// Base that the file's own backing reference stands for; needed when the file has one.
+    #[schema(value_type = Option<Uuid>)]
     pub backing: Option<ImageRef>,
     /// Free-form keys and values.
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub labels: Labels,
 }
 
@@ -65,6 +72,31 @@ pub enum ImportSource {
     PoolFile(String),
 }
 
+impl utoipa::PartialSchema for ImportSource {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        use utoipa::openapi::schema::{ObjectBuilder, Type};
+        let field = |kind, text: &str| ObjectBuilder::new().schema_type(kind).description(Some(text));
+        ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .description(Some("Where an import's bytes come from: exactly one of the fields."))
+            .property("upload", field(Type::Boolean, "The client sends them; must be `true`."))
+            .property("url", field(Type::String, "The service fetches them."))
+            .property(
+                "pool_file",
+                field(
+                    Type::String,
+                    "They lie in the pool's folder under this name already; the file is moved into the inventory.",
+                ),
+            )
+            .min_properties(Some(1))
+            .max_properties(Some(1))
+            .additional_properties(Some(utoipa::openapi::schema::AdditionalProperties::FreeForm(false)))
+            .into()
+    }
+}
+
+impl ToSchema for ImportSource {}
+
 /// What an import leads to.
 #[derive(Clone, Debug)]
 pub enum ImportOutcome {
@@ -75,12 +107,13 @@ pub enum ImportOutcome {
 }
 
 /// Changes of a record. Absent fields stay as they are.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateImage {
     /// New name.
     pub name: Option<String>,
     /// New labels; replaces all.
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
     pub labels: Option<Labels>,
     /// Whether deletion and change are refused.
     pub protected: Option<bool>,

@@ -1,11 +1,12 @@
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::values::{required_or_null, scalar_map};
 use super::{ImageRef, Options, SecretRefs};
 use crate::model::{ImageId, JobKind, JobState, Labels, text_enum};
 
 /// Make a new image with the content of this one.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConvertRequest {
     /// Name of the new image, unique in the pool.
@@ -16,6 +17,7 @@ pub struct ConvertRequest {
     pub format: String,
     /// Options of that format.
     #[serde(default, deserialize_with = "scalar_map")]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub options: Options,
     /// Write compressed clusters.
     #[serde(default)]
@@ -23,12 +25,15 @@ pub struct ConvertRequest {
     /// Take the content of this internal snapshot.
     pub snapshot: Option<String>,
     /// Make the result an overlay on this base: only what differs from it is written.
+    #[schema(value_type = Option<Uuid>)]
     pub backing: Option<ImageRef>,
     /// Secrets that `options` or the source refer to.
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, Uuid>)]
     pub secrets: SecretRefs,
     /// Labels of the new image.
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub labels: Labels,
     /// Bytes per second.
     pub rate_limit: Option<u64>,
@@ -37,7 +42,7 @@ pub struct ConvertRequest {
 }
 
 /// Compress an image in place.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CompressRequest {
     /// How.
@@ -61,11 +66,12 @@ text_enum! {
 }
 
 /// Put an overlay on another base, or on none.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RebaseRequest {
     /// The new base; `null` makes the image stand alone. Must be given.
     #[serde(deserialize_with = "required_or_null")]
+    #[schema(value_type = Option<Uuid>)]
     pub backing: Option<ImageRef>,
     /// Whether the content is kept.
     #[serde(default)]
@@ -77,7 +83,7 @@ pub struct RebaseRequest {
 }
 
 /// Whether a rebase keeps what the guest sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RebaseMode {
     /// Content stays; what differs between the bases is copied into the overlay.
@@ -88,10 +94,11 @@ pub enum RebaseMode {
 }
 
 /// Write an overlay's content into a base.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CommitRequest {
     /// The base; the direct one when absent.
+    #[schema(value_type = Option<Uuid>)]
     pub base: Option<ImageRef>,
     /// Delete the overlay (and the layers between) when done.
     pub drop: bool,
@@ -102,7 +109,7 @@ pub struct CommitRequest {
 }
 
 /// Look for errors in an image's own structures.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckRequest {
     /// What to repair; nothing when absent.
@@ -112,7 +119,7 @@ pub struct CheckRequest {
 }
 
 /// What a check repairs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Repair {
     /// Clusters that are counted but not used.
@@ -122,7 +129,7 @@ pub enum Repair {
 }
 
 /// Change the virtual size.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResizeRequest {
     /// New size, in bytes.
@@ -135,10 +142,11 @@ pub struct ResizeRequest {
 }
 
 /// Tell whether two images have the same content.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CompareRequest {
     /// The other image.
+    #[schema(value_type = Uuid)]
     pub other: ImageRef,
     /// Sizes must agree too, and so must what is allocated.
     #[serde(default)]
@@ -148,18 +156,19 @@ pub struct CompareRequest {
 }
 
 /// How large the image would be in a format. Answered at once.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MeasureRequest {
     /// The format.
     pub format: String,
     /// Options of that format.
     #[serde(default, deserialize_with = "scalar_map")]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub options: Options,
 }
 
 /// Make an overlay stand alone: copy into it what it takes from its bases.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FlattenRequest {
     /// Bytes per second.
@@ -169,7 +178,7 @@ pub struct FlattenRequest {
 }
 
 /// Changes of a job that has not ended. Absent fields stay.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct UpdateJob {
     /// Bytes per second; 0 takes the limit away.

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Deserializer};
+use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
 use crate::model::SecretId;
@@ -13,13 +14,14 @@ pub type Options = BTreeMap<String, String>;
 pub type SecretRefs = BTreeMap<String, SecretId>;
 
 /// A secret to store.
-#[derive(Clone, Deserialize)]
+#[derive(Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewSecret {
     /// Unique name, `[A-Za-z0-9._-]{1,128}`.
     pub name: String,
     /// The value as it is to be used; never returned.
     #[serde(deserialize_with = "secret_text")]
+    #[schema(value_type = String, format = Password)]
     pub value: Zeroizing<Vec<u8>>,
 }
 

@@ -105,7 +105,7 @@ impl Service {
             .filter(|limit| *limit > 0)
             .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
         let (chain, survey) = blocking(move || Ok((survey.open()?, survey))).await?;
-        Ok(produced(WAITING, (), move |outlet| {
+        Ok(produced(WAITING, None, move |outlet| {
             for entry in map(&chain, survey.start, survey.length).take(limit) {
                 if !outlet.send(survey.extent(&entry?)) {
                     break;

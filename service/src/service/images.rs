@@ -16,6 +16,7 @@ use crate::jobs::{creatable, engine_options, require_ready, require_same_pool, r
 use crate::model::{Image, ImageId, Labels, Page};
 use crate::pool::{FileName, PoolFolder, check_image_name};
 use crate::request::{Call, CreateImage, ImageFilter, PageRequest, UpdateImage};
+use crate::store::Tx;
 use crate::store::idempotency::{IdempotentRequest, Outcome};
 use crate::store::images::{Backing, FileFacts, ImageRecord, NewImage, Origin};
 use crate::store::locks::LockMode;
@@ -123,9 +124,8 @@ async fn create(inner: &Arc<Inner>, request: CreateImage, key: Option<Idempotent
         let mut tx = inner.store.begin().await?;
         tx.publish_image(id, holder, &FileName::published(id, 1), &facts)
             .await?;
-        let image = tx.image(id).await?.image;
         locks.release_and_commit(tx).await?;
-        Ok(image)
+        Ok(inner.store.image(id).await?.image)
     };
     match made.await {
         Ok(image) => Ok(image),
@@ -298,24 +298,33 @@ async fn delete(inner: &Arc<Inner>, id: ImageId) -> Result<()> {
     tx.require_free_of_dependents(id, &[]).await?;
     locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
     tx.commit().await?;
+    let removed = remove(inner, &record).await;
+    let (locks, tx) = locks.with(removed).await?;
+    locks.release_and_commit(tx).await?;
     let pool = inner.pool(&record.image.pool)?;
-    let (file, trash) = (record.file.clone(), FileName::trash(&record.file));
-    let aside = match pool.rename(&file, &trash, true) {
+    for leftover in [FileName::trash(&record.file), FileName::upload(id)] {
+        pool.remove(&leftover)?;
+    }
+    Ok(())
+}
+
+/// Puts the file aside and takes the row out, in a transaction that is still open.
+async fn remove(inner: &Inner, record: &ImageRecord) -> Result<Tx> {
+    let pool = inner.pool(&record.image.pool)?;
+    let (file, trash) = (&record.file, FileName::trash(&record.file));
+    let aside = match pool.rename(file, &trash, true) {
         Ok(()) => true,
         Err(error) if error.code == ErrorCode::NotFound => false,
         Err(error) => return Err(error),
     };
-    let mut tx = inner.store.begin().await?;
-    if let Err(error) = tx.delete_image(id).await {
-        drop(tx);
-        if aside {
-            pool.rename(&trash, &file, false)?;
+    let deleted = async {
+        let mut tx = inner.store.begin().await?;
+        tx.delete_image(record.image.id).await?;
+        Ok(tx)
+    };
+    deleted.await.inspect_err(|_| {
+        if aside && let Err(error) = pool.rename(&trash, file, false) {
+            tracing::error!(image = %record.image.id, %error, "the image's file is aside; the next start brings it back");
         }
-        return Err(error);
-    }
-    locks.release_and_commit(tx).await?;
-    for leftover in [trash, FileName::upload(id)] {
-        pool.remove(&leftover)?;
-    }
-    Ok(())
+    })
 }

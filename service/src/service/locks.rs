@@ -1,6 +1,7 @@
 //! Locks of requests: held while a request works on an image, let go when it ends, lapsing if the process dies.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use uuid::Uuid;
 
@@ -15,7 +16,8 @@ pub struct RequestLocks {
     inner: Arc<Inner>,
     /// The holder, which may also reserve images.
     pub id: Uuid,
-    released: bool,
+    /// Whether there is something to let go.
+    held: AtomicBool,
 }
 
 impl RequestLocks {
@@ -24,7 +26,7 @@ impl RequestLocks {
         Self {
             inner: inner.clone(),
             id: Uuid::now_v7(),
-            released: false,
+            held: AtomicBool::new(false),
         }
     }
 
@@ -39,7 +41,9 @@ impl RequestLocks {
             process: self.inner.process,
             expires,
         };
-        tx.lock_images(holder, wanted).await
+        tx.lock_images(holder, wanted).await?;
+        self.held.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Takes shared locks on a chain of images.
@@ -55,11 +59,31 @@ impl RequestLocks {
         Ok(locks)
     }
 
+    /// Lets go now.
+    pub async fn release(self) {
+        self.held.store(false, Ordering::Relaxed);
+        unlock(&self.inner, self.id).await;
+    }
+
+    /// Keeps the locks with a result, lets go of them with an error.
+    ///
+    /// # Errors
+    /// The one that came in.
+    pub async fn with<T>(self, outcome: Result<T>) -> Result<(Self, T)> {
+        match outcome {
+            Ok(value) => Ok((self, value)),
+            Err(error) => {
+                self.release().await;
+                Err(error)
+            }
+        }
+    }
+
     /// Lets go as part of the transaction that records what was done, and commits it.
-    pub async fn release_and_commit(mut self, mut tx: Tx) -> Result<()> {
+    pub async fn release_and_commit(self, mut tx: Tx) -> Result<()> {
         tx.unlock(self.id).await?;
         tx.commit().await?;
-        self.released = true;
+        self.held.store(false, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -67,22 +91,24 @@ impl RequestLocks {
 impl Drop for RequestLocks {
     fn drop(&mut self) {
         let (inner, id) = (self.inner.clone(), self.id);
-        if self.released {
+        if !self.held.load(Ordering::Relaxed) {
             return;
         }
         // Without a runtime the process is ending, and the locks lapse by themselves.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                let released = async {
-                    let mut tx = inner.store.begin().await?;
-                    tx.unlock(id).await?;
-                    tx.commit().await
-                };
-                let released: Result<()> = released.await;
-                if let Err(error) = released {
-                    tracing::debug!(%error, "a request's locks were not released; they will lapse");
-                }
-            });
+            runtime.spawn(async move { unlock(&inner, id).await });
         }
+    }
+}
+
+async fn unlock(inner: &Inner, id: Uuid) {
+    let unlocked = async {
+        let mut tx = inner.store.begin().await?;
+        tx.unlock(id).await?;
+        tx.commit().await
+    };
+    let unlocked: Result<()> = unlocked.await;
+    if let Err(error) = unlocked {
+        tracing::warn!(%error, "a request's locks were not let go");
     }
 }

@@ -11,8 +11,11 @@ mod locks;
 mod open;
 mod paging;
 mod pools;
+#[cfg(test)]
+mod postgres_tests;
 mod secrets;
 mod snapshots;
+mod statistics;
 mod stream;
 mod transfer;
 mod upload;

@@ -5,13 +5,14 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 
+use super::locks::RequestLocks;
 use crate::error::Result;
 
-/// A stream whose items a blocking `produce` sends. It should stop when sending fails: nobody listens any more. `keep`
-/// is dropped with the stream.
+/// A stream whose items a blocking `produce` sends. It should stop when sending fails: nobody listens any more. The
+/// locks are let go before the last item is handed out, so that who has seen all can go on with the image.
 pub(super) fn produced<T: Send + 'static>(
     depth: usize,
-    keep: impl Send + 'static,
+    locks: Option<RequestLocks>,
     produce: impl FnOnce(&Outlet<T>) -> Result<()> + Send + 'static,
 ) -> BoxStream<'static, Result<T>> {
     let (sender, receiver) = mpsc::channel(depth);
@@ -22,11 +23,36 @@ pub(super) fn produced<T: Send + 'static>(
             let _ = outlet.0.blocking_send(Err(error));
         }
     });
-    stream::unfold((receiver, keep), |(mut receiver, keep)| async move {
-        let item = receiver.recv().await?;
-        Some((item, (receiver, keep)))
-    })
-    .boxed()
+    let feed = Feed {
+        receiver,
+        locks,
+        ahead: None,
+    };
+    stream::unfold(feed, Feed::step).boxed()
+}
+
+struct Feed<T> {
+    receiver: mpsc::Receiver<Result<T>>,
+    locks: Option<RequestLocks>,
+    /// With locks: the item to hand out next, held back until it is known whether it is the last.
+    ahead: Option<Result<T>>,
+}
+
+impl<T> Feed<T> {
+    async fn step(mut self) -> Option<(Result<T>, Self)> {
+        let item = match self.ahead.take() {
+            Some(item) => Some(item),
+            None => self.receiver.recv().await,
+        };
+        if let Some(locks) = self.locks.take() {
+            self.ahead = self.receiver.recv().await;
+            match self.ahead {
+                Some(_) => self.locks = Some(locks),
+                None => locks.release().await,
+            }
+        }
+        Some((item?, self))
+    }
 }
 
 /// Where a producer puts its items.

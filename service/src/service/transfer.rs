@@ -52,12 +52,15 @@ impl Service {
             let file = layer.pool.open_file(&layer.record.file, Access::Read)?;
             Ok(FileStorage::from_file(file, &layer.record.file, FileOptions::read())?)
         });
-        let storage = storage.await?;
-        let total = storage.len()?;
+        let opened = storage.await.and_then(|storage| {
+            let total = storage.len()?;
+            Ok((storage, total, part_of(range, total)?))
+        });
+        let (locks, (storage, total, part)) = locks.with(opened).await?;
         let filename = format!("{}.{}", image.name, image.format);
-        download(&image, range, total, filename, locks, move |offset, buf| {
+        Ok(download(&image, part, total, filename, locks, move |offset, buf| {
             Ok(storage.read_at(offset, buf)?)
-        })
+        }))
     }
 
     /// The bytes that a guest sees, through the whole chain.
@@ -70,12 +73,17 @@ impl Service {
         let image = layers.first().map(|layer| layer.record.image.clone());
         let image = image.ok_or_else(|| ServiceError::not_found("image", id))?;
         let limits = self.inner.limits.clone();
-        let chain = blocking(move || open_chain(&layers, &Opening::read(&limits, &OpenSecrets::default()))).await?;
+        let chain = blocking(move || open_chain(&layers, &Opening::read(&limits, &OpenSecrets::default()))).await;
+        let opened = chain.and_then(|chain| {
+            let part = part_of(range, chain.virtual_size())?;
+            Ok((chain, part))
+        });
+        let (locks, (chain, part)) = locks.with(opened).await?;
         let total = chain.virtual_size();
         let filename = format!("{}.raw", image.name);
-        download(&image, range, total, filename, locks, move |offset, buf| {
+        Ok(download(&image, part, total, filename, locks, move |offset, buf| {
             Ok(chain.read(offset, buf)?)
-        })
+        }))
     }
 
     /// The chain of an image whose content is wanted.
@@ -93,23 +101,29 @@ impl Service {
 
 fn download(
     image: &Image,
-    range: Option<ByteRange>,
+    (offset, length): (u64, u64),
     total: u64,
     filename: String,
     locks: RequestLocks,
     read: impl Fn(u64, &mut [u8]) -> Result<()> + Send + 'static,
-) -> Result<Download> {
-    let (offset, length) = range.map_or(Ok((0, total)), |range| range.resolve(total))?;
-    let body = produced(WAITING, locks, move |outlet| send_range(outlet, offset, length, &read));
+) -> Download {
+    let body = produced(WAITING, Some(locks), move |outlet| {
+        send_range(outlet, offset, length, &read)
+    });
     let etag = format!("{}-{}", image.id, image.generation);
-    Ok(Download {
+    Download {
         offset,
         length,
         total,
         etag,
         filename,
         body,
-    })
+    }
+}
+
+/// Offset and length of what is wanted.
+fn part_of(range: Option<ByteRange>, total: u64) -> Result<(u64, u64)> {
+    range.map_or(Ok((0, total)), |range| range.resolve(total))
 }
 
 fn send_range(

@@ -38,17 +38,19 @@ impl Service {
     {
         let (locks, record) = self.begin_part(id, &part).await?;
         let pool = self.inner.pool(&record.image.pool)?;
-        let receiver = Receiver::open(&self.inner, &pool, id, &part)?;
+        let receiver = Receiver::open(&self.inner, &pool, id, &part);
+        let (locks, receiver) = locks.with(receiver).await?;
         let (received, outcome) = receiver.receive(&part, body).await;
         let mut tx = self.inner.store.begin().await?;
         tx.record_upload(id, received).await?;
         tx.commit().await?;
-        outcome?;
+        let (locks, ()) = locks.with(outcome).await?;
         let complete = match part.total {
             Some(total) => received == total,
             None => !part.more,
         };
         if !complete {
+            locks.release().await;
             return Ok(UploadStatus::Incomplete { received });
         }
         let inner = self.inner.clone();
@@ -78,8 +80,6 @@ impl Service {
         if record.image.state != ImageState::Uploading {
             return Err(not_uploading("it is not waiting for its file"));
         }
-        locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
-        tx.commit().await?;
         let received = record.image.uploaded_bytes.unwrap_or(0);
         if part.offset != 0 && part.offset != received {
             let public = format!(
@@ -102,6 +102,8 @@ impl Service {
                 "the part ends behind the end of the whole",
             ));
         }
+        locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
+        tx.commit().await?;
         Ok((locks, record))
     }
 }
@@ -211,8 +213,8 @@ async fn complete_upload(
     let upload = FileName::upload(id);
     match accept(inner, &pool, &record, checksum).await {
         Ok(()) => {
+            locks.release().await;
             let image = inner.store.image(id).await?.image;
-            drop(locks);
             Ok(UploadStatus::Complete(Box::new(image)))
         }
         Err(error) if is_final(error.code) => {
@@ -223,7 +225,10 @@ async fn complete_upload(
             locks.release_and_commit(tx).await?;
             Err(error)
         }
-        Err(error) => Err(error),
+        Err(error) => {
+            locks.release().await;
+            Err(error)
+        }
     }
 }
 

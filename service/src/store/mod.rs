@@ -15,6 +15,7 @@ mod model_tests;
 mod open;
 mod row;
 pub mod secrets;
+pub mod statistics;
 #[cfg(test)]
 pub mod testing;
 #[cfg(test)]

@@ -35,9 +35,12 @@ impl MetadataMap {
         {
             map.add(at, 1);
         }
+        // Two entries may share a table as long as neither may write to it: a repair leaves them so.
+        let mut shared = ClusterSet::default();
         for raw in l1.iter().filter(|raw| **raw != 0) {
-            if let Ok(L1Entry::Table { at, .. }) = L1Entry::decode(*raw, geometry)
+            if let Ok(L1Entry::Table { at, copied }) = L1Entry::decode(*raw, geometry)
                 && inside(&at)
+                && (copied || shared.insert(at >> geometry.cluster_bits))
             {
                 map.add(at, 1);
             }

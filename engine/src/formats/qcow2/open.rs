@@ -127,6 +127,9 @@ pub(super) fn open(storage: StorageRef, env: &OpenEnv<'_>) -> Result<Qcow2> {
             l1,
         }),
     };
+    if env.writable && !env.for_check {
+        image.repair_dirty()?;
+    }
     Ok(image)
 }
 
@@ -148,11 +151,6 @@ fn refuse_damaged(header: &Header, env: &OpenEnv<'_>) -> Result<()> {
     if env.writable && !env.for_check && header.incompatible.has(Incompatible::CORRUPT) {
         return Err(Error::corrupt(
             "the image is marked corrupt; it can be read, and written after a repair",
-        ));
-    }
-    if env.writable && !env.for_check && header.incompatible.has(Incompatible::DIRTY) {
-        return Err(Error::corrupt(
-            "the image was not closed properly; repair it before writing",
         ));
     }
     Ok(())
@@ -228,14 +226,14 @@ pub(super) fn read_table(storage: &dyn Storage, what: &str, at: u64, bytes: u64,
 }
 
 /// Reads the refcount table, at most 8 MiB. What lies past the end of the file counts as empty: `check` tells.
-fn read_reftable(storage: &dyn Storage, header: &Header) -> Result<Vec<u64>> {
+pub(super) fn read_reftable(storage: &dyn Storage, header: &Header) -> Result<Vec<u64>> {
     let bytes = (header.reftable_clusters as usize) << header.cluster_bits;
     let mut buf = vec![0; bytes];
     read_padded(storage, header.reftable_offset, &mut buf)?;
     Ok(words_from_be(&buf))
 }
 
-fn build_map(
+pub(super) fn build_map(
     geometry: &Geometry,
     header: &Header,
     l1: &[u64],
@@ -248,7 +246,7 @@ fn build_map(
     if !snapshots.is_empty() {
         map.add(
             header.snapshots_offset,
-            snapshot_table::encode(snapshots, 0).len() as u64,
+            snapshots.iter().map(Snapshot::stored_len).sum(),
         );
     }
     for snapshot in snapshots {

@@ -16,7 +16,7 @@ const MAX_EXTRA: u32 = 1024;
 /// QEMU's bound on the whole table.
 const MAX_TABLE: u64 = 64 << 20;
 /// The extra data that we know and write: size of the VM state, virtual size, instruction count.
-const KNOWN_EXTRA: usize = 24;
+pub(super) const KNOWN_EXTRA: usize = 24;
 
 /// One internal snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -32,6 +32,8 @@ pub(super) struct Snapshot {
     /// Virtual size at that time; `None` in entries too old to say: then it is the image's.
     pub virtual_size: Option<u64>,
     pub icount: Option<u64>,
+    /// Bytes of extra data that we know, as found: 0 to 24. We write 24.
+    pub known_extra: usize,
     /// Extra data past what we know, kept as it is.
     pub unknown_extra: Vec<u8>,
 }
@@ -49,6 +51,13 @@ impl Snapshot {
             vm_clock_nsec: self.vm_clock_nsec,
             icount: self.icount,
         }
+    }
+    /// Bytes of its entry in the table, as read or written.
+    pub fn stored_len(&self) -> u64 {
+        ((FIXED + self.extra_len() + self.id.len() + self.name.len()) as u64).next_multiple_of(8)
+    }
+    fn extra_len(&self) -> usize {
+        self.known_extra + self.unknown_extra.len()
     }
     /// Bytes of its L1 table.
     pub fn l1_bytes(&self) -> u64 {
@@ -146,6 +155,7 @@ fn read_one(reader: &mut Reader<'_>) -> Result<Snapshot> {
         vm_state_size: extra_word(0).unwrap_or(u64::from(be32(&fixed, 32)?)),
         virtual_size: extra_word(8),
         icount: extra_word(16).filter(|n| *n != u64::MAX),
+        known_extra: extra.len().min(KNOWN_EXTRA),
         unknown_extra: extra.get(KNOWN_EXTRA..).unwrap_or_default().to_vec(),
     })
 }
@@ -228,11 +238,13 @@ mod tests {
             vm_state_size: 5 << 32,
             virtual_size: Some(1 << 20),
             icount: Some(7),
+            known_extra: KNOWN_EXTRA,
             unknown_extra: vec![9; 8],
         };
         let two = Snapshot {
             id: "2".into(),
             virtual_size: Some(512),
+            known_extra: KNOWN_EXTRA,
             ..Snapshot::default()
         };
         let list = vec![one, two];

@@ -1,0 +1,399 @@
+//! Walking everything that an image refers to.
+
+use std::collections::BTreeMap;
+
+use super::super::bitmap_table::{self, BitmapCluster};
+use super::super::clusters::ClusterSet;
+use super::super::image::{Qcow2, Shared};
+use super::super::layout::{Autoclear, Extension, Geometry, L1Entry, L2Entry, RefTableEntry, words_from_be};
+use super::super::open::read_table;
+use super::counts::Counts;
+use crate::image::CheckReport;
+use crate::{Control, Result};
+
+/// Findings that are put into words; more are only counted.
+const MOST_MESSAGES: usize = 200;
+/// Bytes of neighbouring L2 tables that are read at once.
+const READ_AHEAD: usize = 1 << 20;
+
+/// What can be done about a table entry that makes no sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BadEntry {
+    /// An entry of the active L1 table.
+    L1(usize),
+    /// An entry of the L2 table at a host offset.
+    L2 { table: u64, index: usize },
+}
+
+/// An L2 table with its users.
+#[derive(Debug, Clone, Copy, Default)]
+struct Users {
+    /// How many L1 entries point to it.
+    times: u64,
+    /// Whether one of them is of the active L1 table.
+    active: bool,
+}
+
+/// The walk over one image.
+pub(super) struct Walk<'a> {
+    image: &'a Qcow2,
+    geometry: Geometry,
+    version: u32,
+    file_len: u64,
+    pub counts: Counts,
+    pub report: CheckReport,
+    pub bad: Vec<BadEntry>,
+    /// Refcount table entries that make no sense: the whole structure is to be rebuilt.
+    pub bad_refcounts: bool,
+    /// Refcount blocks that can be used, by table index.
+    pub blocks: BTreeMap<usize, u64>,
+    tables: BTreeMap<u64, Users>,
+    /// Clusters that hold compressed data.
+    packed: ClusterSet,
+    /// Used clusters that no refcount block stands for.
+    pub uncounted: u64,
+    /// Whether some copied flag may be wrong: else nobody need look at them again.
+    pub flags_matter: bool,
+}
+
+impl<'a> Walk<'a> {
+    pub fn new(image: &'a Qcow2) -> Result<Self> {
+        Ok(Self {
+            image,
+            geometry: image.geometry,
+            version: image.read_shared().header.version,
+            file_len: image.host.file.len()?,
+            counts: Counts::default(),
+            report: CheckReport::default(),
+            bad: Vec::new(),
+            bad_refcounts: false,
+            blocks: BTreeMap::new(),
+            tables: BTreeMap::new(),
+            packed: ClusterSet::default(),
+            uncounted: 0,
+            flags_matter: false,
+        })
+    }
+
+    /// Counts everything.
+    pub fn run(&mut self, shared: &Shared, control: &Control) -> Result<()> {
+        self.report.total_clusters = Some(self.geometry.clusters(shared.header.virtual_size));
+        self.report.allocated_clusters = Some(0);
+        self.report.fragmented_clusters = Some(0);
+        self.report.compressed_clusters = Some(0);
+        self.add(0, 1, 1, "header");
+        self.refcount_structures(shared)?;
+        let snapshots = self.l1_tables(shared);
+        self.l1_entries(&shared.l1, true);
+        snapshots.iter().for_each(|l1| self.l1_entries(l1, false));
+        self.l2_tables(control)?;
+        self.bitmaps(shared)?;
+        for extension in &shared.extensions.0 {
+            if let Extension::Crypto { offset, len } = extension {
+                self.add(*offset, *len, 1, "encryption header");
+            }
+        }
+        Ok(())
+    }
+
+    pub fn say(&mut self, message: impl FnOnce() -> String) {
+        if self.report.messages.len() < MOST_MESSAGES {
+            self.report.messages.push(message());
+        }
+    }
+    pub fn corruption(&mut self, message: impl FnOnce() -> String) {
+        self.report.corruptions += 1;
+        self.say(message);
+    }
+
+    /// A refcount that is not what was counted.
+    pub fn note_refcount(&mut self, cluster: u64, (stored, found): (u64, u64), mended: bool) {
+        let leak = stored > found;
+        let verb = if mended {
+            "Repairing"
+        } else if leak {
+            "Leaked"
+        } else {
+            "ERROR"
+        };
+        self.say(|| format!("{verb} cluster {cluster} refcount={stored} reference={found}"));
+        let report = &mut self.report;
+        let count = match (leak, mended) {
+            (true, true) => &mut report.leaks_fixed,
+            (true, false) => &mut report.leaks,
+            (false, true) => &mut report.corruptions_fixed,
+            (false, false) => &mut report.corruptions,
+        };
+        *count += 1;
+    }
+    /// A copied flag that is not what the refcount says.
+    pub fn note_flag(&mut self, place: impl FnOnce() -> String, mended: bool) {
+        if mended {
+            self.report.corruptions_fixed += 1;
+        } else {
+            self.report.corruptions += 1;
+        }
+        let verb = if mended { "Repairing" } else { "ERROR" };
+        self.say(|| format!("{verb} copied flag: {}", place()));
+    }
+
+    /// Counts references to a host range; false when it lies past the end of the file.
+    fn add(&mut self, at: u64, len: u64, times: u64, what: &str) -> bool {
+        let size = self.geometry.cluster_size();
+        let end = at.saturating_add(len);
+        if len == 0 {
+            return true;
+        }
+        if end >= self.file_len.saturating_add(size) {
+            self.corruption(|| {
+                format!("ERROR: {what} at {at:#x} of {len} bytes ends past the end of the file by one cluster or more")
+            });
+            return false;
+        }
+        let bits = self.geometry.cluster_bits;
+        for cluster in at >> bits..((end - 1) >> bits) + 1 {
+            self.counts.add(cluster, times);
+        }
+        true
+    }
+
+    fn refcount_structures(&mut self, shared: &Shared) -> Result<()> {
+        let header = &shared.header;
+        let bytes = u64::from(header.reftable_clusters) << self.geometry.cluster_bits;
+        if !self.add(header.reftable_offset, bytes, 1, "refcount table") {
+            self.bad_refcounts = true;
+        }
+        let len = bytes.min(self.file_len.saturating_sub(header.reftable_offset)) & !7;
+        let table = read_table(
+            self.image.host.file.as_ref(),
+            "refcount table",
+            header.reftable_offset,
+            len,
+            u64::MAX,
+        )?;
+        for (index, raw) in table.iter().enumerate().filter(|(_, raw)| **raw != 0) {
+            let size = self.geometry.cluster_size();
+            match RefTableEntry::decode(*raw, &self.geometry) {
+                Ok(Some(at)) if at.saturating_add(size) <= self.file_len => {
+                    let others = self.counts.get(at >> self.geometry.cluster_bits);
+                    self.add(at, 1, 1, "refcount block");
+                    if others > 0 {
+                        self.bad_refcounts = true;
+                        self.corruption(|| format!("ERROR refcount block {index} at {at:#x} overlaps other metadata"));
+                    } else {
+                        self.blocks.insert(index, at);
+                    }
+                }
+                Ok(None) => {}
+                _ => {
+                    self.bad_refcounts = true;
+                    self.corruption(|| format!("ERROR refcount block {index} cannot be at {raw:#x}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts the L1 tables themselves, of the active image and of the snapshots; gives the snapshots' ones.
+    fn l1_tables(&mut self, shared: &Shared) -> Vec<Vec<u64>> {
+        self.add(shared.header.l1_offset, shared.l1.len() as u64 * 8, 1, "L1 table");
+        let mut list = Vec::new();
+        let mut len = 0;
+        for snapshot in &shared.snapshots {
+            len += snapshot.stored_len();
+            let storage = self.image.host.file.as_ref();
+            match read_table(
+                storage,
+                "snapshot's L1 table",
+                snapshot.l1_offset,
+                snapshot.l1_bytes(),
+                u64::MAX,
+            ) {
+                Ok(l1) => {
+                    self.add(snapshot.l1_offset, snapshot.l1_bytes(), 1, "snapshot's L1 table");
+                    list.push(l1);
+                }
+                Err(error) => self.corruption(|| format!("ERROR snapshot {}: {error}", snapshot.id.escape_debug())),
+            }
+        }
+        self.add(shared.header.snapshots_offset, len, 1, "snapshot table");
+        list
+    }
+
+    /// Collects the L2 tables of an L1 table.
+    fn l1_entries(&mut self, l1: &[u64], active: bool) {
+        let what = if active { "L1 table" } else { "snapshot's L1 table" };
+        for (index, raw) in l1.iter().enumerate().filter(|(_, raw)| **raw != 0) {
+            let why = match L1Entry::decode(*raw, &self.geometry) {
+                Ok(L1Entry::Unallocated) => continue,
+                Ok(L1Entry::Table { at, copied }) => {
+                    let end = at.saturating_add(self.geometry.cluster_size());
+                    let others = self.counts.get(at >> self.geometry.cluster_bits);
+                    if end <= self.file_len && others == 0 {
+                        let users = self.tables.entry(at).or_default();
+                        users.times += 1;
+                        users.active |= active;
+                        self.flags_matter |= active && !copied || users.times > 1;
+                        continue;
+                    }
+                    let why = if others > 0 {
+                        "it overlaps other metadata"
+                    } else {
+                        "it lies past the end of the file"
+                    };
+                    why.to_owned()
+                }
+                Err(error) => error.to_string(),
+            };
+            self.corruption(|| format!("ERROR {what} entry {index} ({raw:#x}): {why}"));
+            if active {
+                self.bad.push(BadEntry::L1(index));
+            }
+        }
+    }
+
+    /// Reads every L2 table once, in the order of the file.
+    fn l2_tables(&mut self, control: &Control) -> Result<()> {
+        let size = self.geometry.cluster_len();
+        let tables: Vec<(u64, Users)> = std::mem::take(&mut self.tables).into_iter().collect();
+        control.set_total(tables.len() as u64 * size as u64);
+        let mut rest = tables.as_slice();
+        while let Some((first, _)) = rest.first() {
+            let row = rest
+                .iter()
+                .zip(0u64..)
+                .take((READ_AHEAD / size).max(1))
+                .take_while(|((at, _), n)| Some(*at) == first.checked_add(n * size as u64))
+                .count();
+            let (now, later) = rest.split_at(row);
+            control.checkpoint((row * size) as u64)?;
+            let mut bytes = vec![0; row * size];
+            self.image.host.file.read_at(*first, &mut bytes)?;
+            for ((at, users), bytes) in now.iter().zip(bytes.chunks_exact(size)) {
+                self.l2(*at, *users, bytes);
+            }
+            control.advance((row * size) as u64);
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn l2(&mut self, table: u64, users: Users, bytes: &[u8]) {
+        self.add(table, 1, users.times, "L2 table");
+        let step = self.geometry.entry_words() * 8;
+        let mut next = 0;
+        let mut allocated = 0;
+        for (index, raw) in bytes.chunks_exact(step).enumerate() {
+            if raw.iter().all(|b| *b == 0) {
+                continue;
+            }
+            let words = words_from_be(raw);
+            match L2Entry::decode(&words, 0, &self.geometry, self.version) {
+                Ok(L2Entry::Standard { at: None, .. }) => {}
+                Ok(L2Entry::Standard {
+                    at: Some(at), copied, ..
+                }) => {
+                    allocated += 1;
+                    self.flags_matter |= users.active && !copied;
+                    if users.active && next != 0 && at != next {
+                        bump(&mut self.report.fragmented_clusters);
+                    }
+                    next = at.saturating_add(self.geometry.cluster_size());
+                    if !self.geometry.data_file {
+                        self.data(table, index, (at, 1), users);
+                    }
+                }
+                Ok(L2Entry::Compressed { at, len }) => {
+                    allocated += 1;
+                    if users.active {
+                        bump(&mut self.report.compressed_clusters);
+                        bump(&mut self.report.fragmented_clusters);
+                    }
+                    self.data(table, index, (at, len), users);
+                }
+                Err(error) => {
+                    self.corruption(|| format!("ERROR L2 table at {table:#x}, entry {index}: {error}"));
+                    self.bad.push(BadEntry::L2 { table, index });
+                }
+            }
+        }
+        if users.active {
+            self.report.allocated_clusters = self.report.allocated_clusters.map(|n| n + allocated);
+        }
+    }
+
+    fn data(&mut self, table: u64, index: usize, (at, len): (u64, u64), users: Users) {
+        if let Err(error) = self.image.read_metadata().refuse_data(at, len) {
+            self.corruption(|| format!("ERROR L2 table at {table:#x}, entry {index}: {error}"));
+            self.bad.push(BadEntry::L2 { table, index });
+            return;
+        }
+        if at >= self.file_len {
+            self.corruption(|| format!("ERROR: guest data at {at:#x} lies past the end of the file"));
+            self.bad.push(BadEntry::L2 { table, index });
+            return;
+        }
+        let bits = self.geometry.cluster_bits;
+        let packed = len > 1;
+        for cluster in at >> bits..((at + len - 1) >> bits) + 1 {
+            let known = self.counts.get(cluster) > 0;
+            // Compressed clusters share host clusters by nature; others have one for themselves, or shared flags.
+            let known_packed = packed && !self.packed.insert(cluster);
+            self.flags_matter |= users.times > 1 || known && !known_packed;
+        }
+        // One byte stands for a whole cluster, whose end may lie past the end of the file.
+        self.add(
+            at,
+            if packed { len } else { self.geometry.cluster_size() },
+            users.times,
+            "guest data",
+        );
+    }
+
+    fn bitmaps(&mut self, shared: &Shared) -> Result<()> {
+        let Some(extension) = shared.extensions.bitmaps() else {
+            return Ok(());
+        };
+        if shared.header.autoclear & Autoclear::BITMAPS == 0 {
+            return Ok(());
+        }
+        let storage = self.image.host.file.as_ref();
+        let list = match bitmap_table::read(storage, &extension, &self.geometry) {
+            Ok(list) => list,
+            Err(error) => {
+                self.corruption(|| format!("ERROR bitmaps: {error}"));
+                return Ok(());
+            }
+        };
+        self.add(
+            extension.directory_offset,
+            extension.directory_size,
+            1,
+            "bitmap directory",
+        );
+        for bitmap in list {
+            self.add(bitmap.table_offset, u64::from(bitmap.table_size) * 8, 1, "bitmap table");
+            match bitmap.table(storage) {
+                Ok(table) => self.bitmap_data(&table),
+                Err(error) => self.corruption(|| format!("ERROR bitmap \"{}\": {error}", bitmap.name.escape_debug())),
+            }
+        }
+        Ok(())
+    }
+
+    fn bitmap_data(&mut self, table: &[u64]) {
+        for raw in table {
+            match BitmapCluster::decode(*raw, &self.geometry) {
+                Ok(BitmapCluster::At(at)) => {
+                    self.add(at, self.geometry.cluster_size(), 1, "bitmap data");
+                }
+                Ok(_) => {}
+                Err(error) => self.corruption(|| format!("ERROR {error}")),
+            }
+        }
+    }
+}
+
+fn bump(count: &mut Option<u64>) {
+    *count = count.map(|n| n + 1);
+}
