@@ -4,12 +4,12 @@ use serde_json::Value;
 use vdisk_engine::gate::BackingChoice;
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{CacheMode, LockMode};
-use vdisk_engine::{Chain, Limits, Node, OpenEnv, StorageRef, formats};
+use vdisk_engine::{Chain, ErrorKind, Limits, Node, OpenEnv, StorageRef, formats};
 
 use super::gate::{CliGate, Trail};
 use super::protocol::{self, OpenStorage};
 use super::shown::Shown;
-use super::{Keys, json, keyval};
+use super::{Keys, blkdebug, json, keyval};
 use crate::app::{self, Failure};
 use crate::secrets::SecretStore;
 
@@ -221,6 +221,9 @@ impl Opener {
     pub fn resolve_keys(&self, mut keys: Keys, format: Option<&str>, access: &Access) -> Result<Resolved, Failure> {
         let driver = keys.take("driver").or(format.map(str::to_owned));
         if let Some(driver) = driver.as_deref().filter(|d| protocol::is_protocol(d)) {
+            if let Some(image) = blkdebug::image_alone(driver, &keys) {
+                return self.resolve_keys(image, None, access);
+            }
             return self.resolve_bare(driver, keys, access);
         }
         let driver = driver.map(|d| known(&d)).transpose()?;
@@ -279,7 +282,7 @@ impl Opener {
         }
         let over_protocol = protocol::is_protocol(&file.driver);
         let mut name = Shown::format(driver, shown, &file.shown, over_protocol);
-        if !matches!(backing, BackingChoice::FromImage) {
+        if !matches!(backing, BackingChoice::FromImage) && !access.no_backing {
             name = name.with_backing(below.as_ref());
         }
         let mut node = Node::new(file.storage, driver).with_options(options);
@@ -314,7 +317,10 @@ impl Opener {
         }
         match keys.take_value("backing") {
             Some(Value::Null) => return Ok((BackingChoice::None, None)),
-            Some(Value::String(s)) if s.is_empty() => return Ok((BackingChoice::None, None)),
+            Some(Value::String(s)) if s.is_empty() => {
+                app::warning("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+                return Ok((BackingChoice::None, None));
+            }
             Some(node) => return Err(no_node(&super::keys::text(&node))),
             None => {}
         }
@@ -355,10 +361,14 @@ impl Opener {
         };
         let top = node.storage.name().to_owned();
         let depths = [0, access.base.unwrap_or(0)];
+        let format = node.format.clone().unwrap_or_default();
         Chain::open_writable(node, &env, &depths).map_err(|error| {
             let depth = error.place().filter(|p| *p != top).map_or(0, |p| trail.depth(p));
             let prefix = "Could not open backing file: ".repeat(depth);
-            Failure::new(format!("{prefix}{}", app::sentence(&error)))
+            match error.kind() {
+                ErrorKind::NotThisFormat => Failure::new(format!("{prefix}Image is not in {format} format")),
+                _ => Failure::new(format!("{prefix}{}", app::sentence(&error))),
+            }
         })
     }
 }

@@ -1,5 +1,7 @@
 //! `commit`: writes what an overlay changed into an image below it.
 
+use std::path::PathBuf;
+
 use vdisk_engine::ops::commit;
 use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::storage::CacheMode;
@@ -83,14 +85,19 @@ pub fn run(args: &Args) -> Outcome {
 fn depth_of_base(opener: &Opener, spec: Spec<'_>, base: Option<&str>) -> Result<usize, Failure> {
     let Some(base) = base else { return Ok(1) };
     let image = opener.open(spec, Access::read(true))?;
-    let layers = image.chain.layers();
-    let found = layers.iter().zip(&image.names).position(|(layer, above)| {
+    let top = image.names.first().map_or("", String::as_str);
+    let wanted = canonical(&name::relative_to(top, base));
+    let layers = image.chain.layers().iter().zip(&image.names);
+    let found = layers.into_iter().position(|(layer, above)| {
         let Some(backing) = layer.backing() else { return false };
-        backing.name == base || name::relative_to(above, &backing.name) == name::relative_to(above, base)
+        backing.name == base || canonical(&name::relative_to(above, &backing.name)) == wanted
     });
-    let by_name = || image.names.iter().skip(1).position(|n| n == base);
     found
-        .or_else(by_name)
         .map(|d| d + 1)
         .ok_or_else(|| Failure::new(format!("Did not find '{base}' in the backing chain of '{}'", spec.text)))
+}
+
+/// One name for each file.
+fn canonical(path: &str) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path))
 }

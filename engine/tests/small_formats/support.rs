@@ -220,7 +220,7 @@ pub fn bulk_fill(format: &str, storage: StorageRef, model: &[u8]) {
         .enumerate()
         .filter(|(_, d)| d.iter().any(|b| *b != 0))
     {
-        let encoded = if bulk.encodes() {
+        let encoded = if bulk.encodes() || format == "qcow" {
             bulk.encode(data, &mut scratch).unwrap()
         } else {
             None

@@ -17,6 +17,7 @@ use crate::{CreateEnv, Error, Image, OpenEnv, Result, StorageRef};
 const CAPABILITIES: Capabilities = Capabilities {
     create: true,
     write: true,
+    zero: true,
     ..READ_ONLY
 };
 

@@ -97,7 +97,8 @@ impl State {
 }
 
 fn pack(data: &[u8], scratch: &mut Scratch) -> Result<Vec<u8>> {
-    let level = || CompressionLvl::new(LEVEL).map_err(|_| Error::invalid("no such compression level"));
+    let wanted = scratch.level().unwrap_or(LEVEL);
+    let level = || CompressionLvl::new(wanted).map_err(|_| Error::invalid(format!("no compression level {wanted}")));
     let compressor: &mut Compressor = scratch.get(|| Ok(Compressor::new(level()?)))?;
     let mut packed = vec![0; compressor.zlib_compress_bound(data.len())];
     let len = compressor

@@ -12,13 +12,14 @@ mod open;
 use zerocopy::IntoBytes;
 
 use crate::env::CreateSpec;
-use crate::formats::common::{READ_ONLY, check_table};
+use crate::formats::common::{MAX_UNIT, READ_ONLY, check_table};
 use crate::formats::{Capabilities, Confidence, FormatDriver, Probe};
 use crate::options::{OptionKind, OptionSpec, Options};
 use crate::{CreateEnv, Error, Image, OpenEnv, Result, StorageRef};
 
 const CAPABILITIES: Capabilities = Capabilities {
     create: true,
+    zero: true,
     compress: true,
     ..READ_ONLY
 };
@@ -41,7 +42,7 @@ impl FormatDriver for Cloop {
             name: "block_size",
             kind: OptionKind::Size,
             default: Some("65536"),
-            help: "Bytes of a block, a multiple of 512 up to 64 MiB",
+            help: "Bytes of a block, a multiple of 512 up to 2 MiB",
         }]
     }
     fn detect(&self, probe: &Probe<'_>) -> Confidence {
@@ -59,6 +60,9 @@ impl FormatDriver for Cloop {
             return Err(Error::unsupported("format 'cloop' cannot have a backing file"));
         }
         let block = spec.options.size("block_size")?.unwrap_or(65536);
+        if block > MAX_UNIT {
+            return Err(Error::invalid(format!("block size {block} is larger than 2 MiB")));
+        }
         let blocks = spec.virtual_size.div_ceil(block.max(1));
         let narrow =
             |n: u64| u32::try_from(n).map_err(|_| Error::invalid(format!("{n} is too large for a cloop header")));

@@ -327,6 +327,9 @@ impl BulkWrite for CowImage {
     fn encodes(&self) -> bool {
         false
     }
+    fn sparse_store(&self) -> bool {
+        self.file.can_resize()
+    }
     fn encode(&self, _data: &[u8], _scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
         Ok(None)
     }

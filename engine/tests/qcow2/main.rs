@@ -1,0 +1,11 @@
+//! qcow2 against its specification, its peers, crashes and hostile files.
+
+mod bitmaps;
+mod check;
+mod corpus;
+mod crash;
+mod interop;
+mod model;
+mod shape;
+mod snapshots;
+mod support;
