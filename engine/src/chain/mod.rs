@@ -248,7 +248,7 @@ fn backing_node(image: &dyn Image, storage: &StorageRef, env: &OpenEnv<'_>) -> R
         format,
         role: Role::Backing,
         from: storage,
-        writable: false,
+        writable: env.writable,
     };
     let mut node = env.gate.open(&reference)?;
     if node.format.is_none() {

@@ -137,7 +137,7 @@ fn essiv_cipher(cipher: CipherAlgorithm, hash: HashAlgorithm, key: &[u8]) -> Res
             boxed::<serpent::Serpent>(&salt)?
         }
         CipherAlgorithm::Twofish128 | CipherAlgorithm::Twofish192 | CipherAlgorithm::Twofish256 => {
-            boxed::<twofish::Twofish>(&salt)?
+            boxed::<super::twofish::Twofish>(&salt)?
         }
         CipherAlgorithm::Cast5 => boxed::<cast5::Cast5>(&salt)?,
     })

@@ -9,6 +9,7 @@ mod algorithm;
 mod argon2;
 mod hash;
 mod iv;
+mod keyring;
 mod lrw;
 pub mod luks;
 mod modes;
@@ -16,6 +17,7 @@ mod pbkdf2;
 mod secret;
 mod sector;
 mod spec;
+mod twofish;
 mod xts;
 
 pub use afsplit::{af_merge, af_split};
@@ -23,8 +25,10 @@ pub use algorithm::CipherAlgorithm;
 pub use argon2::{Argon2Cost, Argon2Limit, Argon2Variant, argon2};
 pub use hash::HashAlgorithm;
 pub use iv::IvKind;
+pub use keyring::{Keyring, SecretText};
 pub use pbkdf2::{measure_pbkdf2, pbkdf2};
 pub use secret::{SealedUnder, Secret, SecretFormat, decode_secret, legacy_qcow_cipher};
+pub(crate) use secret::{from_base64, to_base64};
 pub use sector::SectorCipher;
 pub use spec::{CipherMode, CipherSpec};
 

@@ -113,7 +113,7 @@ fn unseal(mut bytes: Zeroizing<Vec<u8>>, sealed: SealedUnder<'_>) -> Result<Secr
 }
 
 /// Base64 with or without its padding, line breaks and spaces ignored (`openssl enc -a` breaks lines).
-fn from_base64(text: &[u8], what: &str) -> Result<Zeroizing<Vec<u8>>> {
+pub(crate) fn from_base64(text: &[u8], what: &str) -> Result<Zeroizing<Vec<u8>>> {
     let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     let engine = GeneralPurpose::new(&STANDARD, config);
     let dense = Zeroizing::new(
@@ -126,6 +126,11 @@ fn from_base64(text: &[u8], what: &str) -> Result<Zeroizing<Vec<u8>>> {
     decoded
         .map(Zeroizing::new)
         .map_err(|_| Error::invalid(format!("the {what} is not base64")))
+}
+
+/// Base64 with its padding.
+pub(crate) fn to_base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
 /// The cipher of legacy encrypted qcow and qcow2 (`encrypt.format=aes`): AES-128-CBC, the key being the first 16 bytes of the

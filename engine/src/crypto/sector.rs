@@ -80,7 +80,7 @@ impl SectorCipher {
 
     fn ivs(&self, offset: u64, len: usize) -> Result<impl Iterator<Item = [u8; 16]>> {
         let size = self.sector_size as u64;
-        if !offset.is_multiple_of(size) || !len.is_multiple_of(self.sector_size) {
+        if !offset.is_multiple_of(512) || !len.is_multiple_of(self.sector_size) {
             let text = format!("bytes {offset:#x}+{len:#x} are not whole sectors of {size} bytes");
             return Err(Error::invalid(text));
         }
@@ -98,7 +98,7 @@ pub(super) fn keyed_mode(spec: CipherSpec, key: &[u8]) -> Result<Box<dyn SectorM
             wide::<serpent::Serpent>(spec, key)
         }
         CipherAlgorithm::Twofish128 | CipherAlgorithm::Twofish192 | CipherAlgorithm::Twofish256 => {
-            wide::<twofish::Twofish>(spec, key)
+            wide::<super::twofish::Twofish>(spec, key)
         }
         CipherAlgorithm::Cast5 => any::<cast5::Cast5>(spec, key),
     }

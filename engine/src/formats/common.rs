@@ -30,6 +30,9 @@ pub(super) const READ_ONLY: Capabilities = Capabilities {
     size_multiple: 512,
 };
 
+/// Units of bulk writes are not larger than this; images with larger clusters are filled by plain writes.
+pub(super) const MAX_UNIT: u64 = 2 << 20;
+
 /// Whether `len` bytes from `offset` lie inside a disk of `size` bytes.
 ///
 /// # Errors

@@ -1,6 +1,12 @@
 //! Format drivers. They know storages and the driver traits, not the operations and not each other.
 
+mod bochs;
+mod cloop;
 mod common;
+mod cow;
+mod dmg;
+mod findings;
+mod iso;
 mod luks;
 mod parallels;
 mod qcow;
@@ -9,7 +15,10 @@ mod qed;
 mod raw;
 mod two_level;
 mod vdi;
+mod vhdx;
+mod vmdk;
 mod vpc;
+mod windows;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
@@ -141,12 +150,19 @@ pub trait FormatDriver: Sync {
 /// All drivers. Adding a format is its folder and a line here.
 pub const DRIVERS: &[&dyn FormatDriver] = &[
     &raw::Raw,
+    &bochs::Bochs,
+    &cloop::Cloop,
+    &cow::Cow,
+    &dmg::Dmg,
+    &iso::Iso,
     &luks::Luks,
     &parallels::Parallels,
     &qcow2::Qcow2,
     &qcow::Qcow,
     &qed::Qed,
     &vdi::Vdi,
+    &vhdx::Vhdx,
+    &vmdk::Vmdk,
     &vpc::Vpc,
 ];
 

@@ -40,6 +40,9 @@ const CAPABILITIES: Capabilities = Capabilities {
 
 const SECTOR: u64 = 512;
 
+/// Written at the start of a new image, as qemu-img does: whoever opens it for direct access finds out the alignment by reading data.
+const FIRST_BLOCK: [u8; 4096] = [0; 4096];
+
 /// The driver.
 pub struct Raw;
 
@@ -131,19 +134,17 @@ impl FormatDriver for Raw {
         match spec.options.get("preallocation") {
             Some("falloc") => reserve(&storage, Preallocation::Falloc, 0, spec.virtual_size),
             Some("full") => reserve(&storage, Preallocation::Full, 0, spec.virtual_size),
-            _ => Ok(()),
+            _ => storage.write_at(
+                0,
+                &FIRST_BLOCK[..spec.virtual_size.min(FIRST_BLOCK.len() as u64) as usize],
+            ),
         }
     }
 
     fn measure(&self, spec: &MeasureSpec<'_>) -> Result<Measurement> {
-        let data: u64 = spec.data.iter().map(|(_, len)| len).sum();
-        let required = if spec.options.get("preallocation").is_none_or(|p| p == "off") {
-            data
-        } else {
-            spec.virtual_size
-        };
+        // The length of the file, as qemu-img measures it: holes count.
         Ok(Measurement {
-            required,
+            required: spec.virtual_size,
             fully_allocated: spec.virtual_size,
             bitmaps: None,
         })
@@ -247,6 +248,9 @@ impl Image for RawImage {
                 "shrinking from {now} to {} bytes loses data; allow it explicitly",
                 to.virtual_size
             )));
+        }
+        if to.preallocation == Preallocation::Metadata {
+            return Err(Error::unsupported("unsupported preallocation mode: metadata"));
         }
         self.file.set_len(to.virtual_size)?;
         self.size

@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
+use super::direct::Direct;
 use super::{FileId, LockMode, Storage, StorageExtent, past_end, write_zero_bytes};
 use crate::{Error, Result};
 
@@ -20,6 +21,42 @@ pub enum CacheMode {
     Writethrough,
     /// Whenever the host pleases: flush does nothing (QEMU's `unsafe`). For data that can be made again.
     Unsafe,
+    /// After a flush, past the page cache (QEMU's `none`).
+    None,
+    /// After each write, past the page cache (QEMU's `directsync`).
+    Directsync,
+}
+
+impl CacheMode {
+    /// The mode of QEMU's name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "writeback" => Self::Writeback,
+            "writethrough" => Self::Writethrough,
+            "unsafe" => Self::Unsafe,
+            "none" | "off" => Self::None,
+            "directsync" => Self::Directsync,
+            _ => return None,
+        })
+    }
+    /// Whether the page cache is passed by.
+    pub fn is_direct(self) -> bool {
+        matches!(self, Self::None | Self::Directsync)
+    }
+    /// The same with or without the page cache.
+    #[must_use]
+    pub fn with_direct(self, direct: bool) -> Self {
+        match (self, direct) {
+            (Self::Writeback, true) => Self::None,
+            (Self::Writethrough, true) => Self::Directsync,
+            (Self::None, false) => Self::Writeback,
+            (Self::Directsync, false) => Self::Writethrough,
+            (mode, _) => mode,
+        }
+    }
+    fn is_synchronous(self) -> bool {
+        matches!(self, Self::Writethrough | Self::Directsync)
+    }
 }
 
 /// How to open a file.
@@ -58,6 +95,7 @@ pub struct FileStorage {
     id: FileId,
     is_device: bool,
     options: FileOptions,
+    direct: Option<Direct>,
 }
 
 impl FileStorage {
@@ -95,7 +133,8 @@ impl FileStorage {
         Self::from_file(file, path.display().to_string(), options)
     }
 
-    /// Takes a file that somebody else opened (relative to a folder, say) and that must be open as `options` says.
+    /// Takes a file that somebody else opened (relative to a folder, say) and that must be open as `options` says, flags of the cache mode
+    /// included.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -125,6 +164,7 @@ impl FileStorage {
             id,
             is_device,
             options,
+            direct: options.cache.is_direct().then(Direct::default),
         })
     }
 
@@ -155,8 +195,11 @@ impl FileStorage {
 
 fn open_flags(options: FileOptions) -> i32 {
     let mut flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    if options.cache == CacheMode::Writethrough {
+    if options.cache.is_synchronous() {
         flags |= OFlags::DSYNC;
+    }
+    if options.cache.is_direct() {
+        flags |= OFlags::DIRECT;
     }
     flags.bits() as i32
 }
@@ -177,16 +220,22 @@ impl Storage for FileStorage {
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let len = buf.len() as u64;
-        self.file.read_exact_at(buf, offset).map_err(|e| match e.kind() {
+        let done = match &self.direct {
+            None => self.file.read_exact_at(buf, offset),
+            Some(direct) => direct.read(&self.file, offset, buf),
+        };
+        done.map_err(|e| match e.kind() {
             std::io::ErrorKind::UnexpectedEof => past_end(&self.name, offset, len, self.len().unwrap_or(0)),
             _ => self.failed("read", offset, len, e),
         })
     }
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.refuse_read_only()?;
-        self.file
-            .write_all_at(buf, offset)
-            .map_err(|e| self.failed("write", offset, buf.len() as u64, e))
+        let done = match &self.direct {
+            None => self.file.write_all_at(buf, offset),
+            Some(direct) => direct.write(&self.file, offset, buf),
+        };
+        done.map_err(|e| self.failed("write", offset, buf.len() as u64, e))
     }
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()> {
         self.refuse_read_only()?;
@@ -287,7 +336,8 @@ impl Storage for FileStorage {
         Some(self.id)
     }
     fn host_file(&self) -> Option<(&File, u64)> {
-        Some((&self.file, 0))
+        // Past the page cache only aligned requests work, which others do not know.
+        self.direct.is_none().then_some((&self.file, 0))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where bytes live: the protocol layer below every format.
 
+mod direct;
 mod faulty;
 mod file;
 mod lock;

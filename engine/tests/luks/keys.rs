@@ -167,3 +167,66 @@ fn the_peers_open_our_slots_and_we_theirs() {
     amend("state=inactive,keyslot=0");
     assert!(!opens(&path, "first") && opens(&path, "second"));
 }
+
+#[test]
+fn amend_takes_qemus_options() {
+    use vdisk_engine::crypto::{Keyring, SecretFormat, SecretText};
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("k.luks");
+    let image = volume(&path);
+    let limits = Limits::default();
+    let mut secrets = Keyring::new();
+    for id in ["first", "second", "wrong"] {
+        let text = SecretText {
+            data: id.as_bytes(),
+            format: SecretFormat::Raw,
+            keyid: None,
+            iv: None,
+        };
+        secrets.add(id, &text).unwrap();
+    }
+    let amend = |options: &str, force| {
+        let mut set = Options::new();
+        options
+            .split(',')
+            .filter_map(|pair| pair.split_once('='))
+            .for_each(|(name, value)| set.set(name, value));
+        let env = key_env(&limits);
+        vdisk_engine::ops::keys::change_keys(image.as_ref(), &set, Some("first"), force, &secrets, &env)
+    };
+    assert_eq!(
+        amend("state=active,new-secret=second,iterations=1000,keyslot=4", false).unwrap(),
+        [4]
+    );
+    assert!(opens(&path, "second"));
+    for refused in [
+        "new-secret=second",
+        "state=active",
+        "state=active,new-secret=second,old-secret=first",
+        "state=active,new-secret=second,iterations=1000,keyslot=4",
+        "state=active,new-secret=second,iterations=1000,keyslot=9",
+        "state=active,new-secret=second,iter-time=0",
+        "state=inactive",
+        "state=inactive,keyslot=1",
+        "state=inactive,new-secret=first,keyslot=4",
+        "state=inactive,keyslot=4,colour=red",
+    ] {
+        assert_eq!(
+            amend(refused, false).unwrap_err().kind(),
+            ErrorKind::InvalidArgument,
+            "{refused}"
+        );
+    }
+    assert_eq!(
+        amend("state=inactive,old-secret=wrong", false).unwrap_err().kind(),
+        ErrorKind::WrongKey
+    );
+    assert_eq!(
+        amend("state=inactive,keyslot=4,old-secret=first", false)
+            .unwrap_err()
+            .kind(),
+        ErrorKind::WrongKey
+    );
+    assert_eq!(amend("state=inactive,old-secret=first", false).unwrap(), [0]);
+    assert_eq!(amend("state=inactive,keyslot=4", true).unwrap(), [4]);
+}

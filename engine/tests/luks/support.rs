@@ -64,10 +64,13 @@ pub fn create_on(storage: StorageRef, size: u64, options: Options, passphrase: &
     vdisk_engine::ops::create::create(storage, "luks", &spec, &env)
 }
 
+pub fn create_new(path: &Path) -> StorageRef {
+    Arc::new(FileStorage::create_new(path, FileOptions::write()).unwrap())
+}
+
 /// A new volume with the fewest iterations.
 pub fn create(path: &Path, size: u64, options: Options, passphrase: &str) -> Result<()> {
-    let storage = Arc::new(FileStorage::create_new(path, FileOptions::write()).unwrap());
-    create_on(storage, size, options.with("iterations", "1000"), passphrase)
+    create_on(create_new(path), size, options.with("iterations", "1000"), passphrase)
 }
 
 pub fn open_on(storage: StorageRef, passphrase: &[u8]) -> Result<Box<dyn Image>> {

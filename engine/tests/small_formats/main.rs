@@ -2,6 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod bochs;
+mod cloop;
+mod cow;
+mod dmg;
+mod iso;
 mod parallels;
 mod qcow;
 mod qed;

@@ -3,4 +3,5 @@
 #![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
 
 mod support;
+mod vhdx;
 mod vpc;

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use e2e::tools::{arg, find, ok};
+use e2e::tools::{arg, find, ok, run};
 use sha2::{Digest, Sha256};
 use vdisk_engine::chain::Chain;
 use vdisk_engine::env::{CreateSpec, NoSecrets};
@@ -52,6 +52,17 @@ impl Folder {
         let mut env = OpenEnv::closed(&limits).with_gate(self);
         env.writable = writable;
         Chain::open(Node::new(storage, format).with_options(options), &env)
+    }
+    /// Opens an image and the layer below it, both for writing.
+    pub fn open_for_commit(&self, name: &str, below: &str, format: &str) -> Chain {
+        let limits = Limits::default();
+        let env = OpenEnv::closed(&limits).writable();
+        let layer = |name: &str| {
+            let storage = Arc::new(FileStorage::open(&self.path(name), FileOptions::write()).unwrap());
+            let driver = vdisk_engine::formats::by_name(format).unwrap();
+            driver.open(storage, &Options::new(), &env).unwrap()
+        };
+        Chain::from_layers(vec![layer(name), layer(below)]).unwrap()
     }
     pub fn open(&self, name: &str, format: &str, writable: bool) -> Chain {
         self.open_with(name, format, writable, Options::new()).unwrap()
@@ -184,6 +195,31 @@ pub fn libvhdi_contents(path: &Path) -> Option<Vec<u8>> {
         std::thread::sleep(Duration::from_millis(20));
     }
     panic!("vhdimount shows nothing of {}", path.display());
+}
+
+/// What libvhdi sees in an overlay over a base, through its Python module; `None` where that is not there.
+pub fn libvhdi_overlay(top: &Path, base: &Path) -> Option<Vec<u8>> {
+    const SCRIPT: &str = "
+import pyvhdi, sys
+top, base = pyvhdi.file(), pyvhdi.file()
+top.open(sys.argv[1]); base.open(sys.argv[2]); top.set_parent(base)
+left = top.get_media_size()
+while left:
+    part = top.read_buffer(min(left, 1 << 20))
+    sys.stdout.buffer.write(part); left -= len(part)
+";
+    // A python of its own in PATH does not see the distribution's modules.
+    let python = ["python3", "/usr/bin/python3"].into_iter().find(|python| {
+        (find(python).is_some() || Path::new(python).is_file())
+            && run(python, &["-c", "import pyvhdi"]).status.success()
+    });
+    let Some(python) = python else {
+        e2e::skip("python3 with pyvhdi (python3-libvhdi) is not there");
+        return None;
+    };
+    let out = run(python, &["-c", SCRIPT, arg(top), arg(base)]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    Some(out.stdout)
 }
 
 struct Mounted {

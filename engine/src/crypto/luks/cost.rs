@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::crypto::{Argon2Limit, HashAlgorithm, measure_pbkdf2};
+use crate::crypto::{Argon2Cost, Argon2Limit, Argon2Variant, HashAlgorithm, argon2, measure_pbkdf2};
 use crate::{Error, Limits, Result};
 
 /// Surroundings of key derivations.
@@ -11,7 +11,7 @@ pub struct KeyWork<'a> {
     /// Bounds on iterations and memory.
     pub limits: &'a Limits,
     /// Asked every few milliseconds whether to stop.
-    pub cancelled: &'a dyn Fn() -> bool,
+    pub cancelled: &'a (dyn Fn() -> bool + Sync),
     /// Time since some fixed moment, to measure by; `None` when there is no clock.
     pub elapsed: &'a dyn Fn() -> Option<Duration>,
 }
@@ -65,6 +65,8 @@ pub enum KdfCost {
     Iterations(u32),
     /// As many as this machine does in this time (`iter-time`).
     Time(Duration),
+    /// Argon2, which LUKS2 alone has.
+    Argon2(Argon2Variant, Argon2Cost),
 }
 
 impl Default for KdfCost {
@@ -75,6 +77,14 @@ impl Default for KdfCost {
 }
 
 impl KdfCost {
+    /// PBKDF2 iterations of a volume key's digest: an eighth of the cost, since a volume key cannot be guessed.
+    pub(crate) fn digest_iterations(self, hash: HashAlgorithm, least: u32, work: &KeyWork<'_>) -> Result<u32> {
+        match self {
+            Self::Argon2(..) => Ok(least.max(1 << 16)),
+            other => other.iterations(hash, 20, 8, least, work),
+        }
+    }
+
     /// PBKDF2 iterations for `len` bytes of key in a `share`-th of the cost; at least `least`, at most what the limits let open again.
     pub(crate) fn iterations(
         self,
@@ -98,8 +108,39 @@ impl KdfCost {
                 }
                 measure_pbkdf2(hash, len, time / share, &now, work.cancelled)?
             }
+            Self::Argon2(..) => return Err(Error::invalid("LUKS1 knows PBKDF2 alone, not Argon2")),
         };
         let most = u32::try_from(work.limits.kdf_iterations).unwrap_or(u32::MAX);
         Ok(wanted.max(least).min(most))
     }
+}
+
+/// Fewest passes of Argon2, as cryptsetup has it.
+const MIN_PASSES: u32 = 4;
+
+/// Argon2 with as many passes as this machine does in `time`, four without a clock.
+///
+/// # Errors
+/// `LimitExceeded` for more memory than the limits allow, `InvalidArgument` for costs that Argon2 excludes.
+pub fn measure_argon2(
+    variant: Argon2Variant,
+    memory_kib: u32,
+    lanes: u32,
+    time: Duration,
+    work: &KeyWork<'_>,
+) -> Result<KdfCost> {
+    let limit = work.argon2_limit();
+    let cost = |time| Argon2Cost {
+        time,
+        memory_kib,
+        lanes,
+    };
+    let Some(start) = (work.elapsed)() else {
+        return Ok(KdfCost::Argon2(variant, cost(MIN_PASSES)));
+    };
+    argon2(variant, b"passphrase", &[0x5a; 32], cost(1), &limit, &mut [0; 64])?;
+    let took = (work.elapsed)().unwrap_or(start).saturating_sub(start);
+    let passes = u32::try_from(time.as_nanos() / took.as_nanos().max(1)).unwrap_or(u32::MAX);
+    let most = u32::try_from(limit.work_kib / u64::from(memory_kib.max(1))).unwrap_or(u32::MAX);
+    Ok(KdfCost::Argon2(variant, cost(passes.min(most).max(MIN_PASSES))))
 }

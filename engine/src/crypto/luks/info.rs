@@ -26,7 +26,7 @@ pub struct LuksSlot {
     pub number: u32,
     /// Whether it holds a key.
     pub active: bool,
-    /// Name of the derivation: `pbkdf2`, `argon2i`, `argon2id`.
+    /// Name of the derivation: `pbkdf2`, `argon2i`, `argon2id`, or `unknown`.
     pub kdf: &'static str,
     /// PBKDF2 iterations, or passes of Argon2; 0 when empty.
     pub iterations: u32,
@@ -39,11 +39,21 @@ pub struct LuksSlot {
 }
 
 impl LuksHeader {
+    /// What is wrong with one of the two copies of a LUKS2 header, if something is.
+    #[must_use]
+    pub fn damaged_copy(&self) -> Option<&str> {
+        match &self.form {
+            Form::V1(_) => None,
+            Form::V2(header) => header.damaged_copy.as_deref(),
+        }
+    }
+
     /// Facts of the header.
     #[must_use]
     pub fn info(&self) -> LuksInfo {
         match &self.form {
             Form::V1(header) => v1_info(header),
+            Form::V2(header) => header.info(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Adding, changing and erasing keys of either version.
 
 use super::volume::{Form, LuksHeader};
-use super::{KdfCost, KeyEnv, KeyWork, v1};
+use super::{KdfCost, KeyEnv, KeyWork, v1, v2};
 use crate::{Error, Result};
 
 /// A key to be added.
@@ -68,7 +68,7 @@ impl LuksHeader {
         };
         self.fill(slot, &unlocked.key, new, env)?;
         if slot != unlocked.slot {
-            self.erase_slot(unlocked.slot, env.random)?;
+            self.erase_slot(unlocked.slot, env)?;
         }
         Ok(slot)
     }
@@ -95,7 +95,7 @@ impl LuksHeader {
             return Err(Error::invalid(text).at(self.storage.name()));
         }
         for slot in &erase {
-            self.erase_slot(*slot, env.random)?;
+            self.erase_slot(*slot, env)?;
         }
         Ok(erase)
     }
@@ -124,6 +124,7 @@ impl LuksHeader {
     fn slot_count(&self) -> u32 {
         match &self.form {
             Form::V1(_) => v1::SLOTS as u32,
+            Form::V2(_) => v2::SLOTS,
         }
     }
 
@@ -152,12 +153,14 @@ impl LuksHeader {
                 let storage = self.storage.as_ref();
                 header.fill_slot(storage, slot as usize, key, new.passphrase, iterations, env)
             }
+            Form::V2(header) => header.fill_slot(self.storage.as_ref(), slot, key, new.passphrase, new.cost, env),
         }
     }
 
-    fn erase_slot(&mut self, slot: u32, random: &dyn Fn(&mut [u8])) -> Result<()> {
+    fn erase_slot(&mut self, slot: u32, env: &KeyEnv<'_>) -> Result<()> {
         match &mut self.form {
-            Form::V1(header) => header.erase_slot(self.storage.as_ref(), slot as usize, random),
+            Form::V1(header) => header.erase_slot(self.storage.as_ref(), slot as usize, env.random),
+            Form::V2(header) => header.erase_slot(self.storage.as_ref(), slot, env),
         }
     }
 }

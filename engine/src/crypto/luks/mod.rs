@@ -12,9 +12,10 @@ mod cost;
 mod info;
 mod keys;
 mod v1;
+mod v2;
 mod volume;
 
-pub use cost::{KdfCost, KeyEnv, KeyWork};
+pub use cost::{KdfCost, KeyEnv, KeyWork, measure_argon2};
 pub use info::{LuksInfo, LuksSlot};
 pub use keys::{EraseKeys, NewKey};
 pub use volume::{LuksHeader, LuksVolume, NewLuks, VolumeLayout};

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{KdfCost, KeyEnv, KeyWork, LUKS_MAGIC, UnlockedKey, v1};
+use super::{KdfCost, KeyEnv, KeyWork, LUKS_MAGIC, UnlockedKey, v1, v2};
 use crate::crypto::{CipherSpec, HashAlgorithm, SectorCipher};
 use crate::{Error, ErrorKind, Result, StorageRef};
 
@@ -14,6 +14,7 @@ pub struct LuksHeader {
 
 pub(super) enum Form {
     V1(v1::Header),
+    V2(v2::Header),
 }
 
 /// Where the encrypted data lies, and how it is encrypted.
@@ -34,8 +35,12 @@ pub struct VolumeLayout {
 /// What header to create.
 #[derive(Debug, Clone)]
 pub struct NewLuks {
+    /// 1 or 2.
+    pub version: u16,
     /// Cipher, mode and IV generator.
     pub spec: CipherSpec,
+    /// Bytes of a sector: 512 in LUKS1, up to 4096 in LUKS2.
+    pub sector_size: u32,
     /// Hash of PBKDF2 and of the anti-forensic splitter.
     pub hash: HashAlgorithm,
     /// The volume's identity.
@@ -52,12 +57,20 @@ impl NewLuks {
     /// # Errors
     /// `InvalidArgument` and `Unsupported` for what a header cannot express.
     pub fn header_len(&self) -> Result<u64> {
-        Ok(v1::plan(&Self {
+        let attached = Self {
             detached: false,
             ..self.clone()
-        })?
-        .payload_offset())
+        };
+        match self.version {
+            1 => Ok(v1::plan(&attached)?.payload_offset()),
+            2 => Ok(v2::DATA_OFFSET),
+            other => Err(unknown_version(other)),
+        }
     }
+}
+
+fn unknown_version(version: u16) -> Error {
+    Error::unsupported(format!("LUKS version {version} is not known"))
 }
 
 impl LuksHeader {
@@ -71,14 +84,18 @@ impl LuksHeader {
             return Err(Error::not_this_format("too short for a LUKS header").at(storage.name()));
         }
         storage.read_at(0, &mut start)?;
+        if !start.starts_with(&LUKS_MAGIC) && v2::has_second(storage.as_ref()) {
+            let form = Form::V2(v2::Header::read(storage.as_ref(), work)?);
+            return Ok(Self { storage, form });
+        }
         if !start.starts_with(&LUKS_MAGIC) {
             return Err(Error::not_this_format("no LUKS magic at offset 0x0").at(storage.name()));
         }
         let form = match start {
             [.., 0, 1] => Form::V1(v1::Header::read(storage.as_ref(), work.limits)?),
+            [.., 0, 2] => Form::V2(v2::Header::read(storage.as_ref(), work)?),
             [.., high, low] => {
-                let version = u16::from_be_bytes([high, low]);
-                return Err(Error::unsupported(format!("LUKS version {version} is not known")).at(storage.name()));
+                return Err(unknown_version(u16::from_be_bytes([high, low])).at(storage.name()));
             }
         };
         Ok(Self { storage, form })
@@ -103,6 +120,7 @@ impl LuksHeader {
                 payload_len: None,
                 iv_offset: 0,
             }),
+            Form::V2(header) => header.volume().map_err(|error| error.at(self.storage.name())),
         }
     }
 
@@ -117,6 +135,7 @@ impl LuksHeader {
     pub(super) fn unlock(&self, passphrase: &[u8], slot: Option<u32>, work: &KeyWork<'_>) -> Result<UnlockedKey> {
         let found = match &self.form {
             Form::V1(header) => header.unlock(self.storage.as_ref(), passphrase, slot.map(|n| n as usize), work),
+            Form::V2(header) => header.unlock(self.storage.as_ref(), passphrase, slot, work),
         };
         found?.ok_or_else(|| self.wrong_key())
     }
@@ -160,11 +179,16 @@ impl LuksVolume {
     /// # Errors
     /// `InvalidArgument` for a time without a clock and for what a header cannot express, `LimitExceeded`, `Io`.
     pub fn create(storage: StorageRef, new: &NewLuks, passphrase: &[u8], env: &KeyEnv<'_>) -> Result<Self> {
-        let (header, key) = v1::create(storage.as_ref(), new, passphrase, env)?;
-        let header = LuksHeader {
-            storage,
-            form: Form::V1(header),
+        let (form, key) = match new.version {
+            1 if new.sector_size != 512 => {
+                let size = new.sector_size;
+                return Err(Error::invalid(format!("LUKS1 has sectors of 512 bytes, not {size}")));
+            }
+            1 => v1::create(storage.as_ref(), new, passphrase, env).map(|(header, key)| (Form::V1(header), key))?,
+            2 => v2::create(storage.as_ref(), new, passphrase, env).map(|(header, key)| (Form::V2(header), key))?,
+            other => return Err(unknown_version(other)),
         };
+        let header = LuksHeader { storage, form };
         let layout = header.layout()?;
         let cipher = SectorCipher::new(layout.spec, &key, layout.sector_size)?;
         Ok(Self { header, cipher, layout })

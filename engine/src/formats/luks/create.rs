@@ -6,23 +6,23 @@ use super::options::new_luks;
 use crate::crypto::luks::{KeyEnv, KeyWork, LuksVolume, NewLuks};
 use crate::env::CreateSpec;
 use crate::formats::{MeasureSpec, Measurement};
-use crate::{CreateEnv, Error, Result, Storage, StorageRef};
+use crate::{CreateEnv, Error, Limits, Result, Storage, StorageRef};
 
 /// The file gets its length first, then key material, and the header last: a file without a header is no LUKS volume.
 pub(super) fn create(storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) -> Result<()> {
-    let mut new = new_luks(&spec.options)?;
     let secret = spec.options.get("key-secret");
     let id = secret.ok_or_else(|| Error::invalid("name the passphrase with option 'key-secret'"))?;
     let passphrase = env.secrets.get(id)?;
     let mut bytes = [0; 16];
     (env.random)(&mut bytes);
-    new.uuid = Builder::from_random_bytes(bytes).into_uuid();
     let (cancelled, elapsed) = (|| env.secrets.cancelled(), || env.secrets.elapsed());
     let work = KeyWork {
         limits: env.limits,
         cancelled: &cancelled,
         elapsed: &elapsed,
     };
+    let mut new = new_luks(&spec.options, &work)?;
+    new.uuid = Builder::from_random_bytes(bytes).into_uuid();
     let header_len = new.header_len()?;
     let data = reserve(&storage, &new, header_len, spec)?;
     let volume = LuksVolume::create(storage.clone(), &new, &passphrase, &work_env(work, env))?;
@@ -42,10 +42,14 @@ fn work_env<'a>(work: KeyWork<'a>, env: &CreateEnv<'a>) -> KeyEnv<'a> {
 
 /// Gives the storage its final length. Gives the bytes of data in it: none where the header is detached.
 fn reserve(storage: &StorageRef, new: &NewLuks, header_len: u64, spec: &CreateSpec) -> Result<u64> {
-    let data = if new.detached { 0 } else { spec.virtual_size };
-    let len = header_len
-        .checked_add(data)
-        .ok_or_else(|| Error::limit("the virtual size is too large"))?;
+    let too_large = || Error::limit("the virtual size is too large");
+    let sectors = spec.virtual_size.checked_next_multiple_of(u64::from(new.sector_size));
+    let data = if new.detached {
+        0
+    } else {
+        sectors.ok_or_else(too_large)?
+    };
+    let len = header_len.checked_add(data).ok_or_else(too_large)?;
     if storage.can_resize() {
         storage.set_len(len)?;
     } else if storage.len()? < len {
@@ -72,7 +76,8 @@ fn fill(storage: &dyn Storage, volume: &LuksVolume, start: u64, len: u64) -> Res
 
 /// Every byte is stored: zeroes are encrypted like the rest.
 pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
-    let new = new_luks(spec.options)?;
+    let limits = Limits::default();
+    let new = new_luks(spec.options, &KeyWork::within(&limits))?;
     let data = if new.detached {
         0
     } else {

@@ -64,6 +64,10 @@ pub(super) fn check(header: &LuksHeader, layout: &VolumeLayout, file: &StorageRe
         image_end_offset: Some(file.len()?),
         ..CheckReport::default()
     };
+    if let Some(damage) = header.damaged_copy() {
+        report.corruptions += 1;
+        report.messages.push(damage.to_owned());
+    }
     if header.active_slots().is_empty() {
         report.corruptions += 1;
         report

@@ -145,7 +145,7 @@ impl ParallelsImage {
             )
             .at(self.file.name()));
         }
-        let result = self.write_bat();
+        let result = self.write_bat(space.end);
         space.broken = result.is_err();
         result?;
         let cluster = self.header().cluster;
@@ -156,7 +156,10 @@ impl ParallelsImage {
         Ok(())
     }
 
-    fn write_bat(&self) -> Result<()> {
+    fn write_bat(&self, end: u64) -> Result<()> {
+        if self.file.can_resize() && self.file.len()? < end {
+            self.file.set_len(end)?;
+        }
         self.file.flush()?;
         let blocks: Vec<(usize, Vec<u8>)> = {
             let bat = shared(&self.bat);

@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 
 use super::layout::{self, HEADER_LEN, Header};
 use super::map::{Bat, Space};
-use crate::formats::common::{exclusive, lock, read_table, shared};
+use crate::formats::common::{MAX_UNIT, exclusive, lock, read_table, shared};
 use crate::image::{
     BackingReference, Below, Bitmaps, BulkWrite, CheckReport, Extent, ImageInfo, Placement, Repair, Resize, Scratch,
 };
@@ -132,7 +132,7 @@ impl Image for ParallelsImage {
         self.discard_range(offset, len)
     }
     fn bulk(&self) -> Option<&dyn BulkWrite> {
-        Some(self)
+        (self.cluster() <= MAX_UNIT).then_some(self)
     }
     fn flush(&self) -> Result<()> {
         self.write_out()
@@ -154,6 +154,9 @@ impl BulkWrite for ParallelsImage {
     }
     fn encodes(&self) -> bool {
         false
+    }
+    fn sparse_store(&self) -> bool {
+        self.file.can_resize()
     }
     fn encode(&self, _data: &[u8], _scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
         Ok(None)

@@ -18,6 +18,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     write: true,
     backing: true,
     make_empty: true,
+    zero: true,
     compress: true,
     measure: true,
     ..READ_ONLY

@@ -126,7 +126,9 @@ impl QcowImage {
         } else {
             data
         };
-        let level = || CompressionLvl::new(LEVEL).map_err(|_| Error::invalid("no such compression level"));
+        let wanted = scratch.level().unwrap_or(LEVEL);
+        let level =
+            || CompressionLvl::new(wanted).map_err(|_| Error::invalid(format!("no compression level {wanted}")));
         let compressor: &mut Compressor = scratch.get(|| Ok(Compressor::new(level()?)))?;
         let mut packed = vec![0; cluster.saturating_sub(1)];
         Ok(compressor.deflate_compress(data, &mut packed).ok().map(|n| {
@@ -206,7 +208,10 @@ impl BulkWrite for QcowImage {
         self.map.cluster()
     }
     fn encodes(&self) -> bool {
-        true
+        false
+    }
+    fn sparse_store(&self) -> bool {
+        self.map.file().can_resize()
     }
     fn encode(&self, data: &[u8], scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
         self.deflate(data, scratch)

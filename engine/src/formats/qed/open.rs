@@ -6,7 +6,7 @@ use serde_json::Map;
 use zerocopy::IntoBytes;
 
 use super::layout::{self, BACKING_FILE, BACKING_IS_RAW, HEADER_LEN, Header, NEED_CHECK};
-use crate::formats::common::{lock, text};
+use crate::formats::common::{MAX_UNIT, lock, text};
 use crate::formats::two_level::{Codec, Shape, Slot, TwoLevel};
 use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, ImageInfo, Placement, Preallocation, Repair, Resize,
@@ -158,7 +158,7 @@ impl Image for QedImage {
         self.map.write_zeroes(offset, len, unmap, below)
     }
     fn bulk(&self) -> Option<&dyn BulkWrite> {
-        Some(self)
+        (self.map.cluster() <= MAX_UNIT).then_some(self)
     }
     fn flush(&self) -> Result<()> {
         self.map.flush()
@@ -210,6 +210,9 @@ impl BulkWrite for QedImage {
     }
     fn encodes(&self) -> bool {
         false
+    }
+    fn sparse_store(&self) -> bool {
+        self.map.file().can_resize()
     }
     fn encode(&self, _data: &[u8], _scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
         Ok(None)

@@ -289,14 +289,9 @@ impl<C: Codec> TwoLevel<C> {
         })
     }
 
-    /// Writes a placement. The last cluster of the disk is stored whole.
+    /// Writes a placement or a part of one. What is never stored reads as zeroes: it was taken past the end of the file, and the
+    /// flush makes the file long enough.
     pub(in crate::formats) fn store(&self, placement: &Placement, bytes: &[u8]) -> Result<()> {
-        let at = placement.at.offset;
-        self.file.write_at(at, bytes)?;
-        let rest = (bytes.len() as u64).next_multiple_of(self.shape.cluster) - bytes.len() as u64;
-        if placement.encoded || rest == 0 {
-            return Ok(());
-        }
-        self.file.write_zeroes(at + bytes.len() as u64, rest, false)
+        self.file.write_at(placement.at.offset, bytes)
     }
 }

@@ -286,13 +286,16 @@ impl<C: Codec> TwoLevel<C> {
             )
             .at(self.file.name()));
         }
-        let result = self.write_out();
+        let result = self.write_out(space.end);
         space.broken = result.is_err();
         result
     }
 
-    fn write_out(&self) -> Result<()> {
+    fn write_out(&self, end: u64) -> Result<()> {
         // 1. Guest data, and new tables as zeroes.
+        if self.file.can_resize() && self.file.len()? < end {
+            self.file.set_len(end)?;
+        }
         self.file.flush()?;
         // 2. Entries; new tables are not referred to yet. Nobody changes tables while the space lock is held.
         let numbers: Vec<u64> = dirty_numbers(&shared(&self.state));

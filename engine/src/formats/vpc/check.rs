@@ -3,10 +3,10 @@
 use zerocopy::IntoBytes;
 
 use super::blocks::Blocks;
-use super::findings::{Findings, Fix};
 use super::image::{VpcImage, lock, reading};
 use super::layout::{FOOTER, HEADER, SECTOR, UNUSED};
 use super::locator;
+use crate::formats::findings::{Findings, Fix};
 use crate::image::{CheckReport, Image, Repair};
 use crate::{Control, Limits, Result};
 
@@ -21,7 +21,7 @@ pub fn check(image: &VpcImage, repair: Repair, control: &Control) -> Result<Chec
         messages: findings.iter().map(|f| f.message.clone()).collect(),
         ..CheckReport::default()
     };
-    if repair == Repair::All && (findings.any(Fix::Footers) || findings.any(Fix::Header)) {
+    if repair == Repair::All && (findings.any(Fix::Copies) || findings.any(Fix::Sum)) {
         mend(image, &findings)?;
         report.corruptions = again()?.count;
         report.corruptions_fixed = findings.count.saturating_sub(report.corruptions);
@@ -42,11 +42,11 @@ fn mend(image: &VpcImage, findings: &Findings) -> Result<()> {
     let footer = reading(&image.footer).raw.sealed();
     if let Some(blocks) = &image.blocks {
         let space = lock(&blocks.space);
-        if findings.any(Fix::Header) {
+        if findings.any(Fix::Sum) {
             let header = *reading(&blocks.header);
             image.file.write_at(header.offset, header.raw.sealed().as_bytes())?;
         }
-        if findings.any(Fix::Footers) {
+        if findings.any(Fix::Copies) {
             image.file.write_at(0, footer.as_bytes())?;
             image.file.flush()?;
             image.file.write_at(space.end, footer.as_bytes())?;

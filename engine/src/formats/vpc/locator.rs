@@ -1,12 +1,9 @@
 //! The names of the disk below a differencing disk.
-//!
-//! The format knows Windows paths. A relative one becomes a relative name with slashes; of an absolute one with a drive letter only the last
-//! part is kept, because that drive is not here; anything else (a POSIX path by another program, a network share) stays as it is. Whether the
-//! name may be opened is for the gate to say.
 
 use zerocopy::big_endian::U16;
 
 use super::layout::{RawHeader, RawLocator};
+use crate::formats::windows::{from_windows, to_windows};
 use crate::storage::read_vec;
 use crate::{Error, Result, Storage};
 
@@ -68,39 +65,17 @@ pub fn end(header: &RawHeader) -> u64 {
         .unwrap_or(0)
 }
 
-/// A path as Windows writes it, as a name here.
-fn from_windows(text: &str, relative: bool) -> String {
-    let bytes = text.as_bytes();
-    let drive = bytes.get(1) == Some(&b':') && bytes.first().is_some_and(u8::is_ascii_alphabetic);
-    if drive {
-        return text.rsplit(['\\', '/', ':']).next().unwrap_or(text).to_owned();
-    }
-    if !relative || text.starts_with('/') || text.starts_with('\\') {
-        return text.to_owned();
-    }
-    let name = text.replace('\\', "/");
-    name.strip_prefix("./").map_or(name.clone(), str::to_owned)
-}
-
 /// A name as it is stored: platform code and UTF-16LE text.
 ///
 /// # Errors
 /// `InvalidArgument` for a name that would not come back as it was.
 pub fn to_stored(name: &str) -> Result<([u8; 4], Vec<u8>)> {
-    let (platform, text) = if name.starts_with('/') {
-        (ABSOLUTE, name.to_owned())
-    } else {
-        (RELATIVE, format!(".\\{}", name.replace('/', "\\")))
-    };
+    let (text, relative) = to_windows(name)?;
     let stored: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let back = from_windows(&text, platform == RELATIVE);
-    if name.is_empty() || name.contains('\0') || back != name || stored.len() > LONGEST as usize {
-        return Err(Error::invalid(format!(
-            "a VHD cannot name \"{}\" as the disk below",
-            name.escape_debug()
-        )));
+    if stored.len() > LONGEST as usize {
+        return Err(Error::invalid("the name of the disk below is too long"));
     }
-    Ok((platform, stored))
+    Ok((if relative { RELATIVE } else { ABSOLUTE }, stored))
 }
 
 /// A name as it stands in the header itself: as much of it as there is room for.
@@ -115,20 +90,6 @@ pub fn header_name(name: &str) -> [U16; 256] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn windows_paths_become_names_here() {
-        for (text, relative, name) in [
-            (".\\fat-parent.vhd", true, "fat-parent.vhd"),
-            ("..\\up\\p.vhd", true, "../up/p.vhd"),
-            ("C:\\Projects\\test data\\fat-parent.vhd", false, "fat-parent.vhd"),
-            ("/images/base.vhd", false, "/images/base.vhd"),
-            ("\\\\host\\share\\p.vhd", false, "\\\\host\\share\\p.vhd"),
-            ("image.vhd", false, "image.vhd"),
-        ] {
-            assert_eq!(from_windows(text, relative), name);
-        }
-    }
 
     #[test]
     fn stored_names_come_back() {

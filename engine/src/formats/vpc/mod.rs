@@ -14,7 +14,6 @@ mod bitmaps;
 mod blocks;
 mod check;
 mod create;
-mod findings;
 mod geometry;
 mod image;
 mod layout;

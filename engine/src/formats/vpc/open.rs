@@ -6,10 +6,10 @@
 
 use zerocopy::FromBytes;
 
-use super::findings::{Findings, Fix, Severity};
 use super::geometry::{SizeRule, virtual_size};
 use super::layout::{DiskKind, FOOTER, FOOTER_COOKIE, Footer, HEADER, Header, RawFooter, RawHeader, SECTOR, UNUSED};
 use super::locator;
+use crate::formats::findings::{Findings, Fix, Severity};
 use crate::storage::{read_padded, read_vec};
 use crate::{Error, Limits, Result, Storage};
 
@@ -106,7 +106,7 @@ fn footer(storage: &dyn Storage, len: u64, findings: &mut Findings) -> Result<(F
         }
         findings.add(
             Severity::Note,
-            Fix::Footers,
+            Fix::Copies,
             "the footer at the end of the file is missing",
         );
         return Ok((footer, None));
@@ -116,7 +116,7 @@ fn footer(storage: &dyn Storage, len: u64, findings: &mut Findings) -> Result<(F
         if footer.kind != DiskKind::Fixed && front != Some(end) {
             findings.add(
                 Severity::Refuse,
-                Fix::Footers,
+                Fix::Copies,
                 "the copy of the footer at the front differs from the footer at the end",
             );
         }
@@ -127,7 +127,7 @@ fn footer(storage: &dyn Storage, len: u64, findings: &mut Findings) -> Result<(F
         Some(raw) if raw == end && at != 0 => {
             findings.add(
                 Severity::ReadOnly,
-                Fix::Footers,
+                Fix::Copies,
                 "both footers have the same wrong checksum",
             );
             Ok((Footer::try_from(end)?, Some(at)))
@@ -135,7 +135,7 @@ fn footer(storage: &dyn Storage, len: u64, findings: &mut Findings) -> Result<(F
         Some(raw) if raw.is_sound() && Footer::try_from(raw)?.kind != DiskKind::Fixed => {
             findings.add(
                 Severity::Refuse,
-                Fix::Footers,
+                Fix::Copies,
                 "the footer at the end has a wrong checksum; its copy at the front is sound",
             );
             Ok((Footer::try_from(raw)?, Some(at)))
@@ -161,7 +161,7 @@ fn header(storage: &dyn Storage, footer: &Footer, data_end: u64, findings: &mut 
         } else {
             Severity::ReadOnly
         };
-        findings.add(severity, Fix::Header, "the dynamic disk header has a wrong checksum");
+        findings.add(severity, Fix::Sum, "the dynamic disk header has a wrong checksum");
     }
     Ok(header)
 }

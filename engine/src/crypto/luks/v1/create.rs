@@ -27,7 +27,7 @@ pub(crate) fn create(
     let mut header = plan(new)?;
     let mut key = Zeroizing::new(vec![0; new.spec.key_len()]);
     (env.random)(&mut key);
-    let digest = new.cost.iterations(new.hash, 20, 8, MIN_DIGEST_ITERATIONS, &env.work)?;
+    let digest = new.cost.digest_iterations(new.hash, MIN_DIGEST_ITERATIONS, &env.work)?;
     header.set_volume_key(&key, digest, env)?;
     let slot = new
         .cost

@@ -7,7 +7,7 @@ mod slots;
 
 pub(crate) use create::{create, plan};
 pub(crate) use header::Header;
-pub(crate) use layout::{SECTOR, SLOTS, STRIPES};
+pub(crate) use layout::{SECTOR, SLOTS, STRIPES, field_of, text_of};
 
 /// Least iterations of a key slot (the specification's recommendation; QEMU's and cryptsetup's bound too).
 pub(crate) const MIN_SLOT_ITERATIONS: u32 = 1000;

@@ -1,0 +1,46 @@
+use std::io::Write;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use vdisk_service::Service;
+
+use super::{Configured, Failure};
+use crate::settings::Settings;
+use crate::{App, server, telemetry};
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Options that cannot be used, a data folder or database that cannot be opened, an address that is taken.
+pub async fn run(options: Configured) -> Result<(), Failure> {
+    let settings = options.settings()?;
+    telemetry::start(settings.log_format, &settings.log)?;
+    let (listener, app) = open(&settings).await?;
+    // Programs that start us on port 0 read the address here.
+    writeln!(
+        std::io::stdout(),
+        "vdiskd is listening on http://{}",
+        listener.local_addr()?
+    )?;
+    server::serve(listener, app, stop_signal()?, settings.grace).await;
+    Ok(())
+}
+
+/// Takes the address first: a second start must fail before it touches the data.
+pub(super) async fn open(settings: &Settings) -> Result<(TcpListener, App), Failure> {
+    let taken = |error| format!("cannot listen on {}: {error}", settings.listen);
+    let listener = TcpListener::bind(settings.listen).await.map_err(taken)?;
+    let service = Service::open(settings.service.clone()).await?;
+    Ok((listener, App::new(service)))
+}
+
+/// Ready at the first SIGTERM or SIGINT.
+pub(super) fn stop_signal() -> Result<impl Future<Output = ()>, Failure> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,10 @@
+//! Between the service's types and the messages. Messages are read strictly: an id that is no UUID is not found, a value of
+//! an enum that we do not know is refused.
+
+mod image;
+mod job;
+mod rest;
+mod value;
+mod verb;
+
+pub use value::{id_of, one_of, page, structure, token};

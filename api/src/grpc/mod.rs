@@ -1,0 +1,74 @@
+//! The gRPC interface: the same verbs over the same service. One file a service; conversions stand in `convert/`.
+
+mod convert;
+mod format;
+mod image;
+mod job;
+pub mod observe;
+mod pool;
+mod secret;
+mod status;
+mod upload;
+
+use axum::Router;
+use http::{HeaderMap, header};
+use tonic::service::Routes;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+use vdisk_service::request::Call;
+
+use crate::http::extract::idempotency::call_of;
+use crate::proto;
+use crate::proto::format_service_server::FormatServiceServer;
+use crate::proto::image_service_server::ImageServiceServer;
+use crate::proto::job_service_server::JobServiceServer;
+use crate::proto::pool_service_server::PoolServiceServer;
+use crate::proto::secret_service_server::SecretServiceServer;
+use crate::state::App;
+
+/// Result of every call.
+type Answer<T> = Result<tonic::Response<T>, tonic::Status>;
+
+/// The services, with health and reflection.
+pub fn router(app: &App) -> Router {
+    let api = Api(app.clone());
+    let mut routes = Routes::builder();
+    routes
+        .add_service(ImageServiceServer::new(api.clone()))
+        .add_service(JobServiceServer::new(api.clone()))
+        .add_service(PoolServiceServer::new(api.clone()))
+        .add_service(SecretServiceServer::new(api.clone()))
+        .add_service(FormatServiceServer::new(api))
+        .add_service(HealthServer::new(HealthService::from_health_reporter(
+            HealthReporter::new(),
+        )));
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    // The descriptors are those that the build made, so both always build.
+    if let Ok(service) = reflection().build_v1() {
+        routes.add_service(service);
+    }
+    if let Ok(service) = reflection().build_v1alpha() {
+        routes.add_service(service);
+    }
+    routes.routes().into_axum_router()
+}
+
+/// Whether a request is a gRPC call.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The handlers' object.
+#[derive(Clone)]
+struct Api(App);
+
+/// What goes with a call, from its metadata.
+fn call<T>(request: &tonic::Request<T>) -> Result<Call, tonic::Status> {
+    call_of(request.metadata().as_ref()).map_err(status::of)
+}

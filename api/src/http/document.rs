@@ -1,0 +1,128 @@
+//! The OpenAPI document: put together from the handlers, then given examples.
+
+use std::sync::OnceLock;
+
+use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+use utoipa::openapi::OpenApi;
+use utoipa::openapi::tag::TagBuilder;
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApiBuilder};
+use vdisk_service::model::Event;
+
+use super::problem::Problem;
+use super::{api, examples};
+
+const TAGS: [(&str, &str); 9] = [
+    ("images", "Records of images, and how they are built."),
+    ("content", "The bytes of images."),
+    ("verbs", "Long work on images, as jobs."),
+    ("snapshots", "Internal snapshots."),
+    ("jobs", "How far long work is, and how it ended."),
+    ("pools", "Folders that hold images."),
+    ("formats", "What the engine can read and write."),
+    ("secrets", "Passphrases and keys, given once."),
+    ("system", "Health and metrics."),
+];
+
+/// What stands in the document besides the operations.
+pub fn base() -> OpenApi {
+    let info = InfoBuilder::new()
+        .title("vdiskd")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(include_str!("document.md")))
+        .license(Some(
+            LicenseBuilder::new()
+                .name("Apache-2.0")
+                .identifier(Some("Apache-2.0"))
+                .build(),
+        ));
+    let tags = TAGS.map(|(name, text)| TagBuilder::new().name(name).description(Some(text)).build());
+    // Nothing refers to these in a way that would bring them in.
+    let components = ComponentsBuilder::new().schema_from::<Problem>().schema_from::<Event>();
+    let mut schemas = Vec::new();
+    Event::schemas(&mut schemas);
+    let components = components.schemas_from_iter(schemas).build();
+    OpenApiBuilder::new()
+        .info(info)
+        .tags(Some(tags))
+        .components(Some(components))
+        .build()
+}
+
+/// The document as JSON text, ending with a newline.
+pub fn json() -> &'static str {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(|| {
+        let (_, openapi) = api().split_for_parts();
+        let mut document = serde_json::to_value(openapi).unwrap_or_default();
+        for operation in operations(&mut document) {
+            optional_body(operation);
+            add_examples(operation);
+        }
+        format!("{document:#}\n")
+    })
+}
+
+fn operations(document: &mut Value) -> impl Iterator<Item = &mut Map<String, Value>> {
+    let paths = document.get_mut("paths").and_then(Value::as_object_mut);
+    let items = paths
+        .into_iter()
+        .flat_map(Map::values_mut)
+        .filter_map(Value::as_object_mut);
+    items.flat_map(Map::values_mut).filter_map(Value::as_object_mut)
+}
+
+/// A body that may be left out is the plain schema, not required: "this or null" is more than any client needs.
+fn optional_body(operation: &mut Map<String, Value>) {
+    let Some(body) = operation.get_mut("requestBody") else {
+        return;
+    };
+    let place = "/content/application~1json/schema";
+    let plain = body
+        .pointer(&format!("{place}/oneOf"))
+        .and_then(Value::as_array)
+        .and_then(|choices| choices.iter().find(|choice| choice.get("$ref").is_some()).cloned());
+    if let (Some(plain), Some(schema)) = (plain, body.pointer_mut(place)) {
+        *schema = plain;
+        body["required"] = json!(false);
+    }
+}
+
+/// Gives every body that has none the example of its schema.
+fn add_examples(operation: &mut Map<String, Value>) {
+    let bodies = operation.get_mut("requestBody").into_iter();
+    for media in bodies.filter_map(content) {
+        add_each(media);
+    }
+    let responses = operation.get_mut("responses").and_then(Value::as_object_mut);
+    for media in responses.into_iter().flat_map(Map::values_mut).filter_map(content) {
+        add_each(media);
+    }
+}
+
+fn content(body: &mut Value) -> Option<&mut Value> {
+    body.get_mut("content")
+}
+
+fn add_each(content: &mut Value) {
+    for (kind, media) in content.as_object_mut().into_iter().flatten() {
+        add_example(kind, media);
+    }
+}
+
+fn add_example(kind: &str, media: &mut Value) {
+    let name = media
+        .pointer("/schema/$ref")
+        .and_then(Value::as_str)
+        .and_then(|path| path.rsplit('/').next());
+    let example = match (kind, name) {
+        ("application/json", Some(name)) => examples::of(name),
+        ("application/x-ndjson", _) => examples::of("Extent").map(|extent| json!(format!("{extent}\n"))),
+        ("text/event-stream", _) => Some(json!(examples::EVENT_STREAM)),
+        ("text/plain", _) => Some(json!("vdisk_images{state=\"ready\"} 3\n")),
+        _ => None,
+    };
+    if let (Some(example), Some(media)) = (example, media.as_object_mut()) {
+        media.entry("example").or_insert(example);
+    }
+}

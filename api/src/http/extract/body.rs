@@ -1,0 +1,145 @@
+//! JSON bodies: limited in size, read strictly, refused with the path of the field at fault.
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use http::{HeaderMap, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use vdisk_service::ServiceError;
+
+use crate::errors::TransportCode;
+use crate::http::problem::{Answer, Problem};
+
+/// Bytes that a JSON body may have.
+pub const JSON_LIMIT: usize = 1 << 20;
+
+/// A JSON body.
+pub struct JsonBody<T>(pub T);
+
+/// A JSON body that may be left out when all of it is optional.
+pub struct OptionalBody<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Answer<Self> {
+        let (parts, body) = request.into_parts();
+        require_json(&parts.headers)?;
+        parse(&collect(body).await?).map(Self)
+    }
+}
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Answer<Self> {
+        let (parts, body) = request.into_parts();
+        let bytes = collect(body).await?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        require_json(&parts.headers)?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// Insisting on the type also keeps web pages of other sites out: they cannot send it without asking first.
+fn require_json(headers: &HeaderMap) -> Answer<()> {
+    let given = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("");
+    let essence = given.split(';').next().unwrap_or("").trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let detail = format!(
+        "expected Content-Type application/json, found '{}'",
+        given.escape_debug()
+    );
+    Err(Problem::transport(TransportCode::UnsupportedMediaType, detail))
+}
+
+async fn collect(body: axum::body::Body) -> Answer<Bytes> {
+    let limited = Limited::new(body, JSON_LIMIT);
+    match limited.collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let detail = format!("a JSON body may have {JSON_LIMIT} bytes");
+            Err(Problem::transport(TransportCode::BodyTooLarge, detail))
+        }
+        Err(error) => Err(Problem::transport(
+            TransportCode::MalformedBody,
+            format!("the body broke off: {error}"),
+        )),
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        if inner.is_data() {
+            let detail = inner.to_string();
+            ServiceError::invalid(&field_at(&path, &detail), detail).into()
+        } else {
+            Problem::transport(TransportCode::MalformedBody, format!("the body is not JSON: {inner}"))
+        }
+    })?;
+    deserializer.end().map_err(|error| {
+        Problem::transport(
+            TransportCode::MalformedBody,
+            format!("something follows the JSON value: {error}"),
+        )
+    })?;
+    Ok(value)
+}
+
+/// The path of the field at fault. For a missing field the path is that of the object it is missing in.
+fn field_at(path: &str, detail: &str) -> String {
+    let missing = detail
+        .strip_prefix("missing field `")
+        .and_then(|rest| rest.split('`').next());
+    match (missing, path) {
+        (Some(field), ".") => field.to_owned(),
+        (Some(field), object) => format!("{object}.{field}"),
+        (None, path) => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vdisk_service::request::CreateImage;
+
+    use super::*;
+
+    #[test]
+    fn refusals_name_the_field() {
+        let cases: [(&str, u16, Option<&str>); 7] = [
+            (r#"{"name": "a"}"#, 422, Some("format")),
+            ("not json", 400, None),
+            (r#"{"name": "a", "format": "raw"} x"#, 400, None),
+            (r#"{"name": "a", "format": "raw", "colour": 1}"#, 422, Some("colour")),
+            (
+                r#"{"name": "a", "format": "raw", "virtual_size": "big"}"#,
+                422,
+                Some("virtual_size"),
+            ),
+            (
+                r#"{"name": "a", "format": "raw", "virtual_size": -1}"#,
+                422,
+                Some("virtual_size"),
+            ),
+            (
+                r#"{"name": "a", "format": "raw", "labels": {"a": 1}}"#,
+                422,
+                Some("labels.a"),
+            ),
+        ];
+        for (body, status, field) in cases {
+            let problem = parse::<CreateImage>(body.as_bytes()).unwrap_err();
+            assert_eq!((problem.status, problem.field.as_deref()), (status, field), "{body}");
+        }
+    }
+}

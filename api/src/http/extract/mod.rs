@@ -1,0 +1,17 @@
+//! What handlers take out of a request.
+
+pub mod body;
+mod digest;
+pub mod idempotency;
+mod path;
+mod query;
+mod range;
+mod wait;
+
+pub use body::{JsonBody, OptionalBody};
+pub use digest::announced_checksum;
+pub use idempotency::IdempotencyKey;
+pub use path::{ImagePath, JobPath, PoolPath, SecretPath, SnapshotPath};
+pub use query::Query;
+pub use range::{ContentRange, RangeHeaders};
+pub use wait::Wait;

@@ -1,0 +1,37 @@
+use axum::extract::State;
+use axum::response::Response;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use vdisk_service::Service;
+use vdisk_service::model::Job;
+use vdisk_service::request::CompressRequest;
+
+use super::documented::problems;
+use super::extract::{IdempotencyKey, ImagePath, JsonBody};
+use super::problem::Answer;
+use super::reply::accepted;
+use crate::state::App;
+
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(compress_image))
+}
+
+problems!(CompressProblems: NotFound, InvalidArgument, Unsupported, ImageNotReady, ImageBusy, LimitExceeded,
+    IdempotencyConflict, ConflictDependents, ImageProtected;
+    MalformedBody, BodyTooLarge, UnsupportedMediaType);
+
+/// Compress an image in place.
+///
+/// Rewrites the image with compressed clusters; id and name stay.
+#[utoipa::path(post, path = "/v1/images/{id}/compress", operation_id = "compress_image", tag = "verbs",
+    params(ImagePath, IdempotencyKey), request_body = CompressRequest,
+    responses((status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
+        CompressProblems))]
+async fn compress_image(
+    State(service): State<Service>,
+    ImagePath(id): ImagePath,
+    IdempotencyKey(call): IdempotencyKey,
+    JsonBody(request): JsonBody<CompressRequest>,
+) -> Answer<Response> {
+    Ok(accepted(service.compress_image(id, request, &call).await?))
+}

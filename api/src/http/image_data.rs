@@ -1,0 +1,31 @@
+use axum::extract::State;
+use axum::response::Response;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::documented::problems;
+use super::download::{BinaryBody, send};
+use super::extract::{ImagePath, RangeHeaders};
+use super::problem::Answer;
+use crate::state::App;
+
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(download_data))
+}
+
+problems!(DataProblems: NotFound, ImageNotReady, ImageBusy, RangeNotSatisfiable, CorruptImage, SecretRequired;
+    MalformedRequest);
+
+/// Download the guest-visible bytes.
+///
+/// What a guest would read from the disk, through the whole backing chain. One `Range` at a time is served.
+#[utoipa::path(get, path = "/v1/images/{id}/data", operation_id = "download_image_data", tag = "content",
+    params(ImagePath, ("Range" = Option<String>, Header, description = "Which bytes.", example = "bytes=0-511"),
+        ("If-Range" = Option<String>, Header, description = "The range counts only while this is the ETag.")),
+    responses(
+        (status = 200, description = "The bytes.", body = BinaryBody, content_type = "application/octet-stream"),
+        (status = 206, description = "The range.", body = BinaryBody, content_type = "application/octet-stream"),
+        DataProblems))]
+async fn download_data(State(app): State<App>, ImagePath(id): ImagePath, ranges: RangeHeaders) -> Answer<Response> {
+    send(&app, ranges, |range| app.service.read_data(id, range)).await
+}

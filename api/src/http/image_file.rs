@@ -1,0 +1,153 @@
+//! The stored file of an image: upload with resume, download with ranges.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use futures::{Stream, StreamExt, TryStreamExt};
+use http::{HeaderMap, StatusCode, header};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use vdisk_service::Bytes;
+use vdisk_service::ServiceError;
+use vdisk_service::request::{UploadPart, UploadStatus};
+
+use super::documented::problems;
+use super::download::{BinaryBody, send};
+use super::extract::{ContentRange, ImagePath, RangeHeaders, announced_checksum};
+use super::problem::Answer;
+use super::reply::ImageBody;
+use crate::state::App;
+
+/// How much of a refused body is read on, and for how long.
+const DRAINED_BYTES: usize = 64 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(upload_file, download_file))
+}
+
+problems!(UploadProblems: NotFound, InvalidArgument, ImageNotReady, ImageBusy, UploadOffsetMismatch, UploadInterrupted,
+    LimitExceeded, InsufficientStorage, ChecksumMismatch, FormatMismatch, CorruptImage, Denied, Unsupported;
+    MalformedRequest);
+problems!(DownloadProblems: NotFound, ImageNotReady, ImageBusy, RangeNotSatisfiable; MalformedRequest);
+
+/// How far an upload is.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub struct UploadProgress {
+    /// Bytes that are stored; the next part starts there.
+    pub received_bytes: u64,
+}
+
+/// Upload the image's file.
+///
+/// The raw bytes of the file. Without `Content-Range` the body is the whole file. With `Content-Range: bytes
+/// FIRST-LAST/TOTAL` it is a part, and the answer is 308 with a `Range` header until the last part has arrived. After an
+/// interruption, `Content-Range: bytes */TOTAL` with an empty body asks how far the upload is. `Repr-Digest`
+/// (`sha-256=:BASE64:`) or `X-Checksum-Sha256` (hexadecimal) announces the digest of the whole file; it is verified.
+#[utoipa::path(put, path = "/v1/images/{id}/file", operation_id = "upload_image_file", tag = "content",
+    params(ImagePath,
+        ("Content-Range" = Option<String>, Header, description = "Which part of the file the body is.",
+            example = "bytes 0-1048575/10485760"),
+        ("Repr-Digest" = Option<String>, Header, description = "SHA-256 of the whole file (RFC 9530).",
+            example = "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:"),
+        ("X-Checksum-Sha256" = Option<String>, Header, description = "SHA-256 of the whole file, hexadecimal.",
+            example = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")),
+    request_body(content = BinaryBody, content_type = "application/octet-stream", description = "The bytes."),
+    responses(
+        (status = 200, description = "The file is complete, was looked at and is recorded.", body = ImageBody),
+        (status = 308, description = "More is to come.", body = UploadProgress,
+            headers(("Range", description = "What is stored: `bytes=0-LAST`; absent when nothing is."))),
+        UploadProblems))]
+async fn upload_file(
+    State(app): State<App>,
+    ImagePath(id): ImagePath,
+    range: ContentRange,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer<Response> {
+    let Some(part) = part_of(range, &headers)? else {
+        return Ok(status_of(app.service.upload_status(id).await?));
+    };
+    let metrics = app.metrics.clone();
+    let mut body = body
+        .into_data_stream()
+        .inspect_ok(move |bytes| metrics.received(bytes.len()));
+    let outcome = app.service.upload(id, part, &mut body).await;
+    if outcome.is_err() {
+        drain(body).await;
+    }
+    Ok(status_of(outcome?))
+}
+
+/// Download the image's file.
+///
+/// The stored bytes, as they lie in the pool. One `Range` at a time is served.
+#[utoipa::path(get, path = "/v1/images/{id}/file", operation_id = "download_image_file", tag = "content",
+    params(ImagePath, ("Range" = Option<String>, Header, description = "Which bytes.", example = "bytes=0-511"),
+        ("If-Range" = Option<String>, Header, description = "The range counts only while this is the ETag.")),
+    responses(
+        (status = 200, description = "The file.", body = BinaryBody, content_type = "application/octet-stream"),
+        (status = 206, description = "The range.", body = BinaryBody, content_type = "application/octet-stream"),
+        DownloadProblems))]
+async fn download_file(State(app): State<App>, ImagePath(id): ImagePath, ranges: RangeHeaders) -> Answer<Response> {
+    send(&app, ranges, |range| app.service.read_file(id, range)).await
+}
+
+/// Reads on for a moment: a client that is cut off while it sends does not see why.
+async fn drain<E>(body: impl Stream<Item = Result<Bytes, E>> + Unpin) {
+    let mut left = DRAINED_BYTES;
+    let mut body = body.take_while(|chunk| {
+        left = left.saturating_sub(chunk.as_ref().map_or(left, Bytes::len));
+        std::future::ready(left > 0)
+    });
+    let _ = tokio::time::timeout(DRAIN_TIME, async { while body.next().await.is_some() {} }).await;
+}
+
+/// `None` when the request only asks how far the upload is.
+fn part_of(range: ContentRange, headers: &HeaderMap) -> Answer<Option<UploadPart>> {
+    let checksum = announced_checksum(headers)?;
+    let body_length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    Ok(match range {
+        ContentRange::Status => None,
+        ContentRange::Whole => Some(UploadPart {
+            length: body_length,
+            checksum,
+            ..UploadPart::default()
+        }),
+        ContentRange::Part { length, .. } if body_length.is_some_and(|body| body != length) => {
+            return Err(ServiceError::invalid("Content-Range", "its length is not that of the body").into());
+        }
+        ContentRange::Part { first, length, total } => Some(UploadPart {
+            offset: first,
+            length: Some(length),
+            total,
+            more: total.is_none(),
+            checksum,
+        }),
+    })
+}
+
+fn status_of(status: UploadStatus) -> Response {
+    match status {
+        UploadStatus::Complete(image) => Json(ImageBody::from(*image)).into_response(),
+        UploadStatus::Incomplete { received } => {
+            let body = Json(UploadProgress {
+                received_bytes: received,
+            });
+            match received.checked_sub(1) {
+                Some(last) => {
+                    let range = [(header::RANGE, format!("bytes=0-{last}"))];
+                    (StatusCode::PERMANENT_REDIRECT, range, body).into_response()
+                }
+                None => (StatusCode::PERMANENT_REDIRECT, body).into_response(),
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+use axum::Json;
+use axum::extract::State;
+use axum::response::Response;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use vdisk_service::Service;
+use vdisk_service::model::Job;
+use vdisk_service::request::{ImportImage, ImportOutcome};
+
+use super::documented::problems;
+use super::extract::{IdempotencyKey, JsonBody};
+use super::problem::Answer;
+use super::reply::{ImageBody, accepted, created};
+use crate::state::App;
+
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(import_image))
+}
+
+problems!(ImportProblems: InvalidArgument, InvalidName, NameTaken, NotFound, Unsupported, LimitExceeded, Denied,
+    IdempotencyConflict; MalformedBody, BodyTooLarge, UnsupportedMediaType);
+
+/// Import an image.
+///
+/// With `source: {"upload": true}` the image is recorded and its `upload_url` takes the bytes; with
+/// `source: {"pool_file": "NAME"}` a job takes a file in that lies in the pool's folder.
+#[utoipa::path(post, path = "/v1/images/import", operation_id = "import_image", tag = "images",
+    params(IdempotencyKey), request_body = ImportImage,
+    responses(
+        (status = 201, description = "The image, waiting for its bytes.", body = ImageBody,
+            headers(("Location", description = "The image."))),
+        (status = 202, description = "The job that takes the file in.", body = Job,
+            headers(("Location", description = "The job."))),
+        ImportProblems))]
+async fn import_image(
+    State(service): State<Service>,
+    IdempotencyKey(call): IdempotencyKey,
+    JsonBody(request): JsonBody<ImportImage>,
+) -> Answer<Response> {
+    Ok(match service.import_image(request, &call).await? {
+        ImportOutcome::Uploading(image) => created(&format!("/v1/images/{}", image.id), Json(ImageBody::from(image))),
+        ImportOutcome::Queued(job) => accepted(job),
+    })
+}

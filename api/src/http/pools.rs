@@ -1,0 +1,55 @@
+use axum::Json;
+use axum::extract::State;
+use axum::response::Response;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use vdisk_service::Service;
+use vdisk_service::model::{Job, Pool};
+
+use super::documented::problems;
+use super::extract::{IdempotencyKey, PoolPath};
+use super::problem::Answer;
+use super::reply::{PoolList, accepted, listed};
+use crate::state::App;
+
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(list_pools))
+        .routes(routes!(get_pool))
+        .routes(routes!(scan_pool))
+}
+
+problems!(ListProblems:);
+problems!(PoolProblems: NotFound);
+problems!(ScanProblems: NotFound, InvalidArgument, LimitExceeded, IdempotencyConflict);
+
+/// List the pools.
+///
+/// Pools are folders that the operator configured; clients know them by name.
+#[utoipa::path(get, path = "/v1/pools", operation_id = "list_pools", tag = "pools",
+    responses((status = 200, description = "Every pool, by name.", body = PoolList), ListProblems))]
+async fn list_pools(State(service): State<Service>) -> Answer<Json<PoolList>> {
+    Ok(listed(service.pools().await?))
+}
+
+/// Get a pool.
+#[utoipa::path(get, path = "/v1/pools/{pool}", operation_id = "get_pool", tag = "pools", params(PoolPath),
+    responses((status = 200, description = "The pool.", body = Pool), PoolProblems))]
+async fn get_pool(State(service): State<Service>, PoolPath(pool): PoolPath) -> Answer<Json<Pool>> {
+    Ok(Json(service.pool(&pool).await?))
+}
+
+/// Scan a pool.
+///
+/// Queues a job that registers the files found in the pool's folder, with their backing chains.
+#[utoipa::path(post, path = "/v1/pools/{pool}/scan", operation_id = "scan_pool", tag = "pools",
+    params(PoolPath, IdempotencyKey),
+    responses((status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
+        ScanProblems))]
+async fn scan_pool(
+    State(service): State<Service>,
+    PoolPath(pool): PoolPath,
+    IdempotencyKey(call): IdempotencyKey,
+) -> Answer<Response> {
+    Ok(accepted(service.scan_pool(&pool, &call).await?))
+}

@@ -1,0 +1,6 @@
+//! The messages and services of `proto/vdisk/v1`, and their descriptors.
+
+tonic::include_proto!("vdisk.v1");
+
+/// The encoded `FileDescriptorSet`, for reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/vdisk.bin"));

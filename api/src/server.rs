@@ -1,0 +1,82 @@
+//! Listens, serves both transports on one port, and ends in bounded time.
+
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tower::ServiceExt;
+
+use crate::App;
+use crate::http::router;
+
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Streams of one HTTP/2 connection.
+const STREAMS: u32 = 100;
+/// HTTP/2 connections whose other end is silent are asked this often whether it is still there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Serves until `stop` is ready, then answers what has been asked and ends, within `grace`: event streams and long polls
+/// end at once, jobs that run are waited for and handed back to the queue if they take longer.
+pub async fn serve(listener: TcpListener, app: App, stop: impl Future<Output = ()>, grace: Duration) {
+    let connections = GracefulShutdown::new();
+    let (builder, routes) = (builder(), router(app.clone()));
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => accept(&builder, &connections, stream, routes.clone()),
+                Err(error) => {
+                    // Out of file descriptors, most likely: give connections time to end.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            () = &mut stop => break,
+        }
+    }
+    drop(listener);
+    tracing::info!(grace_seconds = grace.as_secs(), "stopping");
+    app.stopping.cancel();
+    // Requests need the service, so they come first, with half of the time; jobs go on meanwhile.
+    let began = Instant::now();
+    if tokio::time::timeout(grace / 2, connections.shutdown()).await.is_err() {
+        tracing::warn!("some requests were not answered in time");
+    }
+    app.service.shutdown(grace.saturating_sub(began.elapsed())).await;
+    tracing::info!("stopped");
+}
+
+fn builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .keep_alive_interval(KEEPALIVE);
+    builder
+}
+
+fn accept(builder: &Builder<TokioExecutor>, connections: &GracefulShutdown, stream: TcpStream, routes: Router) {
+    // Answers are written whole, so waiting to fill packets only delays them.
+    let _ = stream.set_nodelay(true);
+    let service =
+        TowerToHyperService::new(routes.map_request(|request: http::Request<Incoming>| request.map(Body::new)));
+    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+    let connection = connections.watch(connection);
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(error, "a connection broke");
+        }
+    });
+}

@@ -1,0 +1,282 @@
+//! What the operator decides: flags over `VDISKD_*` variables over a TOML file over the defaults, under the same names.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Deserializer};
+use vdisk_service::ServiceConfig;
+use vdisk_service::config::MasterKey;
+
+/// Where the service listens when nothing else is said.
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
+/// Where the service keeps its files when nothing else is said.
+pub const DEFAULT_DATA_DIR: &str = "vdisk-data";
+const DEFAULT_LOG: &str = "info,sqlx=warn,tower_http=warn,h2=warn,hyper=warn";
+
+/// Every option, absent where it was not given.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Folder of the database, the master key and the default pool [default: ./vdisk-data]
+    #[arg(long, env = "VDISKD_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address to listen on, for HTTP and gRPC alike [default: 127.0.0.1:8080]
+    #[arg(long, env = "VDISKD_LISTEN", value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Listen on an address that others can reach although requests are not authenticated
+    #[arg(long, env = "VDISKD_ALLOW_UNAUTHENTICATED", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub allow_unauthenticated: Option<bool>,
+    /// Database: sqlite:PATH or postgres://... [default: SQLite in the data folder]
+    #[arg(long, env = "VDISKD_DATABASE", value_name = "URL", hide_env_values = true)]
+    pub database: Option<String>,
+    /// A pool and its folder; may be repeated [default: default=DATA_DIR/pools/default]
+    #[arg(long = "pool", env = "VDISKD_POOL", value_name = "NAME=DIR", value_delimiter = ',')]
+    #[serde(rename = "pool", deserialize_with = "pool_table")]
+    pub pool: Vec<PoolFolder>,
+    /// Pool of requests that name none [default: default, or the only one]
+    #[arg(long, env = "VDISKD_DEFAULT_POOL", value_name = "NAME")]
+    pub default_pool: Option<String>,
+    /// Jobs that run at the same time; 0 serves requests but runs nothing [default: the processors, 2 to 8]
+    #[arg(long, env = "VDISKD_WORKERS", value_name = "N")]
+    pub workers: Option<usize>,
+    /// Threads one job may use [default: the processors, at most 8]
+    #[arg(long, env = "VDISKD_THREADS_PER_JOB", value_name = "N")]
+    pub threads_per_job: Option<usize>,
+    /// How often a job whose worker died is started in all [default: 5]
+    #[arg(long, env = "VDISKD_MAX_ATTEMPTS", value_name = "N")]
+    pub max_attempts: Option<u32>,
+    /// Seconds after which a job whose worker gave no sign of life runs again [default: 30]
+    #[arg(long, env = "VDISKD_LEASE_SECONDS", value_name = "N")]
+    pub lease_seconds: Option<u64>,
+    /// Largest uploaded file, in bytes [default: 16 TiB]
+    #[arg(long, env = "VDISKD_MAX_UPLOAD_BYTES", value_name = "N")]
+    pub max_upload_bytes: Option<u64>,
+    /// Largest virtual size of a new image, in bytes [default: 1 PiB]
+    #[arg(long, env = "VDISKD_MAX_VIRTUAL_SIZE", value_name = "N")]
+    pub max_virtual_size: Option<u64>,
+    /// File with the 32 bytes that seal secrets [default: DATA_DIR/master.key, made at first start]
+    #[arg(long, env = "VDISKD_MASTER_KEY_FILE", value_name = "FILE")]
+    pub master_key_file: Option<PathBuf>,
+    /// Seconds that running jobs and requests get at the end [default: 20]
+    #[arg(long, env = "VDISKD_SHUTDOWN_GRACE_SECONDS", value_name = "N")]
+    pub shutdown_grace_seconds: Option<u64>,
+    /// Form of the log [default: text]
+    #[arg(long, env = "VDISKD_LOG_FORMAT", value_name = "FORM")]
+    pub log_format: Option<LogFormat>,
+    /// What to log, as tracing's filters are written [default: info]
+    #[arg(long, env = "VDISKD_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A line for people.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// A pool's name and folder: `NAME=DIR`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolFolder {
+    /// Name.
+    pub name: String,
+    /// Folder.
+    pub folder: PathBuf,
+}
+
+impl FromStr for PoolFolder {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, folder)) if !name.is_empty() && !folder.is_empty() => Ok(Self {
+                name: name.to_owned(),
+                folder: folder.into(),
+            }),
+            _ => Err(format!("'{text}' is not NAME=DIR")),
+        }
+    }
+}
+
+/// In TOML, pools are a table of folders by name.
+fn pool_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PoolFolder>, D::Error> {
+    let table = std::collections::BTreeMap::<String, PathBuf>::deserialize(deserializer)?;
+    Ok(table
+        .into_iter()
+        .map(|(name, folder)| PoolFolder { name, folder })
+        .collect())
+}
+
+/// Everything decided.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// The service's part.
+    pub service: ServiceConfig,
+    /// How long the end may take.
+    pub grace: Duration,
+    /// Form of the log.
+    pub log_format: LogFormat,
+    /// What to log.
+    pub log: String,
+}
+
+impl Options {
+    /// The options of a TOML file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that has an option we do not know.
+    pub fn from_file(path: &Path) -> Result<Self, String> {
+        let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// These options, and those of `below` where they say nothing.
+    pub fn over(self, below: Self) -> Self {
+        Self {
+            data_dir: self.data_dir.or(below.data_dir),
+            listen: self.listen.or(below.listen),
+            allow_unauthenticated: self.allow_unauthenticated.or(below.allow_unauthenticated),
+            database: self.database.or(below.database),
+            pool: if self.pool.is_empty() { below.pool } else { self.pool },
+            default_pool: self.default_pool.or(below.default_pool),
+            workers: self.workers.or(below.workers),
+            threads_per_job: self.threads_per_job.or(below.threads_per_job),
+            max_attempts: self.max_attempts.or(below.max_attempts),
+            lease_seconds: self.lease_seconds.or(below.lease_seconds),
+            max_upload_bytes: self.max_upload_bytes.or(below.max_upload_bytes),
+            max_virtual_size: self.max_virtual_size.or(below.max_virtual_size),
+            master_key_file: self.master_key_file.or(below.master_key_file),
+            shutdown_grace_seconds: self.shutdown_grace_seconds.or(below.shutdown_grace_seconds),
+            log_format: self.log_format.or(below.log_format),
+            log: self.log.or(below.log),
+        }
+    }
+
+    /// What follows from them.
+    ///
+    /// # Errors
+    /// An address that others can reach without the explicit choice for it; a master key that cannot be read.
+    pub fn decide(self) -> Result<Settings, String> {
+        let listen = self
+            .listen
+            .map_or_else(|| DEFAULT_LISTEN.parse().map_err(|_| "no address".to_owned()), Ok)?;
+        if !listen.ip().is_loopback() && self.allow_unauthenticated != Some(true) {
+            let why = "others can reach it and requests are not authenticated; put an authenticating proxy in front of a \
+                       loopback address, or say --allow-unauthenticated";
+            return Err(format!("refusing to listen on {listen}: {why}"));
+        }
+        Ok(Settings {
+            listen,
+            grace: Duration::from_secs(self.shutdown_grace_seconds.unwrap_or(20)),
+            log_format: self.log_format.unwrap_or_default(),
+            log: self.log.clone().unwrap_or_else(|| DEFAULT_LOG.to_owned()),
+            service: self.service()?,
+        })
+    }
+
+    fn service(self) -> Result<ServiceConfig, String> {
+        let mut config = ServiceConfig::new(self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()));
+        config.database_url = self.database;
+        config.pools = self.pool.into_iter().map(|pool| (pool.name, pool.folder)).collect();
+        let only = config.pools.keys().next().filter(|_| config.pools.len() == 1).cloned();
+        config.default_pool = self.default_pool.or(only).unwrap_or(config.default_pool);
+        config.workers = self.workers.unwrap_or(config.workers);
+        config.threads_per_job = self.threads_per_job.unwrap_or(config.threads_per_job);
+        config.max_attempts = self.max_attempts.unwrap_or(config.max_attempts);
+        if let Some(seconds) = self.lease_seconds {
+            config.lease = Duration::from_secs(seconds.max(1));
+            config.heartbeat = config.lease / 3;
+        }
+        config.limits.upload_bytes = self.max_upload_bytes.unwrap_or(config.limits.upload_bytes);
+        config.limits.virtual_size = self.max_virtual_size.unwrap_or(config.limits.virtual_size);
+        config.master_key = self.master_key_file.as_deref().map(read_key).transpose()?;
+        Ok(config)
+    }
+}
+
+fn read_key(path: &Path) -> Result<MasterKey, String> {
+    let bytes = fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let found = bytes.len();
+    let key: [u8; 32] = bytes
+        .try_into()
+        .map_err(|_| format!("{}: a master key has 32 bytes, found {found}", path.display()))?;
+    Ok(MasterKey(key.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn every_option_has_a_variable_and_a_key_of_the_same_name() {
+        let command = <Program as clap::CommandFactory>::command();
+        let options: Vec<_> = command
+            .get_arguments()
+            .filter(|arg| !["help"].contains(&arg.get_id().as_str()))
+            .collect();
+        assert_eq!(options.len(), 16);
+        for option in options {
+            let key = option.get_id().as_str();
+            let variable = option.get_env().and_then(|name| name.to_str()).map(str::to_owned);
+            assert_eq!(variable, Some(format!("VDISKD_{}", key.to_uppercase())));
+            // A value of a wrong type is fine here: it shows that the key is known.
+            let unknown = toml::from_str::<Options>(&format!("{key} = []"))
+                .map(|_| ())
+                .map_err(|e| e.to_string());
+            assert!(!unknown.unwrap_err().contains("unknown field"), "{key}");
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let flags = Program::try_parse_from(["vdiskd", "--workers", "1", "--pool", "a=/a"])
+            .unwrap()
+            .options;
+        let file: Options = toml::from_str("workers = 7\nlog = 'debug'\n[pool]\nb = '/b'").unwrap();
+        let settings = flags.over(file).decide().unwrap();
+        assert_eq!(settings.service.workers, 1);
+        assert_eq!(settings.log, "debug");
+        assert_eq!(settings.service.default_pool, "a");
+        assert_eq!(settings.service.pools.keys().collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn reachable_addresses_need_the_explicit_choice() {
+        let options = |listen: &str, allow| Options {
+            listen: Some(listen.parse().unwrap()),
+            allow_unauthenticated: allow,
+            ..Options::default()
+        };
+        assert!(options("127.0.0.1:1", None).decide().is_ok());
+        assert!(options("[::1]:1", None).decide().is_ok());
+        for address in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(
+                options(address, None)
+                    .decide()
+                    .unwrap_err()
+                    .contains("--allow-unauthenticated"),
+                "{address}"
+            );
+            assert!(options(address, Some(false)).decide().is_err(), "{address}");
+            assert!(options(address, Some(true)).decide().is_ok(), "{address}");
+        }
+    }
+}

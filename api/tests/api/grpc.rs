@@ -1,0 +1,184 @@
+//! The gRPC side: the same port, the same codes, health and reflection.
+
+use futures::StreamExt;
+use serde_json::json;
+use tonic::transport::Channel;
+use tonic::{Code, Request};
+use tonic_types::StatusExt;
+use vdisk_api::proto;
+use vdisk_api::proto::image_service_client::ImageServiceClient;
+use vdisk_api::proto::job_service_client::JobServiceClient;
+
+use crate::server::Server;
+
+async fn channel(server: &Server) -> Channel {
+    Channel::from_shared(server.url.clone())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap()
+}
+
+fn new_image(name: &str, backing: Option<&str>) -> proto::CreateImageRequest {
+    proto::CreateImageRequest {
+        name: name.to_owned(),
+        format: "qcow2".to_owned(),
+        virtual_size: backing.is_none().then_some(1 << 20),
+        backing: backing.map(str::to_owned),
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_transports_see_the_same_images() {
+    let server = Server::start().await;
+    let mut images = ImageServiceClient::new(channel(&server).await);
+    let made = images.create_image(new_image("disk", None)).await.unwrap().into_inner();
+    let seen = server.get(&format!("/v1/images/{}", made.id)).await.body;
+    assert_eq!((&seen["name"], &seen["state"]), (&json!("disk"), &json!("ready")));
+    assert_eq!(made.state(), proto::ImageState::Ready);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_carry_the_stable_code_and_what_goes_with_it() {
+    let server = Server::start().await;
+    let mut images = ImageServiceClient::new(channel(&server).await);
+    let base = images.create_image(new_image("base", None)).await.unwrap().into_inner();
+    let overlay = images
+        .create_image(new_image("overlay", Some(&base.id)))
+        .await
+        .unwrap()
+        .into_inner();
+    let refused = images
+        .delete_image(proto::DeleteImageRequest { id: base.id })
+        .await
+        .unwrap_err();
+    let info = refused.get_details_error_info().unwrap();
+    assert_eq!(
+        (refused.code(), info.reason.as_str()),
+        (Code::FailedPrecondition, "conflict_dependents")
+    );
+    assert_eq!(info.metadata["dependents"], overlay.id);
+    assert_eq!(
+        refused.metadata().get("vdisk-error-code").unwrap(),
+        "conflict_dependents"
+    );
+
+    let taken = images.create_image(new_image("overlay", None)).await.unwrap_err();
+    assert_eq!(taken.code(), Code::AlreadyExists);
+    for id in ["01890a5d-ac96-774b-bcce-b302099a8057", "../etc/passwd", ""] {
+        let unknown = images
+            .get_image(proto::GetImageRequest { id: id.to_owned() })
+            .await
+            .unwrap_err();
+        assert_eq!(unknown.code(), Code::NotFound, "{id}");
+    }
+    let bad = images.create_image(new_image("a/b", None)).await.unwrap_err();
+    assert_eq!(bad.get_details_error_info().unwrap().reason, "invalid_name");
+    let request = proto::ListImagesRequest {
+        state: 99,
+        ..Default::default()
+    };
+    assert_eq!(
+        images.list_images(request).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idempotency_keys_travel_as_metadata() {
+    let server = Server::start().await;
+    let mut images = ImageServiceClient::new(channel(&server).await);
+    let mut made = Vec::new();
+    for _ in 0..2 {
+        let mut request = Request::new(new_image("disk", None));
+        request.metadata_mut().insert("idempotency-key", "k1".parse().unwrap());
+        made.push(images.create_image(request).await.unwrap().into_inner().id);
+    }
+    assert_eq!(made[0], made[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_must_begin_with_its_start() {
+    let server = Server::start().await;
+    let mut images = ImageServiceClient::new(channel(&server).await);
+    let chunk = proto::UploadFileRequest {
+        part: Some(proto::upload_file_request::Part::Chunk(vec![1; 10].into())),
+    };
+    let refused = images.upload_file(futures::stream::iter([chunk])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let empty = images
+        .upload_file(futures::stream::iter(Vec::<proto::UploadFileRequest>::new()))
+        .await
+        .unwrap_err();
+    assert_eq!(empty.code(), Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watching_everything_ends_with_the_server() {
+    let server = Server::start().await;
+    let mut jobs = JobServiceClient::new(channel(&server).await);
+    let mut events = jobs
+        .watch_jobs(proto::WatchJobsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    let mut images = ImageServiceClient::new(channel(&server).await);
+    let made = images.create_image(new_image("disk", None)).await.unwrap().into_inner();
+    let event = events.next().await.unwrap().unwrap();
+    assert_eq!(
+        (event.r#type(), event.image_id),
+        (proto::EventType::ImageCreated, Some(made.id))
+    );
+    server.stop().await;
+    while events.next().await.is_some_and(|event| event.is_ok()) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_reflection_are_on() {
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    let server = Server::start().await;
+    let mut health = HealthClient::new(channel(&server).await);
+    let status = health
+        .check(tonic_health::pb::HealthCheckRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(status.status, 1);
+    let mut reflection = ServerReflectionClient::new(channel(&server).await);
+    let ask = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut answers = reflection
+        .server_reflection_info(futures::stream::iter([ask]))
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.next().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(list) = answer else {
+        panic!("no list: {answer:?}");
+    };
+    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+    for service in ["Image", "Job", "Pool", "Secret", "Format"] {
+        assert!(names.contains(&format!("vdisk.v1.{service}Service")), "{names:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_calls_are_unimplemented_and_counted_together() {
+    let server = Server::start().await;
+    let mut client = tonic::client::Grpc::new(channel(&server).await);
+    client.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<(), ()>::default();
+    let path = http::uri::PathAndQuery::from_static("/vdisk.v1.ImageService/Explode");
+    let refused = client.unary(Request::new(()), path, codec).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+    let metrics = String::from_utf8(server.get("/metrics").await.bytes).unwrap();
+    assert!(metrics.contains("method=\"other\",code=\"Unimplemented\""), "{metrics}");
+}

@@ -1,0 +1,245 @@
+//! Jobs: waiting, watching, steering, two writers of one image.
+
+use std::time::{Duration, Instant};
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::server::Server;
+
+/// 32 MiB that do not compress to nothing.
+fn noise() -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    });
+    words.take(4 << 20).flat_map(u64::to_le_bytes).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_makes_an_image_and_says_so() {
+    let server = Server::start().await;
+    let source = server.upload("source", "raw", vec![7; 1 << 20]).await;
+    let queued = server
+        .post(
+            &format!("/v1/images/{source}/convert"),
+            json!({"name": "copy", "format": "raw"}),
+        )
+        .await;
+    assert_eq!(queued.header("location"), format!("/v1/jobs/{}", queued.id()));
+    let job = server.ended(queued).await;
+    assert_eq!(
+        (&job["state"], &job["progress"]["done_bytes"]),
+        (&json!("succeeded"), &job["progress"]["total_bytes"])
+    );
+    let copy = job["result"]["image_id"].as_str().unwrap();
+    assert_eq!(
+        server.get(&format!("/v1/images/{copy}/data")).await.bytes,
+        vec![7; 1 << 20]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_job_leaves_nothing() {
+    let server = Server::start().await;
+    let source = server.upload("source", "raw", noise()).await;
+    let body = json!({"name": "copy", "format": "raw", "rate_limit": 1 << 20});
+    let job = server
+        .post(&format!("/v1/images/{source}/convert"), body)
+        .await
+        .expect(StatusCode::ACCEPTED)
+        .id();
+    let cancelled = server
+        .post(&format!("/v1/jobs/{job}/cancel"), json!({}))
+        .await
+        .expect(StatusCode::OK)
+        .body;
+    assert!(
+        cancelled["cancel_requested"] == true || cancelled["state"] == "cancelled",
+        "{cancelled}"
+    );
+    for _ in 0..50 {
+        if server.get(&format!("/v1/jobs/{job}?wait=1s")).await.body["state"] == "cancelled" {
+            break;
+        }
+    }
+    assert_eq!(server.get(&format!("/v1/jobs/{job}")).await.body["state"], "cancelled");
+    assert_eq!(
+        server.get("/v1/images").await.body["items"].as_array().unwrap().len(),
+        1
+    );
+    assert_eq!(files(&server), 1, "only the source's file is left");
+    server
+        .post(&format!("/v1/jobs/{job}/cancel"), json!({}))
+        .await
+        .expect(StatusCode::OK);
+    server
+        .delete(&format!("/v1/images/{source}"))
+        .await
+        .expect(StatusCode::NO_CONTENT);
+}
+
+/// Files below the pool, at any depth.
+fn files(server: &Server) -> usize {
+    fn count(folder: &std::path::Path) -> usize {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries.map(|path| if path.is_dir() { count(&path) } else { 1 }).sum()
+    }
+    count(&server.dir.path().join("data/pools"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_has_one_writer_at_a_time() {
+    let server = Server::start().await;
+    let id = server.upload("disk", "raw", noise()).await;
+    let convert = json!({"name": "copy", "format": "raw", "rate_limit": 1 << 20});
+    let reader = server
+        .post(&format!("/v1/images/{id}/convert"), convert)
+        .await
+        .expect(StatusCode::ACCEPTED)
+        .id();
+    let resize = json!({"virtual_size": 64 << 20});
+    server
+        .post(&format!("/v1/images/{id}/resize"), resize)
+        .await
+        .problem(409, "image_busy");
+    server
+        .delete(&format!("/v1/images/{id}"))
+        .await
+        .problem(409, "image_busy");
+    server
+        .post(&format!("/v1/jobs/{reader}/cancel"), json!({}))
+        .await
+        .expect(StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paused_jobs_wait_until_they_are_resumed() {
+    let server = Server::start().await;
+    let id = server.upload("disk", "raw", noise()).await;
+    let convert = json!({"name": "copy", "format": "raw", "rate_limit": 8 << 20});
+    let queued = server.post(&format!("/v1/images/{id}/convert"), convert).await;
+    let job = queued.id();
+    let paused = server
+        .post(&format!("/v1/jobs/{job}/pause"), json!({}))
+        .await
+        .expect(StatusCode::OK)
+        .body;
+    assert_eq!(paused["state"], "paused");
+    let changed = server
+        .patch(&format!("/v1/jobs/{job}"), json!({"rate_limit": 0, "priority": 3}))
+        .await;
+    assert_eq!(changed.expect(StatusCode::OK).body["priority"], 3);
+    server
+        .post(&format!("/v1/jobs/{job}/resume"), json!({}))
+        .await
+        .expect(StatusCode::OK);
+    assert_eq!(server.ended(queued).await["state"], "succeeded");
+    server
+        .post(&format!("/v1/jobs/{job}/pause"), json!({}))
+        .await
+        .problem(409, "job_state_conflict");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_ends_when_the_time_is_over() {
+    let server = Server::start_with(|config| config.workers = 0).await;
+    let id = server.create("disk", json!({"virtual_size": 1 << 20})).await;
+    let job = server
+        .post(&format!("/v1/images/{id}/check"), json!({}))
+        .await
+        .expect(StatusCode::ACCEPTED)
+        .id();
+    let started = Instant::now();
+    let waited = server
+        .get(&format!("/v1/jobs/{job}?wait=300ms"))
+        .await
+        .expect(StatusCode::OK)
+        .body;
+    assert_eq!(waited["state"], "queued");
+    assert!(
+        (Duration::from_millis(300)..Duration::from_secs(5)).contains(&started.elapsed()),
+        "{:?}",
+        started.elapsed()
+    );
+    server
+        .get(&format!("/v1/jobs/{job}?wait=soon"))
+        .await
+        .problem(422, "invalid_argument");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn optional_bodies_may_be_left_out() {
+    let server = Server::start().await;
+    let id = server.upload("disk", "raw", vec![1; 4096]).await;
+    let request = server.request(Method::POST, &format!("/v1/images/{id}/flatten"));
+    let answer = crate::server::Answer::of(request.send().await.unwrap()).await;
+    assert_ne!(answer.status, StatusCode::BAD_REQUEST, "{answer:?}");
+    assert_ne!(answer.status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{answer:?}");
+}
+
+/// The events of a body of server-sent events: id, type.
+fn events(text: &str) -> Vec<(u64, String)> {
+    let blocks = text.split("\n\n").filter(|block| block.contains("id:"));
+    let field = |block: &str, name: &str| {
+        let line = block
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or_default();
+        line.trim().to_owned()
+    };
+    blocks
+        .map(|block| (field(block, "id:").parse().unwrap(), field(block, "event:")))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_can_be_watched_from_any_event_on() {
+    let server = Server::start().await;
+    let id = server.upload("disk", "raw", vec![1; 1 << 20]).await;
+    let queued = server
+        .post(
+            &format!("/v1/images/{id}/convert"),
+            json!({"name": "copy", "format": "raw"}),
+        )
+        .await;
+    let path = format!("/v1/jobs/{}/events", queued.id());
+    let text = server.get(&path).await.expect(StatusCode::OK).bytes;
+    let all = events(&String::from_utf8(text).unwrap());
+    assert_eq!(all[0].1, "job.queued");
+    assert_eq!(all.last().unwrap().1, "job.state");
+    assert!(all.windows(2).all(|pair| pair[0].0 < pair[1].0), "{all:?}");
+    let request = server
+        .request(Method::GET, &path)
+        .header("last-event-id", all[0].0.to_string());
+    let text = request.send().await.unwrap().text().await.unwrap();
+    assert_eq!(events(&text), all[1..]);
+    let refused = server
+        .request(Method::GET, &path)
+        .header("last-event-id", "x")
+        .send()
+        .await
+        .unwrap();
+    crate::server::Answer::of(refused)
+        .await
+        .problem(422, "invalid_argument");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_ends_streams_and_polls() {
+    let server = Server::start_with(|config| config.workers = 0).await;
+    let id = server.create("disk", json!({"virtual_size": 1 << 20})).await;
+    let job = server.post(&format!("/v1/images/{id}/check"), json!({})).await.id();
+    let poll = server.request(Method::GET, &format!("/v1/jobs/{job}?wait=50s")).send();
+    let stream = server.request(Method::GET, "/v1/events").send().await.unwrap();
+    let poll = tokio::spawn(poll);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let started = Instant::now();
+    server.stop().await;
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert_eq!(poll.await.unwrap().unwrap().status(), StatusCode::OK);
+    stream.bytes().await.unwrap();
+}

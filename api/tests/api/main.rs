@@ -1,0 +1,20 @@
+//! The transports over a real service on a loopback port: one module a subject.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a broken precondition fails the test"
+)]
+
+mod architecture;
+mod document;
+mod errors;
+mod full_disk;
+mod grpc;
+mod images;
+mod jobs;
+mod names;
+mod pages;
+mod server;
+mod transfer;
+mod upload_abuse;

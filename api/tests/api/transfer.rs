@@ -1,0 +1,188 @@
+//! Bytes in and out: resume, ranges, digests.
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::server::{Answer, Server};
+
+/// SHA-256 of `abc`, from FIPS 180-4's examples, in both spellings.
+const ABC_HEX: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+const ABC_DIGEST: &str = "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:";
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_goes_on_where_it_stopped() {
+    let server = Server::start().await;
+    let id = server.import("disk", "raw").await;
+    let path = format!("/v1/images/{id}/file");
+    let bytes = pattern(1 << 20);
+    let (first, rest) = bytes.split_at(300_000);
+    let image = server.get(&format!("/v1/images/{id}")).await.body;
+    assert_eq!(
+        (&image["state"], &image["upload_url"]),
+        (&json!("uploading"), &json!(path))
+    );
+
+    let part = server
+        .put(&path, &[("content-range", "bytes 0-299999/1048576")], first.to_vec())
+        .await;
+    let part = part.expect(StatusCode::PERMANENT_REDIRECT);
+    assert_eq!(
+        (part.header("range"), &part.body["received_bytes"]),
+        ("bytes=0-299999", &json!(300_000))
+    );
+    let gap = server
+        .put(
+            &path,
+            &[("content-range", "bytes 400000-1048575/1048576")],
+            bytes[400_000..].to_vec(),
+        )
+        .await;
+    gap.problem(409, "upload_offset_mismatch");
+    assert_eq!(gap.body["range_total"], 300_000);
+    let status = server.put(&path, &[("content-range", "bytes */1048576")], "").await;
+    assert_eq!(
+        status.expect(StatusCode::PERMANENT_REDIRECT).header("range"),
+        "bytes=0-299999"
+    );
+
+    let done = server
+        .put(
+            &path,
+            &[("content-range", "bytes 300000-1048575/1048576")],
+            rest.to_vec(),
+        )
+        .await;
+    assert_eq!(done.expect(StatusCode::OK).body["state"], "ready");
+    assert_eq!(server.get(&path).await.bytes, bytes);
+    server.put(&path, &[], "again").await.problem(409, "image_not_ready");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn announced_digests_are_verified() {
+    let server = Server::start().await;
+    for (n, (name, value)) in [("x-checksum-sha256", ABC_HEX), ("repr-digest", ABC_DIGEST)]
+        .into_iter()
+        .enumerate()
+    {
+        let id = server.import(&format!("right-{n}"), "raw").await;
+        server
+            .put(&format!("/v1/images/{id}/file"), &[(name, value)], "abc")
+            .await
+            .expect(StatusCode::OK);
+        let id = server.import(&format!("wrong-{n}"), "raw").await;
+        let refused = server
+            .put(&format!("/v1/images/{id}/file"), &[(name, value)], "abd")
+            .await;
+        refused.problem(422, "checksum_mismatch");
+        assert_eq!(server.get(&format!("/v1/images/{id}")).await.body["state"], "failed");
+    }
+    let id = server.import("unreadable", "raw").await;
+    let path = format!("/v1/images/{id}/file");
+    server
+        .put(&path, &[("x-checksum-sha256", "abc")], "abc")
+        .await
+        .problem(422, "invalid_argument");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_are_served_one_at_a_time() {
+    let server = Server::start().await;
+    let bytes = pattern(4096);
+    let id = server.upload("disk", "raw", bytes.clone()).await;
+    for path in [format!("/v1/images/{id}/file"), format!("/v1/images/{id}/data")] {
+        let ask = async |range: &str| {
+            let request = server.request(Method::GET, &path).header("range", range);
+            Answer::of(request.send().await.unwrap()).await
+        };
+        let whole = server.get(&path).await.expect(StatusCode::OK);
+        assert_eq!(
+            (whole.header("accept-ranges"), whole.bytes == bytes),
+            ("bytes", true),
+            "{path}"
+        );
+        let part = ask("bytes=100-199").await.expect(StatusCode::PARTIAL_CONTENT);
+        assert_eq!(
+            (part.header("content-range"), &part.bytes[..]),
+            ("bytes 100-199/4096", &bytes[100..200])
+        );
+        let tail = ask("bytes=-96").await.expect(StatusCode::PARTIAL_CONTENT);
+        assert_eq!(
+            (tail.header("content-range"), &tail.bytes[..]),
+            ("bytes 4000-4095/4096", &bytes[4000..])
+        );
+        let open = ask("bytes=4090-9999").await.expect(StatusCode::PARTIAL_CONTENT);
+        assert_eq!(
+            (open.header("content-range"), open.bytes.len()),
+            ("bytes 4090-4095/4096", 6)
+        );
+        let outside = ask("bytes=4096-").await;
+        outside.problem(416, "range_not_satisfiable");
+        assert_eq!(
+            (outside.header("content-range"), &outside.body["range_total"]),
+            ("bytes */4096", &json!(4096))
+        );
+        ask("bytes=0-0,2-2").await.problem(416, "range_not_satisfiable");
+        ask("bytes=9-1").await.problem(400, "malformed_request");
+        assert_eq!(ask("pages=1-2").await.expect(StatusCode::OK).bytes.len(), 4096);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_of_an_older_version_becomes_the_whole() {
+    let server = Server::start().await;
+    let id = server.upload("disk", "raw", pattern(4096)).await;
+    let path = format!("/v1/images/{id}/data");
+    let etag = server.get(&path).await.header("etag").to_owned();
+    for (tag, status) in [
+        (etag.as_str(), StatusCode::PARTIAL_CONTENT),
+        ("\"older\"", StatusCode::OK),
+    ] {
+        let request = server
+            .request(Method::GET, &path)
+            .header("range", "bytes=0-9")
+            .header("if-range", tag);
+        Answer::of(request.send().await.unwrap()).await.expect(status);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maps_come_as_pages_and_as_lines() {
+    let server = Server::start().await;
+    let mut bytes = vec![0; 1 << 20];
+    for at in (0..bytes.len()).step_by(1 << 18) {
+        bytes[at..at + 65536].fill(7);
+    }
+    let id = server.upload("disk", "raw", bytes).await;
+    let path = format!("/v1/images/{id}/map");
+    let (mut paged, mut query) = (Vec::new(), "?limit=3".to_owned());
+    loop {
+        let page = server.get(&format!("{path}{query}")).await.expect(StatusCode::OK).body;
+        paged.extend(page["extents"].as_array().unwrap().clone());
+        let Some(cursor) = page["next_cursor"].as_str() else {
+            break;
+        };
+        query = format!("?limit=3&cursor={cursor}");
+    }
+    let request = server
+        .request(Method::GET, &path)
+        .header("accept", "application/x-ndjson");
+    let lines = Answer::of(request.send().await.unwrap()).await.expect(StatusCode::OK);
+    assert_eq!(lines.header("content-type"), "application/x-ndjson");
+    let text = String::from_utf8(lines.bytes).unwrap();
+    let streamed: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(paged, streamed);
+    let lengths: u64 = streamed.iter().map(|extent| extent["length"].as_u64().unwrap()).sum();
+    assert_eq!(lengths, 1 << 20);
+    server
+        .get(&format!("{path}?start=1048577"))
+        .await
+        .problem(422, "invalid_argument");
+    server
+        .get(&format!("{path}?cursor=made-up"))
+        .await
+        .problem(422, "invalid_argument");
+}

@@ -1,0 +1,162 @@
+//! Progress: a bar on a terminal, qemu-img's percentages elsewhere, one line for SIGUSR1, the pace of `-r`, and an orderly end when
+//! the user interrupts.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use vdisk_engine::{CancelToken, Control, Progress};
+
+/// Watches one operation.
+pub struct Meter {
+    total: AtomicU64,
+    done: AtomicU64,
+    shown: Mutex<Shown>,
+    pace: Option<Pace>,
+    cancel: CancelToken,
+}
+
+enum Shown {
+    Nothing,
+    Bar(ProgressBar),
+    /// Percent printed last.
+    Percent(f64),
+}
+
+impl Meter {
+    /// Shows progress when asked to, and keeps to `rate` bytes a second where that is given.
+    pub fn new(show: bool, rate: Option<u64>) -> Arc<Self> {
+        let shown = match show {
+            false => Shown::Nothing,
+            true if std::io::stdout().is_terminal() => Shown::Bar(bar()),
+            true => {
+                print_percent(0.0);
+                Shown::Percent(0.0)
+            }
+        };
+        let meter = Arc::new(Self {
+            total: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            shown: Mutex::new(shown),
+            pace: rate.filter(|r| *r > 0).map(Pace::new),
+            cancel: CancelToken::new(),
+        });
+        meter.watch_signals();
+        meter
+    }
+    /// For the engine.
+    pub fn control(self: &Arc<Self>) -> Control {
+        Control::new(self.clone(), self.cancel.clone())
+    }
+    /// The operation ended well.
+    pub fn finish(&self) {
+        match &*self.shown.lock().unwrap_or_else(PoisonError::into_inner) {
+            Shown::Nothing => {}
+            Shown::Bar(bar) => bar.finish(),
+            Shown::Percent(_) => {
+                print_percent(100.0);
+                println!();
+            }
+        }
+    }
+
+    /// SIGUSR1 prints where the operation is; SIGINT and SIGTERM end it, so that nothing half-written stays.
+    fn watch_signals(self: &Arc<Self>) {
+        // Without signals the operation runs all the same.
+        let Ok(mut signals) = Signals::new([SIGUSR1, SIGINT, SIGTERM]) else {
+            return;
+        };
+        let meter = Arc::downgrade(self);
+        thread::spawn(move || {
+            for signal in signals.forever() {
+                match meter.upgrade() {
+                    Some(meter) if signal == SIGUSR1 => print_percent(meter.percent()),
+                    Some(meter) if !meter.cancel.is_cancelled() => meter.cancel.cancel(),
+                    // Nothing runs any more, or the user asks again.
+                    _ => std::process::exit(128 + signal),
+                }
+            }
+        });
+    }
+
+    fn percent(&self) -> f64 {
+        let (total, done) = (self.total.load(Ordering::Relaxed), self.done.load(Ordering::Relaxed));
+        match total {
+            0 => 0.0,
+            _ => (done as f64 * 100.0 / total as f64).min(100.0),
+        }
+    }
+
+    fn update(&self) {
+        match &mut *self.shown.lock().unwrap_or_else(PoisonError::into_inner) {
+            Shown::Nothing => {}
+            Shown::Bar(bar) => {
+                bar.set_length(self.total.load(Ordering::Relaxed));
+                bar.set_position(self.done.load(Ordering::Relaxed));
+            }
+            Shown::Percent(last) => {
+                let now = self.percent();
+                if now >= *last + 1.0 {
+                    *last = now;
+                    print_percent(now);
+                }
+            }
+        }
+    }
+}
+
+fn bar() -> ProgressBar {
+    let template = "{wide_bar} {percent:>3}% {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(0).with_style(style)
+}
+
+fn print_percent(percent: f64) {
+    let mut out = std::io::stdout().lock();
+    let _ = write!(out, "    ({percent:3.2}/100%)\r").and_then(|()| out.flush());
+}
+
+impl Progress for Meter {
+    fn set_total(&self, bytes: u64) {
+        self.total.store(bytes, Ordering::Relaxed);
+        self.update();
+    }
+    fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.update();
+    }
+    fn pace(&self, bytes: u64) {
+        if let Some(pace) = &self.pace {
+            pace.wait(bytes);
+        }
+    }
+}
+
+/// Holds work back so that it keeps to a rate.
+struct Pace {
+    bytes_per_second: u64,
+    start: Instant,
+    planned: AtomicU64,
+}
+
+impl Pace {
+    fn new(bytes_per_second: u64) -> Self {
+        Self {
+            bytes_per_second,
+            start: Instant::now(),
+            planned: AtomicU64::new(0),
+        }
+    }
+    fn wait(&self, bytes: u64) {
+        let before = self.planned.fetch_add(bytes, Ordering::Relaxed);
+        let due = Duration::from_secs_f64(before as f64 / self.bytes_per_second as f64);
+        if let Some(left) = due.checked_sub(self.start.elapsed()) {
+            thread::sleep(left);
+        }
+    }
+}

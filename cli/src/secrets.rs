@@ -1,0 +1,95 @@
+//! `--object secret,...`: passphrases and keys, plain, from a file, base64, or encrypted under another secret.
+
+use std::collections::BTreeMap;
+
+use vdisk_engine::crypto::{SealedUnder, Secret, SecretFormat, decode_secret};
+use vdisk_engine::env::Secrets;
+use vdisk_engine::{Error, ErrorKind};
+use zeroize::Zeroizing;
+
+use crate::app::Failure;
+use crate::spec::{Keys, keyval};
+
+/// The secrets of one run.
+#[derive(Debug, Default)]
+pub struct SecretStore(BTreeMap<String, Secret>);
+
+impl SecretStore {
+    /// Reads all `--object` options, in order: a `keyid` names an earlier one.
+    pub fn read(objects: &[String]) -> Result<Self, Failure> {
+        let mut store = Self::default();
+        for object in objects {
+            store.add(object)?;
+        }
+        Ok(store)
+    }
+
+    fn add(&mut self, object: &str) -> Result<(), Failure> {
+        let mut keys = if object.starts_with('{') {
+            crate::spec::json::parse(&format!("json:{object}"))?.unwrap_or_default()
+        } else {
+            Keys::from_pairs(keyval::parse(object, Some("qom-type")))
+        };
+        let missing = |name: &str| Failure::new(format!("Parameter '{name}' is missing"));
+        let kind = keys.take("qom-type").ok_or_else(|| missing("qom-type"))?;
+        if kind != "secret" {
+            return Err(Failure::new(format!(
+                "Parameter 'qom-type' does not accept value '{kind}'"
+            )));
+        }
+        let id = keys.take("id").ok_or_else(|| missing("id"))?;
+        let format = keys.take("format");
+        let format = SecretFormat::from_name(format.as_deref().unwrap_or("raw")).map_err(|_| {
+            let given = format.unwrap_or_default();
+            Failure::new(format!("Parameter 'format' does not accept value '{given}'"))
+        })?;
+        let text = read_text(&mut keys)?;
+        let (keyid, iv) = (keys.take("keyid"), keys.take("iv"));
+        if let Some(rest) = keys.first() {
+            return Err(Failure::new(format!("Parameter '{rest}' is unexpected")));
+        }
+        let secret = match keyid {
+            None => decode_secret(&text, format, None)?,
+            Some(keyid) => {
+                let master = self.find(&keyid)?;
+                let iv = iv.ok_or_else(|| Failure::new("IV is required to decrypt secret"))?;
+                decode_secret(&text, format, Some(SealedUnder { master, iv: &iv }))?
+            }
+        };
+        if self.0.insert(id.clone(), secret).is_some() {
+            return Err(Failure::new(format!(
+                "attempt to add duplicate property '{id}' to object (type 'container')"
+            )));
+        }
+        Ok(())
+    }
+
+    fn find(&self, id: &str) -> Result<&Secret, Failure> {
+        self.0
+            .get(id)
+            .ok_or_else(|| Failure::new(format!("No secret with id '{id}'")))
+    }
+}
+
+fn read_text(keys: &mut Keys) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    match (keys.take("data"), keys.take("file")) {
+        (Some(data), None) => Ok(Zeroizing::new(data.into_bytes())),
+        (None, Some(file)) => std::fs::read(&file).map(Zeroizing::new).map_err(|e| {
+            let why = crate::app::system_error(&e);
+            Failure::new(format!(
+                "Unable to read {file}: Failed to open file \u{201c}{file}\u{201d}: {why}"
+            ))
+        }),
+        (Some(_), Some(_)) => Err(Failure::new("'file' and 'data' are mutually exclusive")),
+        (None, None) => Err(Failure::new("Either 'file' or 'data' must be provided")),
+    }
+}
+
+impl Secrets for SecretStore {
+    fn get(&self, id: &str) -> vdisk_engine::Result<Zeroizing<Vec<u8>>> {
+        match self.0.get(id) {
+            Some(secret) => Ok(Zeroizing::new(secret.bytes().to_vec())),
+            None => Err(Error::new(ErrorKind::WrongKey, format!("No secret with id '{id}'"))),
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The command line's open gate: names inside images are opened as QEMU opens them, relative to the folder of the image that holds
+//! them, `json:` names included.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vdisk_engine::gate::{Gate, Reference, Role};
+use vdisk_engine::storage::{FileOptions, FileStorage, LockMode};
+use vdisk_engine::{Error, ErrorKind, Node, Result, StorageRef};
+
+use super::{Access, Keys, Opener, name, protocol};
+use crate::app::Failure;
+
+/// What the gate opened for one chain, so that errors and listings can name it.
+#[derive(Debug, Default)]
+pub struct Trail {
+    /// Names of the layers below the top, in order.
+    layers: Mutex<Vec<Layer>>,
+    names: Mutex<HashMap<String, String>>,
+}
+
+#[derive(Debug, Clone)]
+struct Layer {
+    storage: String,
+    shown: String,
+}
+
+impl Trail {
+    /// How deep below the top a storage of this name lies; 0 for the top itself.
+    pub fn depth(&self, storage: &str) -> usize {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.iter().position(|l| l.storage == storage).map_or(0, |i| i + 1)
+    }
+    /// The layers' names as QEMU shows them.
+    pub fn shown(&self) -> Vec<String> {
+        let layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.iter().map(|l| l.shown.clone()).collect()
+    }
+    /// Records a layer.
+    pub fn add(&self, storage: &str, shown: &str) {
+        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        layers.push(Layer {
+            storage: storage.to_owned(),
+            shown: shown.to_owned(),
+        });
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.insert(storage.to_owned(), shown.to_owned());
+    }
+    fn count(&self) -> usize {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+/// A gate for one open.
+pub struct CliGate<'a> {
+    /// Opens.
+    pub opener: &'a Opener,
+    /// How the top was opened.
+    pub access: Access,
+    /// Where to note what was opened.
+    pub trail: &'a Trail,
+    /// The storage whose data file the caller named, and how.
+    pub data_file: Option<(String, Keys)>,
+}
+
+impl Gate for CliGate<'_> {
+    fn open(&self, reference: &Reference<'_>) -> Result<Node> {
+        let depth = self.trail.count() + 1;
+        let opened = match reference.role {
+            Role::Backing => self.backing(reference),
+            Role::DataFile | Role::Extent => self.part(reference),
+        };
+        opened.map_err(|failure| match reference.role {
+            Role::Backing => engine_error(&format!(
+                "{}{}",
+                "Could not open backing file: ".repeat(depth),
+                failure.message()
+            )),
+            Role::DataFile => engine_error(failure.message()),
+            Role::Extent => engine_error(failure.message()),
+        })
+    }
+
+    fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
+        let path = name::relative_to(reference.from.name(), reference.name);
+        let path = path.strip_prefix("file:").unwrap_or(&path);
+        Ok(Arc::new(create_file(path)?))
+    }
+}
+
+impl CliGate<'_> {
+    fn backing(&self, reference: &Reference<'_>) -> std::result::Result<Node, Failure> {
+        let full = name::relative_to(reference.from.name(), reference.name);
+        let access = Access {
+            writable: reference.writable,
+            inspect: false,
+            ..self.access
+        };
+        let resolved = self.opener.resolve_name(&full, reference.format, &access)?;
+        self.trail.add(resolved.node.storage.name(), &resolved.shown.name());
+        Ok(resolved.node)
+    }
+
+    fn part(&self, reference: &Reference<'_>) -> std::result::Result<Node, Failure> {
+        let full = name::relative_to(reference.from.name(), reference.name);
+        let access = Access {
+            writable: reference.writable,
+            ..self.access
+        };
+        let named = self.data_file.as_ref().filter(|(of, _)| of == reference.from.name());
+        let opened = match (reference.role, named) {
+            (Role::DataFile, Some((_, keys))) => protocol::open(self.opener, keys.clone(), &access)?,
+            _ => protocol::open_name(self.opener, &full, &access)?,
+        };
+        Ok(Node::new(opened.storage, reference.format.unwrap_or("raw")))
+    }
+}
+
+/// Creates a file, or empties one that is there and that nobody uses.
+///
+/// # Errors
+/// What the system says; `Busy` when somebody holds it.
+pub fn create_file(path: &str) -> Result<FileStorage> {
+    let options = FileOptions {
+        lock: LockMode::Write,
+        block_devices: true,
+        ..FileOptions::write()
+    };
+    match FileStorage::create_new(Path::new(path), options) {
+        Err(e) if e.io_kind() == Some(std::io::ErrorKind::AlreadyExists) => {
+            let storage = FileStorage::open(Path::new(path), options)?;
+            if vdisk_engine::Storage::can_resize(&storage) {
+                vdisk_engine::Storage::set_len(&storage, 0)?;
+            }
+            Ok(storage)
+        }
+        other => other,
+    }
+}
+
+fn engine_error(message: &str) -> Error {
+    Error::new(ErrorKind::InvalidArgument, message)
+}

@@ -1,0 +1,19 @@
+//! How images are named on the command line and inside other images: file names, URLs, `json:{...}`, option lists.
+//!
+//! [`keyval`] and [`json`] read the text into a flat list of dotted keys ([`Keys`]); [`resolve`](open::Opener) turns that into storages
+//! and an engine [`Node`](vdisk_engine::Node); [`gate`] does the same for names found inside images.
+
+pub mod blkdebug;
+pub mod gate;
+pub mod image_storage;
+pub mod json;
+pub mod keys;
+pub mod keyval;
+pub mod name;
+mod null;
+pub mod open;
+pub mod protocol;
+pub mod shown;
+
+pub use keys::Keys;
+pub use open::{Access, Opener};

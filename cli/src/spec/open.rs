@@ -1,0 +1,437 @@
+//! From a name or an option list to an open chain.
+
+use serde_json::Value;
+use vdisk_engine::gate::BackingChoice;
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::{CacheMode, LockMode};
+use vdisk_engine::{Chain, ErrorKind, Limits, Node, OpenEnv, StorageRef, formats};
+
+use super::gate::{CliGate, Trail};
+use super::protocol::{self, OpenStorage};
+use super::shown::Shown;
+use super::{Keys, blkdebug, json, keyval};
+use crate::app::{self, Failure};
+use crate::secrets::SecretStore;
+
+/// What an image is opened for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Access {
+    /// It will be changed.
+    pub writable: bool,
+    /// Its metadata alone is wanted.
+    pub inspect: bool,
+    /// Others may write meanwhile; take no locks.
+    pub force_share: bool,
+    /// It is opened to be checked.
+    pub check: bool,
+    /// Nothing below it is wanted.
+    pub no_backing: bool,
+    /// The layer at this depth will be changed as well.
+    pub base: Option<usize>,
+    /// When writes are stable.
+    pub cache: CacheMode,
+}
+
+impl Access {
+    /// Reading, locked against writers unless `force_share`.
+    pub fn read(force_share: bool) -> Self {
+        Self {
+            force_share,
+            ..Self::default()
+        }
+    }
+    /// Reading and writing.
+    pub fn write() -> Self {
+        Self {
+            writable: true,
+            ..Self::default()
+        }
+    }
+    /// The same with a cache mode.
+    #[must_use]
+    pub fn cached(mut self, cache: CacheMode) -> Self {
+        self.cache = cache;
+        self
+    }
+    /// The same without what is below.
+    #[must_use]
+    pub fn alone(mut self) -> Self {
+        self.no_backing = true;
+        self
+    }
+    /// The lock that fits.
+    pub fn lock(&self) -> LockMode {
+        match self {
+            Self { force_share: true, .. } => LockMode::None,
+            Self { writable: true, .. } => LockMode::Write,
+            Self { inspect: true, .. } => LockMode::Inspect,
+            _ => LockMode::Read,
+        }
+    }
+    /// The same after the options that QEMU has for every node.
+    pub fn refined(self, keys: &mut Keys) -> Result<Self, Failure> {
+        let mut access = self;
+        if let Some(share) = keys.take_flag("force-share")? {
+            access.force_share |= share;
+        }
+        if keys.take_flag("read-only")? == Some(true) {
+            access.writable = false;
+        }
+        // A writable open of a read-only file fails all the same; a node name has no meaning without a monitor.
+        keys.take_flag("auto-read-only")?;
+        keys.take("node-name");
+        if let Some(mode) = keys
+            .take("discard")
+            .filter(|m| !["ignore", "unmap", "off", "on"].contains(&m.as_str()))
+        {
+            return Err(Failure::new(format!("Invalid discard option '{mode}'")));
+        }
+        if let Some(mode) = keys.take("detect-zeroes").filter(|m| m != "off") {
+            return Err(Failure::new(format!("detect-zeroes={mode} is not supported")));
+        }
+        let direct = keys.take_flag("cache.direct")?;
+        if keys.take_flag("cache.no-flush")? == Some(true) {
+            access.cache = CacheMode::Unsafe;
+        }
+        if let Some(direct) = direct {
+            access.cache = access.cache.with_direct(direct);
+        }
+        Ok(access)
+    }
+}
+
+/// A node with the name it is shown under.
+pub struct Resolved {
+    /// For the engine.
+    pub node: Node,
+    /// For people.
+    pub shown: Shown,
+    /// The protocol driver below (`file`), or the format of an image that serves as storage.
+    pub protocol: String,
+    /// The node is a protocol node that is used as an image (`driver=file`).
+    pub bare: bool,
+    /// Options of the external data file, in place of the name in the header.
+    pub data_file: Option<Keys>,
+}
+
+/// An open chain with the names of its layers.
+pub struct OpenImage {
+    /// The layers.
+    pub chain: Chain,
+    /// The names of the layers, top first.
+    pub names: Vec<String>,
+    /// The node is a protocol node that is used as an image (`driver=file`).
+    pub bare: Option<String>,
+    /// The protocol driver below the top.
+    pub protocol: String,
+}
+
+/// How an image is named.
+#[derive(Debug, Clone, Copy)]
+pub struct Spec<'a> {
+    /// A file name, or an option list.
+    pub text: &'a str,
+    /// The format, where it was said.
+    pub format: Option<&'a str>,
+    /// Whether `text` is an option list.
+    pub image_opts: bool,
+}
+
+impl<'a> Spec<'a> {
+    /// A name or an option list as the command line has it.
+    ///
+    /// # Errors
+    /// An option list with a format beside it: the list says the format.
+    pub fn new(text: &'a str, format: Option<&'a str>, image_opts: bool) -> Result<Self, Failure> {
+        if image_opts && format.is_some() {
+            return Err(Failure::new("--image-opts and --format are mutually exclusive"));
+        }
+        Ok(Self {
+            text,
+            format,
+            image_opts,
+        })
+    }
+    /// A file name.
+    pub fn name(text: &'a str, format: Option<&'a str>) -> Self {
+        Self {
+            text,
+            format,
+            image_opts: false,
+        }
+    }
+}
+
+/// Opens images for one run of the program.
+#[derive(Debug, Default)]
+pub struct Opener {
+    /// Secrets given with `--object`.
+    pub secrets: SecretStore,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+impl Opener {
+    /// Opens a chain; failures name the image as qemu-img does.
+    pub fn open(&self, spec: Spec<'_>, access: Access) -> Result<OpenImage, Failure> {
+        self.try_open(spec, access)
+            .map_err(|f| f.context(format!("Could not open '{}'", spec.text)))
+    }
+
+    /// Opens a chain; failures are told without the name.
+    pub fn try_open(&self, spec: Spec<'_>, access: Access) -> Result<OpenImage, Failure> {
+        let resolved = self.resolve(spec, &access)?;
+        let trail = Trail::default();
+        note_explicit(&resolved.node, &trail);
+        let top = resolved.shown.name();
+        let chain = self.open_with(resolved.node, resolved.data_file, &access, &trail)?;
+        let mut names = vec![top];
+        names.extend(trail.shown());
+        for layer in chain.layers().iter().skip(names.len()) {
+            names.push(layer.storages().first().map_or(String::new(), |s| s.name().to_owned()));
+        }
+        Ok(OpenImage {
+            bare: resolved.bare.then(|| resolved.protocol.clone()),
+            protocol: resolved.protocol,
+            chain,
+            names,
+        })
+    }
+
+    /// Finds storage, format and options of an image without opening the image.
+    pub fn resolve(&self, spec: Spec<'_>, access: &Access) -> Result<Resolved, Failure> {
+        if !spec.image_opts {
+            return self.resolve_name(spec.text, spec.format, access);
+        }
+        let keys = Keys::from_pairs(keyval::parse(spec.text, Some("file")));
+        self.resolve_keys(keys, None, access)
+    }
+
+    /// The same for a name.
+    pub fn resolve_name(&self, name: &str, format: Option<&str>, access: &Access) -> Result<Resolved, Failure> {
+        match json::parse(name)? {
+            Some(keys) => self.resolve_keys(keys, format, access),
+            None => {
+                let mut keys = Keys::default();
+                keys.add("file.filename", name);
+                self.resolve_keys(keys, format, access)
+            }
+        }
+    }
+
+    /// The same for options.
+    pub fn resolve_keys(&self, mut keys: Keys, format: Option<&str>, access: &Access) -> Result<Resolved, Failure> {
+        let driver = keys.take("driver").or(format.map(str::to_owned));
+        if let Some(driver) = driver.as_deref().filter(|d| protocol::is_protocol(d)) {
+            if let Some(image) = blkdebug::image_alone(driver, &keys) {
+                return self.resolve_keys(image, None, access);
+            }
+            return self.resolve_bare(driver, keys, access);
+        }
+        let driver = driver.map(|d| known(&d)).transpose()?;
+        let access = &access.refined(&mut keys)?;
+        if let Some(node) = keys.take("file") {
+            return Err(no_node(&node));
+        }
+        let file = keys.take_below("file");
+        if file.is_empty() {
+            return Err(Failure::new(match driver {
+                Some(_) => "A block device must be specified for \"file\"",
+                None => "Must specify either driver or file",
+            }));
+        }
+        let file = protocol::open(self, file, access)?;
+        let driver = match driver {
+            Some(driver) => driver,
+            None => probe(&file, access)?,
+        };
+        self.format_node(driver, file, keys, access)
+    }
+
+    /// A protocol node as an image: its bytes are the disk.
+    fn resolve_bare(&self, driver: &str, mut keys: Keys, access: &Access) -> Result<Resolved, Failure> {
+        if let Some(name) = keys.take("file.filename") {
+            keys.add("filename", name);
+        }
+        keys.add("driver", driver);
+        let opened = protocol::open(self, keys, access)?;
+        Ok(Resolved {
+            node: Node::new(opened.storage, "raw"),
+            shown: opened.shown,
+            protocol: opened.driver,
+            bare: true,
+            data_file: None,
+        })
+    }
+
+    fn format_node(
+        &self,
+        driver: &'static str,
+        file: OpenStorage,
+        mut keys: Keys,
+        access: &Access,
+    ) -> Result<Resolved, Failure> {
+        let (backing, below) = self.backing_choice(driver, &mut keys, access)?;
+        let data_file = Some(keys.take_below("data-file")).filter(|k| !k.is_empty());
+        take_cache_sizes(driver, &mut keys)?;
+        let open_options = formats::by_name(driver)?.open_options();
+        let (mut options, mut shown) = (Options::new(), Vec::new());
+        for (key, value) in keys.iter() {
+            if !open_options.iter().any(|o| o.name == key) {
+                return Err(Failure::new(format!(
+                    "Block format '{driver}' does not support the option '{key}'"
+                )));
+            }
+            options.set(key, super::keys::text(value));
+            shown.push((key.to_owned(), value.clone()));
+        }
+        let over_protocol = protocol::is_protocol(&file.driver);
+        let mut name = Shown::format(driver, shown, &file.shown, over_protocol);
+        if !matches!(backing, BackingChoice::FromImage) && !access.no_backing {
+            name = name.with_backing(below.as_ref());
+        }
+        let mut node = Node::new(file.storage, driver).with_options(options);
+        node.backing = match backing {
+            BackingChoice::FromImage if access.no_backing => BackingChoice::None,
+            other => other,
+        };
+        Ok(Resolved {
+            node,
+            shown: name,
+            protocol: file.driver,
+            bare: false,
+            data_file,
+        })
+    }
+
+    fn backing_choice(
+        &self,
+        driver: &str,
+        keys: &mut Keys,
+        access: &Access,
+    ) -> Result<(BackingChoice, Option<Shown>), Failure> {
+        let can = formats::by_name(driver)?.capabilities().backing;
+        if let Some(first) = keys
+            .iter()
+            .map(|(k, _)| k)
+            .find(|k| *k == "backing" || k.starts_with("backing."))
+            && !can
+        {
+            return Err(Failure::new(format!(
+                "Block format '{driver}' does not support the option '{first}'"
+            )));
+        }
+        match keys.take_value("backing") {
+            Some(Value::Null) => return Ok((BackingChoice::None, None)),
+            Some(Value::String(s)) if s.is_empty() => {
+                app::warning("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+                return Ok((BackingChoice::None, None));
+            }
+            Some(node) => return Err(no_node(&super::keys::text(&node))),
+            None => {}
+        }
+        let below = keys.take_below("backing");
+        if below.is_empty() {
+            return Ok((BackingChoice::FromImage, None));
+        }
+        let access = Access {
+            writable: false,
+            inspect: false,
+            check: false,
+            ..*access
+        };
+        let resolved = self
+            .resolve_keys(below, None, &access)
+            .map_err(|f| f.context("Could not open backing file"))?;
+        Ok((BackingChoice::Explicit(Box::new(resolved.node)), Some(resolved.shown)))
+    }
+
+    /// Opens the layers of what was resolved.
+    pub fn open_chain(&self, resolved: Resolved, access: &Access) -> Result<Chain, Failure> {
+        self.open_with(resolved.node, resolved.data_file, access, &Trail::default())
+    }
+
+    fn open_with(&self, node: Node, data_file: Option<Keys>, access: &Access, trail: &Trail) -> Result<Chain, Failure> {
+        let gate = CliGate {
+            opener: self,
+            access: *access,
+            trail,
+            data_file: data_file.map(|keys| (node.storage.name().to_owned(), keys)),
+        };
+        let env = OpenEnv {
+            writable: access.writable && !node.storage.is_read_only(),
+            for_check: access.check,
+            metadata_only: access.inspect,
+            gate: &gate,
+            limits: &self.limits,
+            secrets: &self.secrets,
+        };
+        let top = node.storage.name().to_owned();
+        let depths = [0, access.base.unwrap_or(0)];
+        let format = node.format.clone().unwrap_or_default();
+        Chain::open_writable(node, &env, &depths).map_err(|error| {
+            let depth = error.place().filter(|p| *p != top).map_or(0, |p| trail.depth(p));
+            let prefix = "Could not open backing file: ".repeat(depth);
+            match error.kind() {
+                ErrorKind::NotThisFormat => Failure::new(format!("{prefix}Image is not in {format} format")),
+                _ => Failure::new(format!("{prefix}{}", app::sentence(&error))),
+            }
+        })
+    }
+}
+
+/// QEMU's sizes of its own metadata caches; the engine's caches are bounded by its limits instead.
+fn take_cache_sizes(driver: &str, keys: &mut Keys) -> Result<(), Failure> {
+    const SIZES: &[&str] = &[
+        "cache-size",
+        "l2-cache-size",
+        "l2-cache-entry-size",
+        "refcount-cache-size",
+        "cache-clean-interval",
+    ];
+    for name in SIZES.iter().filter(|_| driver == "qcow2") {
+        if let Some(text) = keys.take(name) {
+            crate::text::size::parse(&text).map_err(|_| crate::options::not_a_size(name))?;
+        }
+    }
+    Ok(())
+}
+
+fn note_explicit(node: &Node, trail: &Trail) {
+    let mut node = node;
+    while let BackingChoice::Explicit(below) = &node.backing {
+        trail.add(below.storage.name(), below.storage.name());
+        node = below;
+    }
+}
+
+fn no_node(name: &str) -> Failure {
+    Failure::new(format!("Cannot find device='{name}' nor node-name='{name}'"))
+}
+
+fn known(driver: &str) -> Result<&'static str, Failure> {
+    match formats::by_name(driver) {
+        Ok(driver) => Ok(driver.name()),
+        Err(_) => Err(Failure::new(format!("Unknown driver '{driver}'"))),
+    }
+}
+
+/// The format that the content speaks for.
+fn probe(file: &OpenStorage, access: &Access) -> Result<&'static str, Failure> {
+    let format = detect(&file.storage)?;
+    if format == "raw" && access.writable {
+        eprintln!(
+            "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \
+             Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
+             restricted.\n         Specify the 'raw' format explicitly to remove the restrictions.",
+            file.shown.name()
+        );
+    }
+    Ok(format)
+}
+
+/// The most likely format of a file.
+pub fn detect(storage: &StorageRef) -> Result<&'static str, Failure> {
+    let found = formats::detect(storage.as_ref())?;
+    Ok(found.first().map_or("raw", |(driver, _)| driver.name()))
+}

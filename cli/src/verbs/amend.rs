@@ -1,0 +1,110 @@
+//! `amend`: changes create options of an image that exists.
+
+use vdisk_engine::formats::{self, FormatDriver};
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::CacheMode;
+
+use super::Common;
+use crate::app::{Failure, Outcome};
+use crate::options;
+use crate::output::{self, Format};
+use crate::progress::Meter;
+use crate::spec::open::Spec;
+use crate::spec::{Access, keyval};
+
+/// Options.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Format of the image
+    #[arg(short = 'f', long = "format", value_name = "FMT")]
+    format: Option<String>,
+    /// FILENAME is a complete image specification
+    #[arg(long = "image-opts")]
+    image_opts: bool,
+    /// The options to change ('-o help' lists them)
+    #[arg(short = 'o', long = "options", value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Cache mode of the image
+    #[arg(short = 't', long = "cache", value_name = "CACHE")]
+    cache: Option<String>,
+    /// Allow what can make the image unreadable
+    #[arg(long)]
+    force: bool,
+    /// Show progress
+    #[arg(short = 'p', long = "progress")]
+    progress: bool,
+    /// Print nothing but errors
+    #[arg(short = 'q', long)]
+    quiet: bool,
+    /// Output format: human or json
+    #[arg(long, value_name = "FORMAT")]
+    output: Option<String>,
+    #[command(flatten)]
+    common: Common,
+    #[arg(value_name = "FILENAME")]
+    files: Vec<String>,
+}
+
+/// Amends.
+pub fn run(args: &Args) -> Outcome {
+    let format = Format::parse(args.output.as_deref())?;
+    let Some(list) = keyval::join(&args.options)? else {
+        return Err(Failure::usage("Must specify options (-o)"));
+    };
+    let asked = keyval::asks_for_help(&list);
+    if let (true, Some(format)) = (asked, args.format.as_deref()) {
+        return help(super::driver(format)?);
+    }
+    let text = super::one(&args.files)?;
+    let cache = super::target_cache(args.cache.as_deref(), CacheMode::Writeback)?;
+    let spec = Spec::new(text, args.format.as_deref(), args.image_opts)?;
+    let image = args.common.opener()?.open(spec, Access::write().cached(cache))?;
+    let top = image.chain.top();
+    let driver = formats::by_name(top.format())?;
+    if asked {
+        return help(driver);
+    }
+    let given = read(driver, &list)?;
+    let meter = Meter::new(args.progress && !args.quiet, None);
+    top.amend(&given, args.force, &meter.control())?;
+    top.close()?;
+    meter.finish();
+    super::report(format, &[("filename", text.into())]);
+    Ok(0)
+}
+
+fn refuse_fixed(driver: &dyn FormatDriver) -> Result<(), Failure> {
+    if driver.capabilities().amend {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "Format driver '{}' does not support option amendment",
+        driver.name()
+    )))
+}
+
+/// Reads the list; options that a new image could have are told from others.
+fn read(driver: &dyn FormatDriver, list: &str) -> Result<Options, Failure> {
+    refuse_fixed(driver)?;
+    let table = options::amend_table(driver);
+    let created = options::create_table(driver);
+    for (name, _) in keyval::parse(list, None) {
+        if !table.iter().any(|s| s.name == name) && created.iter().any(|s| s.name == name) {
+            return Err(Failure::new(format!(
+                "Invalid parameter '{name}'\nThis option is only supported for image creation"
+            )));
+        }
+    }
+    let given = options::read(Some(list), &table)?;
+    if let Some(level) = given.get("compat").filter(|c| !["0.10", "1.1", "v2", "v3"].contains(c)) {
+        return Err(Failure::new(format!("Unknown compatibility level {level}")));
+    }
+    Ok(given)
+}
+
+fn help(driver: &dyn FormatDriver) -> Outcome {
+    refuse_fixed(driver)?;
+    output::line(&format!("Amend options for '{}':", driver.name()));
+    output::print(&options::help(&options::amend_table(driver)));
+    Ok(0)
+}

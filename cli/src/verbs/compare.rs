@@ -1,0 +1,131 @@
+//! `compare`: whether two images show the guest the same.
+
+use serde_json::{Value, json};
+use vdisk_engine::ops::compare::{self, Comparison, Difference};
+
+use super::Common;
+use crate::app::{Failure, Outcome};
+use crate::output::{self, Format};
+use crate::progress::Meter;
+use crate::spec::Access;
+use crate::spec::open::Spec;
+
+/// Options.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Format of the first image
+    #[arg(short = 'f', long = "a-format", value_name = "FMT")]
+    a_format: Option<String>,
+    /// Format of the second image
+    #[arg(short = 'F', long = "b-format", value_name = "FMT")]
+    b_format: Option<String>,
+    /// The names are complete image specifications
+    #[arg(long = "image-opts")]
+    image_opts: bool,
+    /// Sizes and allocation must be equal too
+    #[arg(short = 's', long)]
+    strict: bool,
+    /// Cache mode of both images
+    #[arg(short = 'T', long = "cache", value_name = "CACHE")]
+    cache: Option<String>,
+    /// Open the images although others may write to them
+    #[arg(short = 'U', long = "force-share")]
+    force_share: bool,
+    /// Show progress
+    #[arg(short = 'p', long)]
+    progress: bool,
+    /// Print nothing but errors
+    #[arg(short = 'q', long)]
+    quiet: bool,
+    /// Output format: human or json
+    #[arg(long, value_name = "FORMAT")]
+    output: Option<String>,
+    #[command(flatten)]
+    common: Common,
+    #[arg(value_name = "FILENAME")]
+    files: Vec<String>,
+}
+
+/// Exit codes: 0 identical, 1 different (or a wrong command line, as qemu-img has it), 2 one cannot be opened, 4 one cannot be read.
+pub fn run(args: &Args) -> Outcome {
+    compare_files(args).map_err(|f| match f {
+        Stop::Usage(failure) => failure,
+        Stop::Early(failure) => failure.code(2),
+        Stop::Read(failure) => failure.code(4),
+    })
+}
+
+enum Stop {
+    Usage(Failure),
+    Early(Failure),
+    Read(Failure),
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Early(failure)
+    }
+}
+
+fn compare_files(args: &Args) -> Result<u8, Stop> {
+    let format = Format::parse(args.output.as_deref()).map_err(Stop::Usage)?;
+    let [a, b] = args.files.as_slice() else {
+        return Err(Stop::Usage(Failure::usage("Expecting two image file names")));
+    };
+    let opener = args.common.opener()?;
+    let access = Access::read(args.force_share).cached(super::source_cache(args.cache.as_deref())?);
+    let open = |text: &str, format: Option<&str>| {
+        let spec = Spec::new(text, format, args.image_opts)?;
+        opener.open(spec, access)
+    };
+    let (first, second) = (open(a, args.a_format.as_deref())?, open(b, args.b_format.as_deref())?);
+    let meter = Meter::new(args.progress && !args.quiet, None);
+    let found = compare::compare(&first.chain, &second.chain, args.strict, workers(), &meter.control())
+        .map_err(|e| Stop::Read(Failure::from(e).context("Error while reading")))?;
+    let common = first.chain.virtual_size().min(second.chain.virtual_size());
+    tell(&found, common, format, args.quiet);
+    if !args.quiet {
+        meter.finish();
+    }
+    Ok(u8::from(found.difference.is_some()))
+}
+
+fn tell(found: &Comparison, common: u64, format: Format, quiet: bool) {
+    if format.is_json() {
+        let (kind, offset) = match found.difference {
+            None => (Value::Null, Value::Null),
+            Some(Difference::Content(at)) => ("content".into(), at.into()),
+            Some(Difference::Allocation(at)) => ("allocation".into(), at.into()),
+            Some(Difference::Size(..)) => ("size".into(), Value::Null),
+        };
+        let same = found.difference.is_none();
+        output::json(
+            &json!({"identical": same, "difference": kind, "offset": offset, "sizes-differ": found.sizes_differ}),
+        );
+        return;
+    }
+    if quiet {
+        return;
+    }
+    // Told when the comparison comes to the end of the shorter image.
+    let came_to_the_end = match found.difference {
+        None => true,
+        Some(Difference::Content(at)) => at >= common,
+        Some(Difference::Allocation(_) | Difference::Size(..)) => false,
+    };
+    if found.sizes_differ && came_to_the_end {
+        output::line("Warning: Image size mismatch!");
+    }
+    output::line(&match found.difference {
+        None => "Images are identical.".to_owned(),
+        // qemu-img looks at sectors.
+        Some(Difference::Content(at)) => format!("Content mismatch at offset {}!", at & !511),
+        Some(Difference::Allocation(at)) => format!("Strict mode: Offset {at} block status mismatch!"),
+        Some(Difference::Size(..)) => "Strict mode: Image size mismatch!".to_owned(),
+    });
+}
+
+/// Comparing is reading: a thread a processor.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

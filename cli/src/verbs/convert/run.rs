@@ -1,0 +1,377 @@
+//! The steps of a conversion: check the command line, open the sources, make the target, copy, copy bitmaps.
+
+use vdisk_engine::Chain;
+use vdisk_engine::formats::FormatDriver;
+use vdisk_engine::image::NothingBelow;
+use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, convert_into};
+use vdisk_engine::ops::{Concatenation, GuestSource};
+
+use super::Args;
+use super::sources::{Salvage, TopLayer};
+use super::streams::Spool;
+use crate::app::{Failure, Outcome};
+use crate::options;
+use crate::output::Format;
+use crate::progress::Meter;
+use crate::spec::open::{OpenImage, Spec};
+use crate::spec::{Access, Opener, keyval};
+use crate::text::size;
+use crate::verbs::{create, target};
+
+/// The numbers of the command line.
+struct Numbers {
+    sparse: u64,
+    workers: u64,
+    rate: Option<u64>,
+}
+
+/// Copies.
+pub fn run(args: &Args) -> Outcome {
+    let format = Format::parse(args.output.as_deref())?;
+    let list = keyval::join(&args.options)?;
+    let numbers = numbers(args)?;
+    let target_format = target_format(args)?;
+    if let Some(list) = list.as_deref().filter(|l| keyval::asks_for_help(l)) {
+        let _ = list;
+        return create::help(target_format, !args.files.is_empty());
+    }
+    check_usage(args, list.as_deref())?;
+    let Some((target, sources)) = args.files.split_last().filter(|(_, s)| !s.is_empty()) else {
+        return Err(Failure::new("Must specify image file name"));
+    };
+    let opener = args.common.opener()?;
+    if !args.no_create {
+        check_backing_support(args, crate::verbs::driver(target_format)?)?;
+    }
+    let stdout = (target == "-").then(Spool::new).transpose()?;
+    let opened = Sources::open(args, &opener, sources)?;
+    let job = Job {
+        args,
+        opener: &opener,
+        list,
+        numbers,
+        target_format,
+        target: stdout
+            .as_ref()
+            .map_or(target.clone(), |s| s.path().display().to_string()),
+        existed: target == "-" || std::fs::symlink_metadata(target).is_ok(),
+    };
+    let size = job.run(&opened)?;
+    if let Some(spool) = stdout {
+        spool.to_stdout()?;
+    } else {
+        let pairs = [("filename", target.as_str().into()), ("virtual-size", size.into())];
+        crate::verbs::report(format, &pairs);
+    }
+    Ok(0)
+}
+
+fn target_format(args: &Args) -> Result<&str, Failure> {
+    match (&args.target_format, args.target_image_opts) {
+        (Some(_), true) => Err(Failure::new("--image-opts and --format are mutually exclusive")),
+        (format, _) => Ok(format.as_deref().unwrap_or("raw")),
+    }
+}
+
+fn numbers(args: &Args) -> Result<Numbers, Failure> {
+    let sparse = match args.sparse_size.as_deref() {
+        None => 4096,
+        Some(text) => {
+            let bytes = size::size("buffer size for sparse output", text)?;
+            if bytes % 512 != 0 || bytes > 16 << 20 {
+                return Err(Failure::new(
+                    "Invalid buffer size for sparse output specified. Valid sizes are multiples of 512 up to 16777216. Select 0 \
+                     to disable sparse detection (fully allocates output).",
+                ));
+            }
+            bytes
+        }
+    };
+    let workers = match args.parallel.as_deref() {
+        None => 8,
+        Some(text) => size::number_between("number of coroutines", text, 1, 16)?,
+    };
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let rate = args.rate.as_deref().map(|t| size::size("rate limit", t)).transpose()?;
+    Ok(Numbers {
+        sparse,
+        // More threads than processors only cost memory.
+        workers: workers.min(cores * 2),
+        rate,
+    })
+}
+
+fn check_usage(args: &Args, list: Option<&str>) -> Result<(), Failure> {
+    let wrong = |when: bool, what: &str| if when { Err(Failure::new(what)) } else { Ok(()) };
+    wrong(
+        args.copy_range && args.compress,
+        "Cannot enable copy offloading when -c is used",
+    )?;
+    wrong(
+        args.copy_range && args.sparse_size.is_some(),
+        "Cannot enable copy offloading when -S is used",
+    )?;
+    wrong(
+        args.skip_broken_bitmaps && !args.bitmaps,
+        "Use of --skip-broken-bitmaps requires --bitmaps",
+    )?;
+    wrong(
+        args.target_image_opts && !args.no_create,
+        "--target-image-opts requires use of -n flag",
+    )?;
+    wrong(
+        args.no_create && list.is_some(),
+        "-o has no effect when skipping image creation",
+    )?;
+    wrong(
+        args.target_is_zero && !args.no_create,
+        "--target-is-zero requires use of -n flag",
+    )?;
+    wrong(
+        args.target_is_zero && args.backing.is_some(),
+        "Cannot use --target-is-zero when the destination image has a backing file",
+    )
+}
+
+fn check_backing_support(args: &Args, driver: &dyn FormatDriver) -> Result<(), Failure> {
+    let given = [
+        (args.backing.is_some(), "file"),
+        (args.backing_format.is_some(), "file format"),
+    ];
+    match given.iter().find(|(given, _)| *given && !driver.capabilities().backing) {
+        None => Ok(()),
+        Some((_, what)) => Err(Failure::new(format!(
+            "Backing {what} not supported for file format '{}'",
+            driver.name()
+        ))),
+    }
+}
+
+/// The open source images.
+struct Sources {
+    images: Vec<OpenImage>,
+    /// Lives as long as the image that reads it.
+    _stdin: Option<Spool>,
+}
+
+impl Sources {
+    fn open(args: &Args, opener: &Opener, names: &[String]) -> Result<Self, Failure> {
+        let cache = crate::verbs::source_cache(args.source_cache.as_deref())?;
+        crate::verbs::target_cache(args.target_cache.as_deref(), target::NEW_IMAGE)?;
+        let access = Access::read(args.force_share).cached(cache);
+        let stdin = names.iter().any(|n| n == "-").then(Spool::from_stdin).transpose()?;
+        let mut images = Vec::with_capacity(names.len());
+        for name in names {
+            let spooled = stdin
+                .as_ref()
+                .filter(|_| name == "-")
+                .map(|s| s.path().display().to_string());
+            let text = spooled.as_deref().unwrap_or(name);
+            let spec = Spec::new(text, args.source_format.as_deref(), args.image_opts)?;
+            images.push(opener.open(spec, access)?);
+        }
+        if let Some(selector) = args.snapshot.as_deref() {
+            images = vec![at_snapshot(images, selector)?];
+        }
+        Ok(Self { images, _stdin: stdin })
+    }
+    fn len(&self) -> u64 {
+        self.images.iter().map(|i| i.chain.virtual_size()).sum()
+    }
+}
+
+fn at_snapshot(mut images: Vec<OpenImage>, selector: &str) -> Result<OpenImage, Failure> {
+    match (images.pop(), images.is_empty()) {
+        (Some(image), true) => Ok(OpenImage {
+            chain: target::snapshot(image.chain, selector)?,
+            ..image
+        }),
+        _ => Err(Failure::new("No support for concatenating multiple snapshot")),
+    }
+}
+
+struct Job<'a> {
+    args: &'a Args,
+    opener: &'a Opener,
+    list: Option<String>,
+    numbers: Numbers,
+    target_format: &'a str,
+    target: String,
+    existed: bool,
+}
+
+impl Job<'_> {
+    /// Makes the target and copies; gives its size. A target file that was not there before goes away again on failure.
+    fn run(&self, sources: &Sources) -> Result<u64, Failure> {
+        let done = self.copy(sources);
+        if done.is_err() && !self.existed && !self.args.no_create {
+            let _ = std::fs::remove_file(&self.target);
+        }
+        done
+    }
+
+    fn copy(&self, sources: &Sources) -> Result<u64, Failure> {
+        self.check_bitmaps(sources)?;
+        let with_backing = self.make_target(sources)?;
+        let cache = crate::verbs::target_cache(self.args.target_cache.as_deref(), target::NEW_IMAGE)?;
+        let access = Access::write().cached(cache);
+        let format = (!self.args.target_image_opts).then_some(self.target_format);
+        let spec = Spec::new(&self.target, format, self.args.target_image_opts)?;
+        let target = self.opener.open(spec, access)?;
+        self.check_target(&target, sources)?;
+        self.copy_data(sources, &target.chain, with_backing)?;
+        if self.args.bitmaps {
+            self.copy_bitmaps(sources, &target.chain)?;
+        }
+        Ok(target.chain.virtual_size())
+    }
+
+    fn check_bitmaps(&self, sources: &Sources) -> Result<(), Failure> {
+        if !self.args.bitmaps {
+            return Ok(());
+        }
+        let [source] = sources.images.as_slice() else {
+            return Err(Failure::new("Copying bitmaps only possible with single source"));
+        };
+        let Some(bitmaps) = source.chain.top().bitmaps() else {
+            return Err(Failure::new("Source lacks bitmap support"));
+        };
+        let driver = crate::verbs::driver(self.target_format)?;
+        if !driver.capabilities().bitmaps {
+            return Err(Failure::new(format!(
+                "Format driver '{}' does not support bitmaps",
+                driver.name()
+            )));
+        }
+        if !self.args.skip_broken_bitmaps {
+            target::refuse_broken_bitmaps(bitmaps)?;
+        }
+        Ok(())
+    }
+
+    /// Creates the target; says whether it has a layer below.
+    fn make_target(&self, sources: &Sources) -> Result<bool, Failure> {
+        if self.args.no_create {
+            return Ok(self.args.backing.is_some());
+        }
+        let driver = crate::verbs::driver(self.target_format)?;
+        create::refuse_read_only(driver)?;
+        let table = options::create_table(driver);
+        let mut given = options::read(self.list.as_deref(), &table)?;
+        let backing = self.args.backing.clone().or(given.take("backing_file"));
+        let format = self.args.backing_format.clone().or(given.take("backing_fmt"));
+        if sources.images.len() > 1 && backing.is_some() {
+            return Err(Failure::new(
+                "Having a backing file for the target makes no sense when concatenating multiple input images",
+            ));
+        }
+        if backing.is_some() && format.is_none() {
+            return Err(Failure::new("Use of backing file requires explicit backing format"));
+        }
+        self.check_compression(driver, given.get("preallocation"))?;
+        given.take("size");
+        options::check_choices(&given, &table).map_err(|f| self.failed(f))?;
+        let list = list_of(&given);
+        let request = create::Request {
+            file: &self.target,
+            format: self.target_format,
+            list: list.as_deref(),
+            size: Some(sources.len()),
+            backing: backing.as_deref(),
+            backing_format: format.as_deref(),
+            open_backing: false,
+            show: false,
+        };
+        create::create(self.opener, &request).map_err(|f| self.failed(f))?;
+        Ok(backing.is_some())
+    }
+
+    fn failed(&self, failure: Failure) -> Failure {
+        failure.context(format!(
+            "{}: error while converting {}",
+            self.target, self.target_format
+        ))
+    }
+
+    fn check_compression(&self, driver: &dyn FormatDriver, preallocation: Option<&str>) -> Result<(), Failure> {
+        if !self.args.compress {
+            return Ok(());
+        }
+        if !driver.capabilities().compress {
+            return Err(Failure::new("Compression not supported for this file format"));
+        }
+        if preallocation.is_some_and(|p| p != "off") {
+            return Err(Failure::new(
+                "Compression and preallocation not supported at the same time",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_target(&self, target: &OpenImage, sources: &Sources) -> Result<(), Failure> {
+        let driver = crate::verbs::driver(target.chain.top().format())?;
+        self.check_compression(driver, None)?;
+        if target.chain.virtual_size() < sources.len() {
+            return Err(Failure::new("output file is smaller than input file"));
+        }
+        Ok(())
+    }
+
+    fn copy_data(&self, sources: &Sources, target: &Chain, with_backing: bool) -> Result<(), Failure> {
+        let meter = Meter::new(self.args.progress && !self.args.quiet, self.numbers.rate);
+        let copy = CopyOptions {
+            workers: usize::try_from(self.numbers.workers).unwrap_or(1),
+            compress: self.args.compress,
+            sparse: self.numbers.sparse,
+            ordered: !self.args.out_of_order,
+            ..CopyOptions::default()
+        };
+        let below = target.below(0);
+        let into = CopyTarget {
+            image: target.top(),
+            below: if target.layers().len() > 1 {
+                &below
+            } else {
+                &NothingBelow
+            },
+            fresh: !self.args.no_create,
+            is_zero: (!self.args.no_create && !with_backing) || self.args.target_is_zero,
+        };
+        let run = |source: &dyn GuestSource| {
+            let salvage = Salvage(source);
+            let source = if self.args.salvage { &salvage } else { source };
+            convert_into(source, &into, &copy, &meter.control())
+        };
+        let done = match sources.images.as_slice() {
+            [one] if with_backing => run(&TopLayer {
+                chain: &one.chain,
+                covered: target.layers().get(1).map_or(0, |l| l.virtual_size()),
+            }),
+            [one] => run(&one.chain),
+            many => {
+                let parts: Vec<&dyn GuestSource> = many.iter().map(|i| &i.chain as &dyn GuestSource).collect();
+                run(&Concatenation::new(&parts)?)
+            }
+        };
+        done.map_err(|e| Failure::from(e).context("error while converting"))?;
+        meter.finish();
+        Ok(())
+    }
+
+    fn copy_bitmaps(&self, sources: &Sources, target: &Chain) -> Result<(), Failure> {
+        let from = sources.images.first().and_then(|i| i.chain.top().bitmaps());
+        if let (Some(from), Some(to)) = (from, target.top().bitmaps()) {
+            target::copy_bitmaps(from, to, self.args.skip_broken_bitmaps)?;
+            target.top().close()?;
+        }
+        Ok(())
+    }
+}
+
+fn list_of(options: &vdisk_engine::options::Options) -> Option<String> {
+    let pairs: Vec<_> = options
+        .iter()
+        .map(|(k, v)| format!("{k}={}", v.replace(',', ",,")))
+        .collect();
+    (!pairs.is_empty()).then(|| pairs.join(","))
+}

@@ -1,0 +1,86 @@
+//! What is copied: one or several images, a snapshot, and reading on after errors.
+
+use vdisk_engine::chain::Cursor;
+use vdisk_engine::ops::{GuestSource, SourceExtent, SourceKind, Walk};
+use vdisk_engine::{Chain, Result};
+
+/// The top layer of a chain above its backing image: what lies below is left to the target's own backing image.
+pub struct TopLayer<'a> {
+    /// The source.
+    pub chain: &'a Chain,
+    /// Bytes of the target's backing image: past it the target reads as zeroes anyway.
+    pub covered: u64,
+}
+
+impl GuestSource for TopLayer<'_> {
+    fn len(&self) -> u64 {
+        self.chain.virtual_size()
+    }
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let mut cursor = Cursor::new(self.chain);
+        let below = self.chain.layers().get(1).map_or(0, |l| l.virtual_size());
+        Box::new(move |offset, len: u64| {
+            // Up to where the target's backing image ends, and from there on, are two runs.
+            let len = if offset < self.covered {
+                len.min(self.covered - offset)
+            } else {
+                len
+            };
+            let extent = cursor.extent(offset, len)?;
+            let absent = extent.depth > 0 || (!extent.present && (offset < below || offset >= self.covered));
+            Ok(match absent {
+                true => SourceExtent::of(extent.len, SourceKind::Absent),
+                false => extent.into(),
+            })
+        })
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.chain.read(offset, buf)
+    }
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        GuestSource::read_data(self.chain, layer, offset, buf)
+    }
+}
+
+/// A source whose unreadable parts read as zeroes; each is told once.
+pub struct Salvage<'a>(pub &'a dyn GuestSource);
+
+/// The smallest part that is given up.
+const SECTOR: usize = 512;
+
+impl GuestSource for Salvage<'_> {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let mut walk = self.0.walk();
+        Box::new(move |offset, len: u64| match walk.extent(offset, len) {
+            Ok(extent) => Ok(SourceExtent { layer: None, ..extent }),
+            // Where the map cannot be read the data may be: reading tells.
+            Err(error) => {
+                warn(&format!("error while reading block status at offset {offset}"), &error);
+                Ok(SourceExtent::of(len.min(65536), SourceKind::Data))
+            }
+        })
+    }
+    fn read_data(&self, _layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read(offset, buf)
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        if self.0.read(offset, buf).is_ok() {
+            return Ok(());
+        }
+        for (i, part) in buf.chunks_mut(SECTOR).enumerate() {
+            let at = offset + (i * SECTOR) as u64;
+            if let Err(error) = self.0.read(at, part) {
+                warn(&format!("error while reading offset {at}"), &error);
+                part.fill(0);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn warn(what: &str, error: &vdisk_engine::Error) {
+    crate::app::warning(&format!("{what}: {}", crate::app::reason(error)));
+}

@@ -1,0 +1,170 @@
+//! `info`: the facts about an image, and about those below it.
+
+mod human;
+
+use serde_json::{Map, Value, json};
+use vdisk_engine::StorageRef;
+use vdisk_engine::ops::info::{self, Description};
+
+use super::Common;
+use crate::app::{Failure, Outcome};
+use crate::output::{self, Format};
+use crate::spec::open::{OpenImage, Spec};
+use crate::spec::{Access, name};
+
+/// Options.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Format of the image
+    #[arg(short = 'f', long = "format", value_name = "FMT")]
+    format: Option<String>,
+    /// FILENAME is a complete image specification
+    #[arg(long = "image-opts")]
+    image_opts: bool,
+    /// Also show the images below
+    #[arg(short = 'b', long = "backing-chain")]
+    backing_chain: bool,
+    /// Open the image although others may write to it
+    #[arg(short = 'U', long = "force-share")]
+    force_share: bool,
+    /// Output format: human or json
+    #[arg(long, value_name = "FORMAT")]
+    output: Option<String>,
+    #[command(flatten)]
+    common: Common,
+    #[arg(value_name = "FILENAME")]
+    files: Vec<String>,
+}
+
+/// One file below an image.
+struct Child {
+    name: String,
+    protocol: String,
+    filename: String,
+    len: u64,
+    allocated: Option<u64>,
+}
+
+/// One image with the files it is made of.
+struct Facts {
+    image: Description,
+    filename: String,
+    /// The protocol's name where a protocol node is used as an image.
+    bare: Option<String>,
+    full_backing: Option<String>,
+    children: Vec<Child>,
+}
+
+/// Prints the facts.
+pub fn run(args: &Args) -> Outcome {
+    let format = Format::parse(args.output.as_deref())?;
+    let spec = Spec::new(super::one(&args.files)?, args.format.as_deref(), args.image_opts)?;
+    let all = collect(args, spec)?;
+    match format {
+        Format::Human => {
+            let texts: Vec<_> = all.iter().map(human::print).collect();
+            output::print(&texts.join("\n"));
+        }
+        Format::Json if args.backing_chain => output::json(&all.iter().map(to_json).collect()),
+        Format::Json => all.first().map(to_json).iter().for_each(output::json),
+    }
+    Ok(0)
+}
+
+fn collect(args: &Args, spec: Spec<'_>) -> Result<Vec<Facts>, Failure> {
+    let opener = args.common.opener()?;
+    let access = Access {
+        inspect: true,
+        ..Access::read(args.force_share).alone()
+    };
+    let mut seen = vec![spec.text.to_owned()];
+    let mut all = vec![facts(&opener.open(spec, access)?)?];
+    while args.backing_chain
+        && let Some(last) = all.last()
+        && let (Some(below), Some(reference)) = (last.full_backing.clone(), last.image.backing.clone())
+    {
+        if seen.contains(&below) {
+            return Err(Failure::new(format!(
+                "Backing file '{below}' creates an infinite loop."
+            )));
+        }
+        if all.len() >= opener.limits.chain_depth {
+            return Err(Failure::new(format!(
+                "the backing chain is deeper than {} layers",
+                all.len()
+            )));
+        }
+        let image = opener.open(Spec::name(&below, reference.format.as_deref()), access)?;
+        all.push(facts(&image)?);
+        seen.push(below);
+    }
+    Ok(all)
+}
+
+fn facts(image: &OpenImage) -> Result<Facts, Failure> {
+    let top = image.chain.top();
+    let description = info::describe(top)?;
+    let storages = top.storages();
+    let child = |i: usize, storage: &StorageRef| -> Result<Child, Failure> {
+        Ok(Child {
+            name: if i == 0 {
+                "file".to_owned()
+            } else {
+                format!("extents.{}", i - 1)
+            },
+            protocol: image.protocol.clone(),
+            filename: storage.name().to_owned(),
+            len: storage.len()?.next_multiple_of(512),
+            allocated: storage.allocated().ok(),
+        })
+    };
+    // QEMU lists the child that it opened last first.
+    let children = match image.bare {
+        Some(_) => Vec::new(),
+        None => storages
+            .iter()
+            .enumerate()
+            .rev()
+            .map(|(i, s)| child(i, s))
+            .collect::<Result<_, _>>()?,
+    };
+    let filename = image.names.first().cloned().unwrap_or_default();
+    let full_backing = description
+        .backing
+        .as_ref()
+        .map(|b| name::relative_to(&filename, &b.name));
+    Ok(Facts {
+        image: description,
+        filename,
+        bare: image.bare.clone(),
+        full_backing,
+        children,
+    })
+}
+
+fn to_json(facts: &Facts) -> Value {
+    let mut out = facts.image.to_json(facts.full_backing.as_deref());
+    out.insert("filename".to_owned(), facts.filename.as_str().into());
+    if let Some(protocol) = &facts.bare {
+        out.insert("format".to_owned(), protocol.as_str().into());
+        out.insert("format-specific".to_owned(), json!({"type": protocol, "data": {}}));
+    }
+    out.insert("children".to_owned(), facts.children.iter().map(child_json).collect());
+    Value::Object(out)
+}
+
+fn child_json(child: &Child) -> Value {
+    let mut info = Map::new();
+    info.insert("filename".to_owned(), child.filename.as_str().into());
+    info.insert("format".to_owned(), child.protocol.as_str().into());
+    info.insert("dirty-flag".to_owned(), false.into());
+    if let Some(bytes) = child.allocated {
+        info.insert("actual-size".to_owned(), bytes.into());
+    }
+    info.insert("virtual-size".to_owned(), child.len.into());
+    if child.protocol == "file" {
+        info.insert("format-specific".to_owned(), json!({"type": "file", "data": {}}));
+    }
+    info.insert("children".to_owned(), json!([]));
+    json!({"name": child.name, "info": info})
+}

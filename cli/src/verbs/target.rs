@@ -1,0 +1,191 @@
+//! What verbs that make images share: creating the file, opening it, snapshots and bitmaps of the source.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use vdisk_engine::env::CreateSpec;
+use vdisk_engine::image::{BitmapInfo, Bitmaps};
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::{CacheMode, FileStorage};
+use vdisk_engine::{Chain, CreateEnv, Storage as _};
+
+use crate::app::{self, Failure};
+use crate::spec::gate::{CliGate, Trail, create_file};
+use crate::spec::{Access, Opener, name, protocol};
+
+/// Makes a new image in a file; a file that is there is emptied first, one that another program uses is refused.
+///
+/// A file that did not exist before is removed again when this fails.
+pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hints: &Hints) -> Result<(), Failure> {
+    let plain = local_path(path)?;
+    let existed = std::fs::symlink_metadata(plain).is_ok();
+    let storage = create_file(plain).map_err(|e| cannot_create(path, &e))?;
+    hints.apply(&storage);
+    let trail = Trail::default();
+    let gate = CliGate {
+        opener,
+        access: Access::write(),
+        trail: &trail,
+        data_file: None,
+    };
+    let env = CreateEnv {
+        gate: &gate,
+        limits: &opener.limits,
+        secrets: &opener.secrets,
+        random: &random,
+        now: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs(),
+    };
+    vdisk_engine::ops::create::create(Arc::new(storage), format, spec, &env).map_err(|e| {
+        if !existed {
+            let _ = std::fs::remove_file(plain);
+        }
+        Failure::from(e)
+    })
+}
+
+/// What the file system is told about a new file.
+pub struct Hints {
+    nocow: bool,
+}
+
+impl Hints {
+    /// Takes them out of the create options. A file system that has no extent size hints ignores them, and so does this program.
+    pub fn take(options: &mut Options) -> Self {
+        options.take("extent_size_hint");
+        Self {
+            nocow: options.take("nocow").as_deref() == Some("on"),
+        }
+    }
+    /// Where the file system does not know a hint there is nothing to do.
+    fn apply(&self, storage: &FileStorage) {
+        if let (true, Some((file, _))) = (self.nocow, storage.host_file())
+            && let Ok(flags) = rustix::fs::ioctl_getflags(file)
+        {
+            let _ = rustix::fs::ioctl_setflags(file, flags | rustix::fs::IFlags::NOCOW);
+        }
+    }
+}
+
+/// The path of a new file; only local files are created.
+pub fn local_path(name: &str) -> Result<&str, Failure> {
+    match name::protocol(name) {
+        None => Ok(name),
+        Some("file") => Ok(&name["file:".len()..]),
+        Some(other) if protocol::is_protocol(other) || other.starts_with("nbd") => Err(Failure::new(format!(
+            "Protocol driver '{other}' does not support image creation, and opening the image failed"
+        ))),
+        Some(other) => Err(Failure::new(format!("Unknown protocol '{other}'"))),
+    }
+}
+
+fn cannot_create(path: &str, error: &vdisk_engine::Error) -> Failure {
+    match error.io_error() {
+        Some(io) => Failure::new(format!("Could not create '{path}': {}", app::system_error(io))),
+        None if error.kind() == vdisk_engine::ErrorKind::Denied => {
+            Failure::new(format!("Could not create '{path}': {}", error.what()))
+        }
+        None => Failure::new(app::sentence(error)),
+    }
+}
+
+/// Random bytes from the system.
+fn random(buf: &mut [u8]) {
+    let mut rest = buf;
+    while !rest.is_empty() {
+        match rustix::rand::getrandom(&mut *rest, rustix::rand::GetRandomFlags::empty()) {
+            Ok(n) => rest = &mut rest[n..],
+            Err(rustix::io::Errno::INTR) => {}
+            // Keys must never be made of anything else.
+            Err(error) => {
+                app::error(&format!("the system gives no random bytes: {error}"));
+                std::process::exit(1);
+            }
+        }
+    }
+}
+
+/// The chain as it was when a snapshot was taken. `selector` is an id, a name, or `snapshot.id=..,snapshot.name=..`.
+pub fn snapshot(chain: Chain, selector: &str) -> Result<Chain, Failure> {
+    let failed = |why: &str| Failure::new(format!("Failed to load snapshot: {why}"));
+    let pairs = crate::spec::keyval::parse(selector, Some("name"));
+    let dotted = selector.starts_with("snapshot.");
+    let wanted = |key: &str| {
+        let full = format!("snapshot.{key}");
+        pairs.iter().find(|(k, _)| *k == full).map(|(_, v)| v.clone())
+    };
+    let mut layers = chain.into_layers();
+    let top = layers.first().ok_or_else(|| failed("no image"))?;
+    let Some(snapshots) = top.snapshots() else {
+        return Err(failed(&format!(
+            "Block format '{}' used by device '' does not support temporarily loading internal snapshots",
+            top.format()
+        )));
+    };
+    let list = snapshots.list()?;
+    let found = match dotted {
+        true => list
+            .iter()
+            .find(|s| wanted("id").is_none_or(|id| id == s.id) && wanted("name").is_none_or(|name| name == s.name)),
+        false => list
+            .iter()
+            .find(|s| s.id == selector)
+            .or_else(|| list.iter().find(|s| s.name == selector)),
+    };
+    let id = found.ok_or_else(|| failed("Can't find snapshot"))?.id.clone();
+    let image = snapshots.open(&id).map_err(|e| failed(&app::sentence(&e)))?;
+    layers[0] = image;
+    Ok(Chain::from_layers(layers)?)
+}
+
+/// Bytes that the bitmaps take in a qcow2 image: tables and data in whole clusters, and the directory.
+pub fn bitmap_space(list: &[BitmapInfo], virtual_size: u64, cluster: u64) -> u64 {
+    let mut directory = 0;
+    let mut space: u64 = 0;
+    for bitmap in list.iter().filter(|b| !b.in_use) {
+        let bits = virtual_size.div_ceil(bitmap.granularity.max(1));
+        let clusters = bits.div_ceil(8).div_ceil(cluster);
+        let table = (clusters * 8).next_multiple_of(cluster);
+        space += clusters * cluster + table;
+        directory += (24 + bitmap.name.len() as u64).next_multiple_of(8);
+    }
+    space + directory.next_multiple_of(cluster)
+}
+
+/// Copies the bitmaps of one image to another of the same content.
+pub fn copy_bitmaps(from: &dyn Bitmaps, to: &dyn Bitmaps, skip_broken: bool) -> Result<(), Failure> {
+    for bitmap in from.list()? {
+        let name = &bitmap.name;
+        if bitmap.in_use {
+            if skip_broken {
+                app::warning(&format!("Skipping inconsistent bitmap '{name}'"));
+                continue;
+            }
+            return Err(Failure::new(format!("Cannot copy inconsistent bitmap '{name}'")));
+        }
+        to.add(name, bitmap.granularity, false)
+            .map_err(|e| Failure::from(e).context(format!("Failed to create bitmap {name}")))?;
+        to.mark(name, &from.dirty(name)?)
+            .map_err(|e| Failure::from(e).context(format!("Failed to populate bitmap {name}")))?;
+        to.set_enabled(name, bitmap.enabled)?;
+    }
+    Ok(())
+}
+
+/// The first inconsistent bitmap, which stands in the way of copying all.
+pub fn refuse_broken_bitmaps(from: &dyn Bitmaps) -> Result<(), Failure> {
+    match from.list()?.iter().find(|b| b.in_use) {
+        None => Ok(()),
+        Some(bitmap) => {
+            app::error(&format!("Cannot copy inconsistent bitmap '{}'", bitmap.name));
+            Err(Failure::new(
+                "Try --skip-broken-bitmaps, or use 'bitmap --remove' to delete it",
+            ))
+        }
+    }
+}
+
+/// How a new image is written: its data can be made again.
+pub const NEW_IMAGE: CacheMode = CacheMode::Unsafe;

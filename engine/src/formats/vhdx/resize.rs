@@ -1,0 +1,155 @@
+//! Changing the virtual size.
+//!
+//! Order of writes. Growing: the rest of the last block is zeroed, the table gets its new entries (through the log where it is, or whole as a new
+//! region at the end of the file, which the two region tables then name one after the other), and last the virtual size changes through
+//! the log. Shrinking: the same the other way round, blocks behind the new end being forgotten first.
+
+use std::sync::atomic::Ordering;
+
+use super::image::{Space, VhdxImage};
+use super::journal::Page;
+use super::layout::{Block, Geometry, MAX_SIZE, MIB, PAGE, REGION_TABLES, VIRTUAL_SIZE, encode_table};
+use crate::formats::common::{exclusive, lock, shared};
+use crate::image::{Preallocation, Resize};
+use crate::{Error, Result};
+
+/// Changes the virtual size of an open image.
+pub fn resize(image: &VhdxImage, to: &Resize) -> Result<()> {
+    let old = image.geometry();
+    let size = to.virtual_size;
+    if old.overlay {
+        return Err(Error::unsupported(
+            "a differencing VHDX has the size of the disk below and cannot change it",
+        ));
+    }
+    if !size.is_multiple_of(old.sector) || size > MAX_SIZE {
+        return Err(Error::invalid(format!(
+            "the size of a VHDX is whole sectors up to 64 TiB, not {size} bytes"
+        )));
+    }
+    if size < old.size && !to.shrink {
+        return Err(Error::invalid(format!(
+            "shrinking from {} to {size} bytes loses data; allow it explicitly",
+            old.size
+        )));
+    }
+    if to.preallocation != Preallocation::Off {
+        return Err(Error::unsupported("a VHDX cannot preallocate when it grows"));
+    }
+    image.start(&size.to_le_bytes())?;
+    let space = &mut *lock(&image.space);
+    let new = Geometry { size, ..old };
+    if size < old.size {
+        image.drop_past(space, &old, size)?;
+    } else {
+        image.zero_rest(&old, old.size)?;
+        image.unstable.store(true, Ordering::Release);
+        image.flush_locked(space)?;
+        image.make_room(space, &old, &new)?;
+    }
+    image.flush_locked(space)?;
+    let entry = shared(&image.disk)
+        .entries
+        .iter()
+        .find(|e| e.id == VIRTUAL_SIZE && !e.user)
+        .copied();
+    let entry = entry.ok_or_else(|| Error::corrupt("the metadata have no virtual size"))?;
+    let place = space.regions.metadata.offset + entry.offset;
+    let pages = image.patched(&[(place, size.to_le_bytes().to_vec())])?;
+    image.commit(space, &pages)?;
+    exclusive(&image.geometry).size = size;
+    let entries = usize::try_from(new.entries()).unwrap_or(usize::MAX);
+    exclusive(&image.bat).resize(entries, 0);
+    if size < old.size {
+        image.trim(space)?;
+    }
+    Ok(())
+}
+
+impl VhdxImage {
+    /// Zeroes what the block that holds byte `size` has from there on.
+    fn zero_rest(&self, geometry: &Geometry, size: u64) -> Result<()> {
+        let rest = size % geometry.block;
+        if rest == 0 {
+            return Ok(());
+        }
+        if let Block::Full(place) = self.block(geometry, size / geometry.block)? {
+            self.unstable.store(true, Ordering::Release);
+            self.file.write_zeroes(place + rest, geometry.block - rest, true)?;
+        }
+        Ok(())
+    }
+
+    fn drop_past(&self, space: &mut Space, geometry: &Geometry, size: u64) -> Result<()> {
+        self.zero_rest(geometry, size)?;
+        for block in size.div_ceil(geometry.block)..geometry.blocks() {
+            if self.block(geometry, block)? != Block::NotPresent {
+                self.put_block(space, geometry, block, Block::NotPresent)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the table its entries for a larger disk, in the file as well.
+    fn make_room(&self, space: &mut Space, old: &Geometry, new: &Geometry) -> Result<()> {
+        let (had, needed) = (old.entries(), new.entries());
+        let count = usize::try_from(needed).map_err(|_| Error::limit("the BAT exceeds the address space"))?;
+        let region = space.regions.bat;
+        exclusive(&self.bat).resize(count, 0);
+        if needed * 8 <= region.length {
+            // What is behind the entries that were needed is nobody's: it may be anything.
+            let pages = had * 8 / PAGE..(needed * 8).div_ceil(PAGE);
+            space.dirty.extend(pages);
+            return Ok(());
+        }
+        let length = (needed * 8).next_multiple_of(MIB);
+        let place = self.take(space, length)?;
+        let bytes: Vec<u8> = shared(&self.bat).iter().flat_map(|e| e.to_le_bytes()).collect();
+        self.file.write_at(place, &bytes)?;
+        self.file.flush()?;
+        let mut regions = space.regions.clone();
+        regions.bat.offset = place;
+        regions.bat.length = length;
+        for entry in regions.all.iter_mut().filter(|r| r.id == region.id) {
+            (entry.offset, entry.length) = (place, length);
+        }
+        let table = encode_table(&regions.all);
+        for copy in REGION_TABLES {
+            self.file.write_at(copy, &table)?;
+            self.file.flush()?;
+        }
+        space.regions = regions;
+        Ok(())
+    }
+
+    /// The pages that hold some bytes, with these bytes in them.
+    pub(super) fn patched(&self, changes: &[(u64, Vec<u8>)]) -> Result<Vec<Page>> {
+        let mut pages: Vec<Page> = Vec::new();
+        for (place, bytes) in changes {
+            let (mut place, mut bytes) = (*place, bytes.as_slice());
+            while !bytes.is_empty() {
+                let (start, from) = (place / PAGE * PAGE, (place % PAGE) as usize);
+                let (now, rest) = bytes.split_at(bytes.len().min(PAGE as usize - from));
+                let known = pages.iter().position(|(at, _)| *at == start);
+                let at = match known {
+                    Some(at) => at,
+                    None => {
+                        let mut page = Box::new([0; PAGE as usize]);
+                        self.file.read_at(start, page.as_mut_slice())?;
+                        pages.push((start, page));
+                        pages.len() - 1
+                    }
+                };
+                let part = pages
+                    .get_mut(at)
+                    .and_then(|(_, page)| page.get_mut(from..from + now.len()));
+                if let Some(part) = part {
+                    part.copy_from_slice(now);
+                }
+                place += now.len() as u64;
+                bytes = rest;
+            }
+        }
+        Ok(pages)
+    }
+}

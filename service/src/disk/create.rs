@@ -1,0 +1,82 @@
+use std::path::PathBuf;
+
+use uuid::Uuid;
+use vdisk_engine::env::CreateSpec;
+use vdisk_engine::gate::DenyAll;
+use vdisk_engine::storage::NewFile;
+use vdisk_engine::{CreateEnv, Limits, ops};
+
+use super::OpenSecrets;
+use crate::clock::Timestamp;
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::pool::PoolFolder;
+
+/// A new image file to start.
+pub struct NewDisk<'a> {
+    /// Where.
+    pub pool: &'a PoolFolder,
+    /// Its name once it is finished.
+    pub file: &'a str,
+    /// The job or request that makes it.
+    pub maker: Uuid,
+    /// Its format.
+    pub format: &'a str,
+    /// Size, options, base.
+    pub spec: &'a CreateSpec,
+    /// Bounds.
+    pub limits: &'a Limits,
+    /// Keys that the options refer to.
+    pub secrets: &'a OpenSecrets,
+    /// For formats that store it.
+    pub now: Timestamp,
+}
+
+/// Makes an empty image under a temporary name. Dropping what is returned removes it.
+///
+/// # Errors
+/// `insufficient_storage`, `unsupported`, `invalid_argument`.
+pub fn create_disk(new: &NewDisk<'_>) -> Result<NewFile> {
+    let token = new.maker.to_string();
+    let staged = NewFile::create_in(new.pool.folder()?, new.file.into(), PathBuf::from(new.file), &token)?;
+    let env = CreateEnv {
+        gate: &DenyAll,
+        limits: new.limits,
+        secrets: new.secrets,
+        random: &fill_random,
+        now: u64::try_from(new.now.0 / 1000).unwrap_or(0),
+    };
+    ops::create::create(staged.storage(), new.format, new.spec, &env)?;
+    Ok(staged)
+}
+
+/// Fills a buffer with random bytes of the operating system. The service makes sure at its start that there are any.
+fn fill_random(buffer: &mut [u8]) {
+    for chunk in buffer.chunks_mut(256) {
+        while try_random(chunk).is_err() {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Fills at most 256 bytes, all or nothing.
+///
+/// # Errors
+/// What the system call says.
+pub fn try_random(chunk: &mut [u8]) -> std::io::Result<()> {
+    let got = rustix::rand::getrandom(&mut *chunk, rustix::rand::GetRandomFlags::empty())?;
+    if got == chunk.len() {
+        Ok(())
+    } else {
+        Err(std::io::ErrorKind::Interrupted.into())
+    }
+}
+
+/// Keeps the storage of a finished file for a last look while it gets its name.
+pub fn publish(staged: NewFile, replace: bool) -> Result<()> {
+    staged.publish(replace).map_err(|error| {
+        if error.io_kind() == Some(std::io::ErrorKind::AlreadyExists) {
+            return ServiceError::new(ErrorCode::NameTaken, "the pool has a file of that name already");
+        }
+        error.into()
+    })
+}

@@ -1,0 +1,40 @@
+//! The engine's kinds of error as the service's codes.
+
+use vdisk_engine::{Error, ErrorKind};
+
+use crate::error::{ErrorCode, ServiceError};
+use crate::pool::is_disk_full;
+
+impl From<Error> for ServiceError {
+    fn from(error: Error) -> Self {
+        let code = match error.kind() {
+            ErrorKind::Io if error.io_error().is_some_and(is_disk_full) => ErrorCode::InsufficientStorage,
+            ErrorKind::Io => ErrorCode::Io,
+            ErrorKind::NotThisFormat => ErrorCode::FormatMismatch,
+            ErrorKind::Corrupt => ErrorCode::CorruptImage,
+            ErrorKind::Unsupported => ErrorCode::Unsupported,
+            ErrorKind::InvalidArgument => ErrorCode::InvalidArgument,
+            ErrorKind::LimitExceeded => ErrorCode::LimitExceeded,
+            ErrorKind::Denied => ErrorCode::Denied,
+            ErrorKind::Busy => ErrorCode::ImageBusy,
+            ErrorKind::WrongKey => ErrorCode::WrongKey,
+            ErrorKind::Cancelled => ErrorCode::Cancelled,
+            _ => ErrorCode::Internal,
+        };
+        // Places in engine messages are the names we opened the files under: names inside the pool, no paths.
+        Self::new(code, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_has_its_own_code() {
+        let full = Error::io("cannot write", std::io::Error::from(std::io::ErrorKind::StorageFull));
+        assert_eq!(ServiceError::from(full).code, ErrorCode::InsufficientStorage);
+        let other = Error::io("cannot write", std::io::Error::other("cable"));
+        assert_eq!(ServiceError::from(other).code, ErrorCode::Io);
+    }
+}

@@ -1,0 +1,40 @@
+use rustix::fs::Stat;
+use vdisk_engine::{Image, ops};
+
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::pool::PoolFolder;
+use crate::store::images::FileFacts;
+
+/// What the inventory keeps of an open layer whose file lies in `pool` under `file`.
+pub fn file_facts(image: &dyn Image, pool: &PoolFolder, file: &str) -> Result<FileFacts> {
+    let description = ops::info::describe(image)?;
+    let stat = pool.stat(file)?.ok_or_else(|| gone(file))?;
+    Ok(FileFacts {
+        format: description.format.to_owned(),
+        virtual_size: description.virtual_size,
+        allocated_size: u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512),
+        file_size: u64::try_from(stat.st_size).unwrap_or(0),
+        encrypted: description.image.encrypted,
+        stamp: file_stamp(&stat),
+    })
+}
+
+/// Tells a file that somebody changed from the one we left: length, time of the last change, inode.
+pub fn file_stamp(stat: &Stat) -> String {
+    format!(
+        "{}:{}.{:09}:{}",
+        stat.st_size, stat.st_mtime, stat.st_mtime_nsec, stat.st_ino
+    )
+}
+
+/// The stamp of a file; `None` when it is gone.
+pub(super) fn stamp_of(pool: &PoolFolder, file: &str) -> Result<Option<String>> {
+    Ok(pool.stat(file)?.as_ref().map(file_stamp))
+}
+
+fn gone(file: &str) -> ServiceError {
+    ServiceError::new(
+        ErrorCode::ImageNotReady,
+        format!("the file '{file}' is gone from its pool"),
+    )
+}

@@ -1,0 +1,93 @@
+//! The service's open gate: a backing name inside an image is what the inventory says it is, or nothing.
+
+use std::sync::Arc;
+
+use vdisk_engine::gate::{BackingChoice, Gate, Node, Reference, Role};
+use vdisk_engine::storage::{FileOptions, FileStorage, LockMode};
+use vdisk_engine::{Error, Result, StorageRef};
+
+use super::open::Layer;
+use crate::pool::Access;
+
+/// Resolves the backing name of a layer to the layer that the inventory has below it. Everything else is denied.
+pub(super) struct InventoryGate<'a> {
+    pub(super) layers: &'a [Layer],
+    /// Depths that are opened for writing.
+    pub(super) writable: &'a [usize],
+    pub(super) lock: LockMode,
+}
+
+impl Gate for InventoryGate<'_> {
+    fn open(&self, reference: &Reference<'_>) -> Result<Node> {
+        let name = reference.name.escape_debug();
+        let denied = |why: &str| {
+            Err(Error::denied(format!("the image names a file \"{name}\", which {why}")).at(reference.from.name()))
+        };
+        if reference.role != Role::Backing {
+            return denied("may not be opened: images of the service are one file each");
+        }
+        let depth = self
+            .layers
+            .iter()
+            .position(|layer| layer.record.file == reference.from.name());
+        let pair = depth.and_then(|depth| Some((self.layers.get(depth)?, self.layers.get(depth + 1)?, depth + 1)));
+        let Some((overlay, base, depth)) = pair else {
+            return denied("the inventory does not know as its base");
+        };
+        if overlay.record.backing_name.as_deref() != Some(reference.name) {
+            return denied("is not the base that the inventory has on record");
+        }
+        let format = &base.record.image.format;
+        if reference.format.is_some_and(|claimed| claimed != format) {
+            return denied(&format!(
+                "is of format '{format}', not of the one that the image claims"
+            ));
+        }
+        Ok(Node::new(
+            open_layer(base, self.writable.contains(&depth), self.lock)?,
+            format,
+        ))
+    }
+
+    fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
+        let name = reference.name.escape_debug();
+        Err(Error::denied(format!(
+            "the image needs a second file \"{name}\"; images of the service are one file each"
+        )))
+    }
+}
+
+/// Opens the file of a layer under its name in the pool.
+pub(super) fn open_layer(layer: &Layer, writable: bool, lock: LockMode) -> Result<StorageRef> {
+    let access = if writable { Access::Write } else { Access::Read };
+    let file = layer.pool.open_file(&layer.record.file, access).map_err(|error| {
+        let kind = match error.code {
+            crate::ErrorCode::Denied => vdisk_engine::ErrorKind::Denied,
+            _ => vdisk_engine::ErrorKind::Io,
+        };
+        Error::new(kind, error.public)
+    })?;
+    let options = if writable {
+        FileOptions::write()
+    } else {
+        FileOptions {
+            lock,
+            ..FileOptions::read()
+        }
+    };
+    Ok(Arc::new(FileStorage::from_file(file, &layer.record.file, options)?))
+}
+
+/// A chain as the inventory has it, told layer by layer: for a new overlay whose header is not on record yet.
+pub fn explicit_node(layers: &[Layer]) -> crate::Result<Node> {
+    let mut below: Option<Node> = None;
+    for layer in layers.iter().rev() {
+        let mut node = Node::new(open_layer(layer, false, LockMode::Read)?, &layer.record.image.format);
+        node.backing = match below.take() {
+            Some(base) => BackingChoice::Explicit(Box::new(base)),
+            None => BackingChoice::None,
+        };
+        below = Some(node);
+    }
+    below.ok_or_else(|| crate::ServiceError::internal("a chain has at least one layer"))
+}

@@ -1,0 +1,18 @@
+//! From records of the inventory to open chains of the engine. The only place of the service where images are opened.
+
+mod check;
+mod create;
+mod error;
+mod facts;
+mod gate;
+mod identify;
+mod open;
+mod secrets;
+
+pub use check::check_structures;
+pub use create::{NewDisk, create_disk, publish, try_random};
+pub use facts::file_facts;
+pub use gate::explicit_node;
+pub use identify::{Identity, identify};
+pub use open::{Layer, Opening, base_changed, open_chain, was_changed_by_others};
+pub use secrets::OpenSecrets;

@@ -1,0 +1,137 @@
+use std::sync::Arc;
+
+use vdisk_engine::env::Secrets;
+use vdisk_engine::gate::Node;
+use vdisk_engine::storage::LockMode;
+use vdisk_engine::{Chain, Limits, OpenEnv};
+
+use super::OpenSecrets;
+use super::facts::stamp_of;
+use super::gate::{InventoryGate, open_layer};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::pool::PoolFolder;
+use crate::store::images::ImageRecord;
+
+/// A record with the folder that holds its file.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// The record.
+    pub record: ImageRecord,
+    /// The folder.
+    pub pool: Arc<PoolFolder>,
+}
+
+/// How to open a chain.
+#[derive(Clone)]
+pub struct Opening<'a> {
+    /// Depths to open for writing.
+    pub writable: &'a [usize],
+    /// Stop after the top layer: what is below does not matter.
+    pub top_only: bool,
+    /// Damage is what we are looking for.
+    pub for_check: bool,
+    /// Only metadata is wanted.
+    pub metadata_only: bool,
+    /// Bounds.
+    pub limits: &'a Limits,
+    /// Keys.
+    pub secrets: &'a OpenSecrets,
+}
+
+impl<'a> Opening<'a> {
+    /// For reading everything.
+    pub fn read(limits: &'a Limits, secrets: &'a OpenSecrets) -> Self {
+        Self {
+            writable: &[],
+            top_only: false,
+            for_check: false,
+            metadata_only: false,
+            limits,
+            secrets,
+        }
+    }
+}
+
+/// Opens the layers of a chain, top first, as the inventory has them.
+///
+/// # Errors
+/// `base_changed` when a base is not the file it was when its overlay was bound to it, or when headers and inventory
+/// disagree; `image_not_ready` when a file is gone; `image_busy` when somebody writes to one; what the drivers say.
+pub fn open_chain(layers: &[Layer], opening: &Opening<'_>) -> Result<Chain> {
+    let Some(top) = layers.first() else {
+        return Err(ServiceError::internal("a chain has at least one layer"));
+    };
+    let layers = if opening.top_only {
+        layers.get(..1).unwrap_or_default()
+    } else {
+        layers
+    };
+    check_bases(layers)?;
+    let lock = if opening.metadata_only {
+        LockMode::Inspect
+    } else {
+        LockMode::Read
+    };
+    let gate = InventoryGate {
+        layers,
+        writable: opening.writable,
+        lock,
+    };
+    let storage = open_layer(top, opening.writable.contains(&0), lock)?;
+    let format = &top.record.image.format;
+    let mut node = Node::new(storage, format).with_options(opening.secrets.open_options(format));
+    if opening.top_only {
+        node = node.without_backing();
+    }
+    let secrets: &dyn Secrets = opening.secrets;
+    let mut env = OpenEnv::closed(opening.limits).with_gate(&gate).with_secrets(secrets);
+    env.writable = !opening.writable.is_empty();
+    env.for_check = opening.for_check;
+    env.metadata_only = opening.metadata_only;
+    let chain = Chain::open_writable(node, &env, opening.writable)?;
+    check_depth(&chain, layers)?;
+    Ok(chain)
+}
+
+/// A base must be what it was when its overlay was bound to it: our generation, and the file as we left it.
+fn check_bases(layers: &[Layer]) -> Result<()> {
+    for pair in layers.windows(2) {
+        let [overlay, base] = pair else { continue };
+        let bound = overlay.record.backing_generation;
+        let changed_by_us = bound != Some(base.record.image.generation);
+        if changed_by_us || was_changed_by_others(base)? {
+            return Err(base_changed(base, overlay.record.image.id));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the file is another than the one we left. Unknown, so no, while a job of ours changes it.
+pub fn was_changed_by_others(layer: &Layer) -> Result<bool> {
+    let Some(left) = &layer.record.file_stamp else {
+        return Ok(false);
+    };
+    Ok(stamp_of(&layer.pool, &layer.record.file)?.is_some_and(|found| found != *left))
+}
+
+/// The error for a base that is not what an overlay was made on.
+pub fn base_changed(base: &Layer, overlay: crate::model::ImageId) -> ServiceError {
+    let public = format!(
+        "image {} is not what it was when image {overlay} was made on it; rebase with mode 'unsafe' to accept it as it is",
+        base.record.image.id
+    );
+    ServiceError::new(ErrorCode::BaseChanged, public)
+}
+
+/// A header that lost its backing reference would silently show zeros instead of the base.
+fn check_depth(chain: &Chain, layers: &[Layer]) -> Result<()> {
+    if chain.layers().len() == layers.len() {
+        return Ok(());
+    }
+    let public = format!(
+        "the files make a chain of {} layers, the inventory has {}: somebody changed a backing reference",
+        chain.layers().len(),
+        layers.len()
+    );
+    Err(ServiceError::new(ErrorCode::BaseChanged, public))
+}

@@ -1,0 +1,212 @@
+//! Commit: an overlay's content into a base below it.
+//!
+//! The overlay stays whole until the base is stable, so that the work can be done again after a crash at any point.
+//! Layers that are dropped are put aside under another name first and removed once the record says so; an attempt
+//! that finds them aside brings them back.
+
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use vdisk_engine::ops::convert::CopyOptions;
+use vdisk_engine::{Control, formats, ops};
+
+use super::context::open_patiently;
+use super::{JobContext, JobRunner, parse, plan};
+use crate::disk::{Layer, OpenSecrets, Opening, file_facts};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{ImageId, JobKind};
+use crate::pool::{FileName, PoolFolder};
+use crate::queue::{Done, Effect};
+use crate::request::CommitRequest;
+use crate::service::Inner;
+use crate::store::Tx;
+use crate::store::images::ImageRecord;
+use crate::store::jobs::NewJob;
+use crate::store::locks::LockMode;
+
+/// Runs commit jobs.
+pub struct Commit;
+
+#[derive(Serialize, Deserialize)]
+struct Payload {
+    image: ImageId,
+    depth: usize,
+    drop: bool,
+}
+
+/// Checks a request and makes a job of it.
+pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: CommitRequest) -> Result<NewJob> {
+    let chain = plan::ready_chain(tx, inner, id).await?;
+    let (depth, base) = find_base(&chain, &request)?;
+    plan::require_unprotected(base)?;
+    if !formats::by_name(&base.image.format)?.capabilities().write {
+        let public = format!("images of format '{}' cannot be written", base.image.format);
+        return Err(ServiceError::new(ErrorCode::Unsupported, public));
+    }
+    if depth > 1 && !request.drop {
+        let public = "the layers between would be left on a changed base; set drop, or commit layer by layer";
+        return Err(ServiceError::invalid("drop", public));
+    }
+    // Whatever else stands on a layer below the top would see the base change under it.
+    for pair in chain.get(..=depth).unwrap_or_default().windows(2) {
+        let [above, below] = pair else { continue };
+        tx.require_free_of_dependents(below.image.id, &[above.image.id]).await?;
+    }
+    if request.drop {
+        tx.require_free_of_dependents(id, &[]).await?;
+        for layer in chain.get(..depth).unwrap_or_default() {
+            plan::require_unprotected(layer)?;
+        }
+    }
+    let payload = Payload {
+        image: id,
+        depth,
+        drop: request.drop,
+    };
+    let mut job = plan::new_job(JobKind::Commit, &request, &payload)?;
+    let mode = |at: usize| {
+        if at <= depth {
+            LockMode::Exclusive
+        } else {
+            LockMode::Shared
+        }
+    };
+    job.locks = chain
+        .iter()
+        .enumerate()
+        .map(|(at, layer)| (layer.image.id, mode(at)))
+        .collect();
+    job.images = chain.iter().take(depth + 1).map(|layer| layer.image.id).collect();
+    job.pool = Some(base.image.pool.clone());
+    job.priority = plan::priority(request.priority)?;
+    job.rate_limit = plan::rate_limit(request.rate_limit);
+    Ok(job)
+}
+
+fn find_base<'a>(chain: &'a [ImageRecord], request: &CommitRequest) -> Result<(usize, &'a ImageRecord)> {
+    let below = || chain.iter().enumerate().skip(1);
+    let found = match request.base {
+        Some(wanted) => below().find(|(_, layer)| layer.image.id == wanted),
+        None => below().next(),
+    };
+    found.ok_or_else(|| match request.base {
+        Some(wanted) => ServiceError::invalid("base", format!("image {wanted} is not below the image in its chain")),
+        None => ServiceError::new(ErrorCode::InvalidArgument, "the image has no base to commit into"),
+    })
+}
+
+impl JobRunner for Commit {
+    fn kind(&self) -> JobKind {
+        JobKind::Commit
+    }
+
+    fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
+        async move { run(context, parse(payload)?).await }.boxed()
+    }
+}
+
+async fn run(context: JobContext, payload: Payload) -> Result<Done> {
+    let layers = context.layers(payload.image).await?;
+    let (limits, threads) = (context.inner.limits.clone(), context.inner.config.threads_per_job);
+    context.step("writing into the base").await?;
+    context.require_lease().await?;
+    let drop_layers = payload.drop;
+    let (layers, mut done) = context
+        .blocking(move |control| {
+            let done = commit(&layers, &payload, &limits, threads, control)?;
+            Ok((layers, done))
+        })
+        .await?;
+    if drop_layers {
+        context.step("dropping the overlay").await?;
+        context.require_lease().await?;
+        for (pool, file) in droppable(&layers, &done) {
+            pool.rename(&file, &FileName::trash(&file), true)?;
+            done.obsolete.push((pool, FileName::trash(&file)));
+        }
+    }
+    Ok(done)
+}
+
+fn commit(
+    layers: &[Layer],
+    payload: &Payload,
+    limits: &vdisk_engine::Limits,
+    threads: usize,
+    control: &Control,
+) -> Result<Done> {
+    let secrets = OpenSecrets::default();
+    let reading = Opening::read(limits, &secrets);
+    let options = CopyOptions {
+        workers: threads,
+        ..CopyOptions::default()
+    };
+    let chain = open_patiently(
+        layers,
+        &Opening {
+            writable: &[0, payload.depth],
+            ..reading.clone()
+        },
+        control,
+    )?;
+    ops::commit::commit(&chain, payload.depth, !payload.drop, &options, control)?;
+    drop(chain);
+    let mut effects = Vec::new();
+    let changed = |at: usize, new_content: bool| -> Result<Effect> {
+        let tail = layers.get(at..).unwrap_or_default();
+        let opening = Opening {
+            top_only: true,
+            metadata_only: true,
+            ..reading.clone()
+        };
+        let chain = open_patiently(tail, &opening, control)?;
+        let layer = tail.first().ok_or_else(|| ServiceError::internal("no such layer"))?;
+        let facts = file_facts(chain.top(), &layer.pool, &layer.record.file)?;
+        Ok(Effect::Changed {
+            image: layer.record.image.id,
+            facts,
+            new_content,
+        })
+    };
+    let base = layers
+        .get(payload.depth)
+        .ok_or_else(|| ServiceError::internal("no base"))?
+        .record
+        .image
+        .id;
+    effects.push(changed(payload.depth, true)?);
+    effects.push(Effect::Rebound(base));
+    if payload.drop {
+        effects.extend(
+            layers
+                .iter()
+                .take(payload.depth)
+                .map(|layer| Effect::Deleted(layer.record.image.id)),
+        );
+    } else {
+        effects.push(changed(0, false)?);
+    }
+    let result = json!({"image_id": base, "dropped": payload.drop});
+    Ok(Done {
+        result,
+        effects,
+        ..Done::default()
+    })
+}
+
+/// Files of the layers that the record will not have any more.
+fn droppable(layers: &[Layer], done: &Done) -> Vec<(Arc<PoolFolder>, String)> {
+    let dropped = |layer: &&Layer| {
+        done.effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Deleted(image) if *image == layer.record.image.id))
+    };
+    layers
+        .iter()
+        .filter(dropped)
+        .map(|layer| (layer.pool.clone(), layer.record.file.clone()))
+        .collect()
+}

@@ -1,0 +1,250 @@
+//! Compress: the same image in compressed form, in place.
+//!
+//! A compressed copy of the image's own layer is made beside it, checked, and put in its place by one rename. The
+//! old file stays locked until then, so that nobody changes it in between.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+use vdisk_engine::env::CreateSpec;
+use vdisk_engine::gate::{BackingChoice, Node};
+use vdisk_engine::image::ImageInfo;
+use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, convert_into};
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::NewFile;
+use vdisk_engine::{Chain, Control, OpenEnv, formats};
+
+use super::context::open_patiently;
+use super::sources::TopLayer;
+use super::{JobContext, JobRunner, parse, plan};
+use crate::clock::Timestamp;
+use crate::disk::{
+    Layer, NewDisk, OpenSecrets, Opening, check_structures, create_disk, explicit_node, file_facts, publish,
+};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{ImageId, JobKind};
+use crate::queue::{Done, Effect};
+use crate::request::{CompressRequest, CompressionAlgorithm};
+use crate::service::Inner;
+use crate::store::Tx;
+use crate::store::images::FileFacts;
+use crate::store::jobs::NewJob;
+
+/// Runs compress jobs.
+pub struct Compress;
+
+/// Properties of an image that its compressed form keeps, where the format has them. In `format-specific` the
+/// underscores are dashes.
+const KEPT: &[&str] = &["compat", "lazy_refcounts", "refcount_bits", "extended_l2"];
+
+#[derive(Serialize, Deserialize)]
+struct Payload {
+    image: ImageId,
+    algorithm: CompressionAlgorithm,
+    level: Option<i32>,
+}
+
+/// Checks a request and makes a job of it.
+pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: CompressRequest) -> Result<NewJob> {
+    let chain = plan::ready_chain(tx, inner, id).await?;
+    let top = chain.first().ok_or_else(|| ServiceError::not_found("image", id))?;
+    plan::require_unprotected(top)?;
+    let driver = formats::by_name(&top.image.format)?;
+    if !driver.capabilities().compress || !driver.capabilities().create {
+        let public = format!(
+            "format '{}' cannot hold compressed data; convert the image",
+            driver.name()
+        );
+        return Err(ServiceError::new(ErrorCode::Unsupported, public));
+    }
+    check_algorithm(driver.create_options(), request.algorithm)?;
+    let levels = match request.algorithm {
+        CompressionAlgorithm::Zlib => 0..=12,
+        CompressionAlgorithm::Zstd => 1..=22,
+    };
+    if let Some(level) = request.level.filter(|level| !levels.contains(level)) {
+        let public = format!("level {level} is not in {} to {}", levels.start(), levels.end());
+        return Err(ServiceError::invalid("level", public));
+    }
+    let payload = Payload {
+        image: id,
+        algorithm: request.algorithm,
+        level: request.level,
+    };
+    let mut job = plan::new_job(JobKind::Compress, &request, &payload)?;
+    (job.images, job.locks) = (vec![id], plan::exclusive_top(&chain));
+    job.pool = Some(top.image.pool.clone());
+    job.priority = plan::priority(request.priority)?;
+    job.rate_limit = plan::rate_limit(request.rate_limit);
+    Ok(job)
+}
+
+/// A format with one algorithm has no option for it; that one is zlib.
+fn check_algorithm(options: &[vdisk_engine::options::OptionSpec], wanted: CompressionAlgorithm) -> Result<()> {
+    let choosable = options.iter().any(|option| option.name == "compression_type");
+    if choosable || wanted == CompressionAlgorithm::Zlib {
+        return Ok(());
+    }
+    Err(ServiceError::new(ErrorCode::Unsupported, "the format knows zlib only").with_field("algorithm"))
+}
+
+impl JobRunner for Compress {
+    fn kind(&self) -> JobKind {
+        JobKind::Compress
+    }
+
+    fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
+        async move { run(context, parse(payload)?).await }.boxed()
+    }
+}
+
+async fn run(context: JobContext, payload: Payload) -> Result<Done> {
+    let image = payload.image;
+    let work = Work {
+        layers: context.layers(image).await?,
+        payload,
+        job: context.job(),
+        now: context.inner.store.now(),
+        limits: context.inner.limits.clone(),
+        threads: context.inner.config.threads_per_job,
+    };
+    let before = work.layers.first().map_or(0, |layer| layer.record.image.allocated_size);
+    context.step("compressing").await?;
+    let lease = context.clone();
+    let runtime = tokio::runtime::Handle::current();
+    // One piece on one thread: the old file's lock is held from the first read until the new file is in its place.
+    let facts = context
+        .blocking(move |control| work.run(control, &|| runtime.block_on(lease.require_lease())))
+        .await?;
+    let result = json!({"image_id": image, "allocated_before": before, "allocated_size": facts.allocated_size});
+    Ok(Done {
+        result,
+        effects: vec![Effect::Changed {
+            image,
+            facts,
+            new_content: false,
+        }],
+        ..Done::default()
+    })
+}
+
+struct Work {
+    layers: Vec<Layer>,
+    payload: Payload,
+    job: Uuid,
+    now: Timestamp,
+    limits: vdisk_engine::Limits,
+    threads: usize,
+}
+
+impl Work {
+    fn run(&self, control: &Control, require_lease: &dyn Fn() -> Result<()>) -> Result<FileFacts> {
+        let top = self.layers.first().ok_or_else(|| ServiceError::internal("no image"))?;
+        let secrets = OpenSecrets::default();
+        let opening = Opening {
+            writable: &[0],
+            ..Opening::read(&self.limits, &secrets)
+        };
+        let old = open_patiently(&self.layers, &opening, control)?;
+        let info = old.top().info()?;
+        refuse_losses(&old, &info)?;
+        let staged = self.create(&old, &info, top, &secrets)?;
+        let options = CopyOptions {
+            workers: self.threads,
+            compress: true,
+            level: self.payload.level,
+            ..CopyOptions::default()
+        };
+        let new = self.open_new(&staged, &top.record.image.format)?;
+        let below = new.below(0);
+        let target = CopyTarget {
+            image: new.top(),
+            below: &below,
+            fresh: true,
+            is_zero: self.layers.len() == 1,
+        };
+        convert_into(&TopLayer(&old), &target, &options, control)?;
+        drop(new);
+        let format = &top.record.image.format;
+        check_structures(staged.storage(), format, &self.limits, &secrets, control)?;
+        require_lease()?;
+        let storage = staged.storage();
+        publish(staged, true)?;
+        let env = OpenEnv {
+            metadata_only: true,
+            ..OpenEnv::closed(&self.limits)
+        };
+        let chain = Chain::open(Node::new(storage, format).without_backing(), &env)?;
+        file_facts(chain.top(), &top.pool, &top.record.file)
+    }
+
+    fn create(&self, old: &Chain, info: &ImageInfo, top: &Layer, secrets: &OpenSecrets) -> Result<NewFile> {
+        let driver = formats::by_name(&top.record.image.format)?;
+        let known = |name: &str| driver.create_options().iter().any(|option| option.name == name);
+        let mut options = Options::new();
+        if let Some(size) = info.cluster_size.filter(|_| known("cluster_size")) {
+            options.set("cluster_size", size.to_string());
+        }
+        for name in KEPT.iter().filter(|name| known(name)) {
+            let value = info
+                .specific
+                .as_ref()
+                .and_then(|specific| specific.get(&name.replace('_', "-")));
+            match value {
+                Some(Value::Bool(on)) => options.set(*name, if *on { "on" } else { "off" }),
+                Some(Value::String(text)) => options.set(*name, text),
+                Some(Value::Number(number)) => options.set(*name, number.to_string()),
+                _ => {}
+            }
+        }
+        if known("compression_type") {
+            options.set("compression_type", self.payload.algorithm.as_str());
+        }
+        let spec = CreateSpec {
+            virtual_size: old.virtual_size(),
+            options,
+            backing: old.top().backing(),
+        };
+        create_disk(&NewDisk {
+            pool: &top.pool,
+            file: &top.record.file,
+            maker: self.job,
+            format: driver.name(),
+            spec: &spec,
+            limits: &self.limits,
+            secrets,
+            now: self.now,
+        })
+    }
+
+    fn open_new(&self, staged: &NewFile, format: &str) -> Result<Chain> {
+        let mut node = Node::new(staged.storage(), format);
+        node.backing = match self.layers.get(1..).unwrap_or_default() {
+            [] => BackingChoice::None,
+            below => BackingChoice::Explicit(Box::new(explicit_node(below)?)),
+        };
+        Ok(Chain::open(node, &OpenEnv::closed(&self.limits).writable())?)
+    }
+}
+
+/// What a rewritten image would not have any more is a reason not to rewrite it.
+fn refuse_losses(old: &Chain, info: &ImageInfo) -> Result<()> {
+    let bitmaps = old
+        .top()
+        .bitmaps()
+        .map_or(Ok(0), |bitmaps| bitmaps.list().map(|list| list.len()))?;
+    let lost = [
+        (!info.snapshots.is_empty(), "internal snapshots"),
+        (bitmaps > 0, "dirty bitmaps"),
+        (info.encrypted, "encryption"),
+    ];
+    match lost.iter().find(|(there, _)| *there) {
+        None => Ok(()),
+        Some((_, what)) => {
+            let public = format!("the image has {what}, which compressing in place would lose; convert it instead");
+            Err(ServiceError::new(ErrorCode::Unsupported, public))
+        }
+    }
+}

@@ -1,0 +1,175 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vdisk_engine::{Chain, Control};
+
+use crate::disk::{Layer, OpenSecrets, Opening, base_changed, open_chain, was_changed_by_others};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{ImageId, ImageState, JobId};
+use crate::pool::{FileName, PoolFolder};
+use crate::queue::JobControl;
+use crate::request::SecretRefs;
+use crate::service::Inner;
+use crate::store::jobs::{Claimed, Fence};
+
+/// How long a job waits for somebody who just reads the image's metadata, or for a dying worker's file locks.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a running job has at hand.
+#[derive(Clone)]
+pub struct JobContext {
+    /// The service.
+    pub inner: Arc<Inner>,
+    fence: Fence,
+    control: Arc<JobControl>,
+}
+
+impl JobContext {
+    /// For a job that was claimed.
+    pub fn new(inner: Arc<Inner>, claimed: &Claimed, control: Arc<JobControl>) -> Self {
+        Self {
+            inner,
+            fence: claimed.fence,
+            control,
+        }
+    }
+
+    /// The job.
+    pub fn job(&self) -> JobId {
+        self.fence.job
+    }
+
+    /// The name that a new image's file gets from this attempt.
+    pub fn new_file_name(&self, image: ImageId) -> String {
+        FileName::published(image, self.fence.token)
+    }
+
+    /// Adds a line to the job's log.
+    ///
+    /// # Errors
+    /// `lease_lost`.
+    pub async fn step(&self, text: &str) -> Result<()> {
+        let mut tx = self.inner.store.begin().await?;
+        tx.record_step(self.fence, text).await?;
+        tx.commit().await
+    }
+
+    /// Runs engine code on a thread of its own.
+    ///
+    /// # Errors
+    /// What the work says; `cancelled` when the job was told to stop.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Control) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let control = self.control.for_engine();
+        let span = tracing::Span::current();
+        let done = tokio::task::spawn_blocking(move || span.in_scope(|| work(&control))).await;
+        done.map_err(|error| ServiceError::internal(format!("the job's thread ended: {error}")))?
+    }
+
+    /// Last question before something becomes visible: is the job still ours, and still wanted?
+    ///
+    /// # Errors
+    /// `lease_lost`, `cancelled`.
+    pub async fn require_lease(&self) -> Result<()> {
+        self.control.for_engine().check_cancelled()?;
+        let mut tx = self.inner.store.begin().await?;
+        tx.renew(self.fence, self.inner.config.lease).await?;
+        tx.commit().await
+    }
+
+    /// The chain of an image as the inventory has it.
+    pub async fn layers(&self, image: ImageId) -> Result<Vec<Layer>> {
+        self.inner.layers(image).await
+    }
+
+    /// The values of the secrets that a request named.
+    pub async fn secrets(&self, refs: &SecretRefs) -> Result<OpenSecrets> {
+        self.inner.open_secrets(refs).await
+    }
+
+    /// Before the first change: makes sure that what others build on is as we left it, and notes that it may be
+    /// different from now on until the job ends.
+    ///
+    /// # Errors
+    /// `base_changed`.
+    pub async fn prepare_changes(&self) -> Result<()> {
+        let images = self.inner.store.job(self.job()).await?.image_ids;
+        let mut tx = self.inner.store.begin().await?;
+        tx.require_fence(self.fence).await?;
+        for image in images {
+            let Some(record) = tx
+                .any_image(image)
+                .await?
+                .filter(|record| record.image.state == ImageState::Busy)
+            else {
+                continue;
+            };
+            let dependents = tx.dependents(image).await?;
+            let layer = Layer {
+                pool: pool_of(&self.inner, &record.image.pool)?,
+                record,
+            };
+            if let Some(overlay) = dependents
+                .first()
+                .filter(|_| was_changed_by_others(&layer).unwrap_or(false))
+            {
+                return Err(base_changed(&layer, *overlay));
+            }
+        }
+        tx.forget_stamps(self.job()).await?;
+        tx.commit().await
+    }
+
+    /// Removes what an earlier attempt of this job left, and brings back what it was about to delete.
+    pub async fn sweep(&self) -> Result<()> {
+        let images = self.inner.store.job(self.job()).await?.image_ids;
+        for pool in self.inner.pools.values() {
+            let records = self.inner.store.pool_records(pool.name()).await?;
+            let made = |image| {
+                let ours = self.job().to_string();
+                records
+                    .iter()
+                    .any(|r| r.image.id == image && r.reserved_by.as_ref() == Some(&ours))
+            };
+            for name in pool.file_names()? {
+                match FileName::parse(&name) {
+                    FileName::Staged { maker, .. } if maker == self.job() => drop(pool.remove(&name)?),
+                    FileName::Published(image) if made(image) => drop(pool.remove(&name)?),
+                    FileName::Trash(file) if records.iter().any(|r| r.file == file && images.contains(&r.image.id)) => {
+                        pool.rename(&name, &file, false)?;
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens a chain, waiting a little for locks of others to go.
+///
+/// # Errors
+/// As [`open_chain`].
+pub fn open_patiently(layers: &[Layer], opening: &Opening<'_>, control: &Control) -> Result<Chain> {
+    let start = Instant::now();
+    loop {
+        match open_chain(layers, opening) {
+            Err(error) if error.code == ErrorCode::ImageBusy && start.elapsed() < LOCK_PATIENCE => {
+                control.check_cancelled()?;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            other => return other,
+        }
+    }
+}
+
+/// The folder of a pool by name.
+pub fn pool_of(inner: &Inner, name: &str) -> Result<Arc<PoolFolder>> {
+    inner
+        .pools
+        .get(name)
+        .cloned()
+        .ok_or_else(|| ServiceError::not_found("pool", name))
+}

@@ -1,0 +1,286 @@
+//! Convert: a new image with the content of another.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+use vdisk_engine::env::CreateSpec;
+use vdisk_engine::gate::{BackingChoice, Node};
+use vdisk_engine::image::BackingReference;
+use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, convert, convert_into};
+use vdisk_engine::storage::NewFile;
+use vdisk_engine::{Chain, Control, OpenEnv};
+
+use super::context::{open_patiently, pool_of};
+use super::sources::DifferenceTo;
+use super::{JobContext, JobRunner, parse, plan};
+use crate::clock::Timestamp;
+use crate::disk::{Layer, NewDisk, OpenSecrets, Opening, check_structures, create_disk, file_facts, publish};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{ImageId, JobKind};
+use crate::pool::{PoolFolder, check_image_name};
+use crate::queue::{Done, Effect};
+use crate::request::ConvertRequest;
+use crate::service::Inner;
+use crate::store::Tx;
+use crate::store::images::{Backing, FileFacts, NewImage, Origin};
+use crate::store::jobs::NewJob;
+
+/// Runs convert jobs.
+pub struct Convert;
+
+#[derive(Serialize, Deserialize)]
+struct Payload {
+    source: ImageId,
+    target: ImageId,
+    pool: String,
+    request: ConvertRequest,
+}
+
+/// Checks a request and makes a job of it.
+pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, request: ConvertRequest) -> Result<NewJob> {
+    check_image_name(&request.name)?;
+    let chain = plan::ready_chain(tx, inner, source).await?;
+    let top = chain.first().ok_or_else(|| ServiceError::not_found("image", source))?;
+    let pool = request.pool.clone().unwrap_or_else(|| top.image.pool.clone());
+    pool_of(inner, &pool)?;
+    let driver = plan::creatable(&request.format, &request.options)?;
+    let can = driver.capabilities();
+    let unsupported = |what: &str| {
+        ServiceError::new(
+            ErrorCode::Unsupported,
+            format!("format '{}' cannot {what}", driver.name()),
+        )
+        .with_field("format")
+    };
+    if request.compress && !can.compress {
+        return Err(unsupported("hold compressed data"));
+    }
+    if request.backing.is_some() && !can.backing {
+        return Err(unsupported("have a backing file"));
+    }
+    plan::require_secrets(inner, &request.secrets).await?;
+    let target = Uuid::now_v7();
+    let mut locks: Vec<_> = plan::shared(&chain).collect();
+    let mut images = vec![source, target];
+    let backing = match request.backing {
+        Some(base) => {
+            let below = plan::ready_chain(tx, inner, base).await?;
+            locks.extend(plan::shared(&below));
+            images.push(base);
+            let base = below.first().ok_or_else(|| ServiceError::not_found("image", base))?;
+            plan::require_same_pool(&pool, base)?;
+            let (id, generation) = (base.image.id, base.image.generation);
+            Some(Backing {
+                id,
+                generation,
+                name: base.file.clone(),
+            })
+        }
+        None => None,
+    };
+    let payload = Payload {
+        source,
+        target,
+        pool: pool.clone(),
+        request: request.clone(),
+    };
+    let mut job = plan::new_job(JobKind::Convert, &request, &payload)?;
+    job.makes = Some(NewImage {
+        id: target,
+        name: request.name.clone(),
+        pool: pool.clone(),
+        file: target.to_string(),
+        format: driver.name().to_owned(),
+        labels: request.labels.clone(),
+        backing,
+        origin: Origin::ReservedBy(job.id),
+    });
+    (job.pool, job.images, job.locks) = (Some(pool), images, locks);
+    job.priority = plan::priority(request.priority)?;
+    job.rate_limit = plan::rate_limit(request.rate_limit);
+    Ok(job)
+}
+
+impl JobRunner for Convert {
+    fn kind(&self) -> JobKind {
+        JobKind::Convert
+    }
+
+    fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
+        run(context, payload).boxed()
+    }
+}
+
+async fn run(context: JobContext, payload: Value) -> Result<Done> {
+    let payload: Payload = parse(payload)?;
+    let target = payload.target;
+    let file = context.new_file_name(target);
+    let work = Work {
+        source: context.layers(payload.source).await?,
+        base: match payload.request.backing {
+            Some(base) => context.layers(base).await?,
+            None => Vec::new(),
+        },
+        pool: pool_of(&context.inner, &payload.pool)?,
+        secrets: context.secrets(&payload.request.secrets).await?,
+        job: context.job(),
+        now: context.inner.store.now(),
+        limits: context.inner.limits.clone(),
+        threads: context.inner.config.threads_per_job,
+        file: file.clone(),
+        request: payload.request,
+    };
+    let pool = work.pool.clone();
+    context.step("copying").await?;
+    let (staged, work) = context.blocking(move |control| Ok((work.fill(control)?, work))).await?;
+    context.step("checking the new image").await?;
+    let (staged, work) = context
+        .blocking(move |control| {
+            check_structures(
+                staged.storage(),
+                &work.request.format,
+                &work.limits,
+                &work.secrets,
+                control,
+            )?;
+            Ok((staged, work))
+        })
+        .await?;
+    context.require_lease().await?;
+    let facts = context.blocking(move |_| work.publish(staged)).await?;
+    Ok(Done {
+        result: json!({"image_id": target, "virtual_size": facts.virtual_size, "allocated_size": facts.allocated_size}),
+        effects: vec![Effect::Published {
+            image: target,
+            file: file.clone(),
+            facts,
+        }],
+        published: vec![(pool, file)],
+        ..Done::default()
+    })
+}
+
+/// Everything the engine's part needs, on its own thread.
+struct Work {
+    source: Vec<Layer>,
+    base: Vec<Layer>,
+    pool: std::sync::Arc<PoolFolder>,
+    secrets: OpenSecrets,
+    job: Uuid,
+    now: Timestamp,
+    limits: vdisk_engine::Limits,
+    threads: usize,
+    file: String,
+    request: ConvertRequest,
+}
+
+impl Work {
+    fn fill(&self, control: &Control) -> Result<NewFile> {
+        let reading = Opening::read(&self.limits, &self.secrets);
+        let source = self.at_snapshot(open_patiently(&self.source, &reading, control)?)?;
+        let staged = self.create(source.virtual_size())?;
+        let options = CopyOptions {
+            workers: self.threads,
+            compress: self.request.compress,
+            ..CopyOptions::default()
+        };
+        let target = self.open_target(&staged, true)?;
+        if self.base.is_empty() {
+            convert(&source, target.top(), &options, control)?;
+        } else {
+            let base = open_patiently(&self.base, &reading, control)?;
+            let difference = DifferenceTo {
+                image: &source,
+                base: &base,
+            };
+            let below = target.below(0);
+            let into = CopyTarget {
+                image: target.top(),
+                below: &below,
+                fresh: true,
+                is_zero: false,
+            };
+            convert_into(&difference, &into, &options, control)?;
+        }
+        Ok(staged)
+    }
+
+    /// The source as it was at the wanted snapshot.
+    fn at_snapshot(&self, chain: Chain) -> Result<Chain> {
+        let Some(name) = &self.request.snapshot else {
+            return Ok(chain);
+        };
+        let none = || ServiceError::not_found("snapshot", name).with_field("snapshot");
+        let old = chain
+            .top()
+            .snapshots()
+            .ok_or_else(none)?
+            .open(name)
+            .map_err(|_| none())?;
+        let mut layers = chain.into_layers();
+        if let Some(top) = layers.first_mut() {
+            *top = old;
+        }
+        Ok(Chain::from_layers(layers)?)
+    }
+
+    fn create(&self, virtual_size: u64) -> Result<NewFile> {
+        let backing = self.base.first().map(|base| BackingReference {
+            name: base.record.file.clone(),
+            format: Some(base.record.image.format.clone()),
+        });
+        let spec = CreateSpec {
+            virtual_size,
+            options: plan::engine_options(&self.request.options),
+            backing,
+        };
+        create_disk(&NewDisk {
+            pool: &self.pool,
+            file: &self.file,
+            maker: self.job,
+            format: &self.request.format,
+            spec: &spec,
+            limits: &self.limits,
+            secrets: &self.secrets,
+            now: self.now,
+        })
+    }
+
+    /// Opens the new file with its base below, which is named by nobody but us.
+    fn open_target(&self, staged: &NewFile, writable: bool) -> Result<Chain> {
+        let driver = vdisk_engine::formats::by_name(&self.request.format)?;
+        let known = driver.open_options();
+        let chosen = self
+            .request
+            .options
+            .iter()
+            .filter(|(name, _)| known.iter().any(|option| option.name == name.as_str()));
+        let options = chosen.fold(vdisk_engine::options::Options::new(), |all, (name, value)| {
+            all.with(name, value)
+        });
+        let mut node = Node::new(staged.storage(), driver.name()).with_options(options);
+        node.backing = match self.base.as_slice() {
+            [] => BackingChoice::None,
+            base => BackingChoice::Explicit(Box::new(crate::disk::explicit_node(base)?)),
+        };
+        let env = OpenEnv {
+            writable,
+            ..OpenEnv::closed(&self.limits).with_secrets(&self.secrets)
+        };
+        Ok(Chain::open(node, &env)?)
+    }
+
+    fn publish(&self, staged: NewFile) -> Result<FileFacts> {
+        let storage = staged.storage();
+        publish(staged, false)?;
+        let node = Node::new(storage, &self.request.format).without_backing();
+        let env = OpenEnv {
+            metadata_only: true,
+            ..OpenEnv::closed(&self.limits).with_secrets(&self.secrets)
+        };
+        let chain = Chain::open(node, &env)?;
+        file_facts(chain.top(), &self.pool, &self.file)
+    }
+}

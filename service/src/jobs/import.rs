@@ -1,0 +1,176 @@
+//! Import: a file that lies in the pool's folder becomes an image, as it is or converted on the way.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use uuid::Uuid;
+use vdisk_engine::storage::{FileOptions, FileStorage};
+use vdisk_engine::{Control, Limits, StorageRef};
+
+use super::context::pool_of;
+use super::{JobContext, JobRunner, parse, plan};
+use crate::disk::{OpenSecrets, check_structures, identify};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{ImageId, JobKind};
+use crate::pool::{Access, PoolFolder, check_file_name, check_image_name};
+use crate::queue::{Done, Effect};
+use crate::request::ImportImage;
+use crate::service::Inner;
+use crate::store::Tx;
+use crate::store::images::{Backing, FileFacts, NewImage, Origin};
+use crate::store::jobs::NewJob;
+
+/// Runs import jobs.
+pub struct Import;
+
+#[derive(Serialize, Deserialize)]
+struct Payload {
+    image: ImageId,
+    pool: String,
+    file: String,
+    format: Option<String>,
+    backing: Option<ImageId>,
+}
+
+/// Checks a request and makes a job of it.
+pub async fn plan(tx: &mut Tx, inner: &Inner, pool: &str, file: &str, request: ImportImage) -> Result<NewJob> {
+    check_image_name(&request.name)?;
+    check_file_name(file)?;
+    // Opened once to say at once what is wrong with the name; the job opens it again.
+    pool_of(inner, pool)?.open_file(file, Access::Read)?;
+    let image = Uuid::now_v7();
+    let mut locks = Vec::new();
+    let mut images = vec![image];
+    let backing = match request.backing {
+        Some(base) => {
+            let below = plan::ready_chain(tx, inner, base).await?;
+            let base = below.first().ok_or_else(|| ServiceError::not_found("image", base))?;
+            plan::require_same_pool(pool, base)?;
+            locks.extend(plan::shared(&below));
+            images.push(base.image.id);
+            // The name in the header becomes known when the file is looked at.
+            Some(Backing {
+                id: base.image.id,
+                generation: base.image.generation,
+                name: String::new(),
+            })
+        }
+        None => None,
+    };
+    let payload = Payload {
+        image,
+        pool: pool.to_owned(),
+        file: file.to_owned(),
+        format: request.format.clone(),
+        backing: request.backing,
+    };
+    let mut job = plan::new_job(JobKind::Import, &request, &payload)?;
+    job.makes = Some(NewImage {
+        id: image,
+        name: request.name,
+        pool: pool.to_owned(),
+        file: file.to_owned(),
+        format: request.format.unwrap_or_default(),
+        labels: request.labels,
+        backing,
+        origin: Origin::ReservedBy(job.id),
+    });
+    (job.pool, job.images, job.locks) = (Some(pool.to_owned()), images, locks);
+    Ok(job)
+}
+
+impl JobRunner for Import {
+    fn kind(&self) -> JobKind {
+        JobKind::Import
+    }
+
+    fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
+        async move { run(context, parse(payload)?).await }.boxed()
+    }
+}
+
+async fn run(context: JobContext, payload: Payload) -> Result<Done> {
+    let pool = pool_of(&context.inner, &payload.pool)?;
+    let limits = context.inner.limits.clone();
+    let (image, file) = (payload.image, payload.file.clone());
+    let base = match payload.backing {
+        Some(base) => Some(context.inner.store.image(base).await?),
+        None => None,
+    };
+    context.step("looking at the file").await?;
+    let (claimed, wanted) = (payload.format, payload.backing.is_some());
+    let taken =
+        context.blocking(move |control| take_in(&pool, &payload.file, claimed.as_deref(), wanted, &limits, control));
+    let taken = taken.await?;
+    let mut effects = vec![Effect::Published {
+        image,
+        file,
+        facts: taken.facts.clone(),
+    }];
+    if let (Some(base), Some(name)) = (base, taken.backing_name) {
+        let (id, generation) = (base.image.id, base.image.generation);
+        effects.push(Effect::Rebased {
+            image,
+            backing: Some(Backing { id, generation, name }),
+        });
+    }
+    let result = json!({"image_id": image, "format": taken.facts.format, "virtual_size": taken.facts.virtual_size});
+    Ok(Done {
+        result,
+        effects,
+        ..Done::default()
+    })
+}
+
+/// A file that may become an image.
+pub struct TakenIn {
+    /// What it is like.
+    pub facts: FileFacts,
+    /// The base its header names.
+    pub backing_name: Option<String>,
+}
+
+/// Looks at a file of a pool: of which format it is, whether it is sound, and whether it needs no other files than a
+/// base that is known when `backing_wanted`.
+///
+/// # Errors
+/// `format_mismatch`, `denied`, `corrupt_image`, `unsupported`, `invalid_argument` when a base was named for a file
+/// that has none.
+pub fn take_in(
+    pool: &Arc<PoolFolder>,
+    file: &str,
+    claimed: Option<&str>,
+    backing_wanted: bool,
+    limits: &Limits,
+    control: &Control,
+) -> Result<TakenIn> {
+    let handle = pool.open_file(file, Access::Read)?;
+    let storage: StorageRef = Arc::new(FileStorage::from_file(handle, file, FileOptions::read())?);
+    let identity = identify(storage.clone(), claimed, limits)?;
+    match (&identity.backing, backing_wanted) {
+        (Some(backing), false) => {
+            let name = backing.name.escape_debug().to_string();
+            let public =
+                format!("the file is an overlay on \"{name}\"; name the image that stands for it as 'backing'");
+            return Err(ServiceError::new(ErrorCode::Denied, public).with_field("backing"));
+        }
+        (None, true) => {
+            return Err(ServiceError::invalid(
+                "backing",
+                "the file has no backing reference, so it takes no base",
+            ));
+        }
+        _ => {}
+    }
+    let secrets = OpenSecrets::default();
+    if !identity.encrypted {
+        check_structures(storage.clone(), &identity.format, limits, &secrets, control)?;
+    }
+    let facts = identity.facts(storage, pool, file, limits)?;
+    Ok(TakenIn {
+        facts,
+        backing_name: identity.backing.map(|backing| backing.name),
+    })
+}

@@ -1,0 +1,90 @@
+//! The kinds of job: one file each, with its plan (checked and queued in one transaction), its run and its tests.
+//! Adding one is a file and a line in [`KINDS`].
+
+mod check;
+mod commit;
+mod compare;
+mod compress;
+mod context;
+mod convert;
+mod flatten;
+mod import;
+mod plan;
+mod rebase;
+mod resize;
+mod scan;
+mod sources;
+
+use futures::future::BoxFuture;
+use serde_json::Value;
+
+pub use context::JobContext;
+
+use crate::error::{Result, ServiceError};
+use crate::model::JobKind;
+use crate::queue::Done;
+
+pub use self::check::plan as plan_check;
+pub use self::commit::plan as plan_commit;
+pub use self::compare::plan as plan_compare;
+pub use self::compress::plan as plan_compress;
+pub use self::convert::plan as plan_convert;
+pub use self::flatten::plan as plan_flatten;
+pub use self::import::plan as plan_import;
+pub use self::import::take_in;
+pub use self::plan::{
+    creatable, engine_options, priority as check_priority, require_ready, require_same_pool, require_secrets,
+    require_unprotected,
+};
+pub use self::rebase::plan as plan_rebase;
+pub use self::resize::plan as plan_resize;
+pub use self::scan::plan as plan_scan;
+
+/// Does one kind of work.
+pub trait JobRunner: Sync {
+    /// Which.
+    fn kind(&self) -> JobKind;
+    /// Does it. May be called again with the same payload after a worker died at any point of an earlier call.
+    fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>>;
+}
+
+/// All kinds.
+const KINDS: &[&dyn JobRunner] = &[
+    &check::Check,
+    &commit::Commit,
+    &compare::Compare,
+    &compress::Compress,
+    &convert::Convert,
+    &flatten::Flatten,
+    &import::Import,
+    &rebase::Rebase,
+    &resize::Resize,
+    &scan::Scan,
+];
+
+/// The runner of a kind.
+pub fn find(kind: JobKind) -> Result<&'static dyn JobRunner> {
+    let found = KINDS.iter().find(|runner| runner.kind() == kind).copied();
+    found.ok_or_else(|| ServiceError::internal(format!("no runner for jobs of kind {kind}")))
+}
+
+/// Reads a payload that the same program wrote.
+fn parse<T: serde::de::DeserializeOwned>(payload: Value) -> Result<T> {
+    serde_json::from_value(payload).map_err(|error| ServiceError::internal(format!("the job's payload: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_one_runner() {
+        for kind in JobKind::ALL {
+            assert_eq!(
+                KINDS.iter().filter(|runner| runner.kind() == *kind).count(),
+                1,
+                "{kind}"
+            );
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What the plans of the jobs have in common. A plan runs in the transaction that queues the job.
+
+use serde::Serialize;
+use serde_json::Value;
+use uuid::Uuid;
+use vdisk_engine::formats::{self, FormatDriver};
+
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{ImageId, ImageState, JobKind};
+use crate::request::{Options, SecretRefs};
+use crate::service::Inner;
+use crate::store::Tx;
+use crate::store::images::ImageRecord;
+use crate::store::jobs::NewJob;
+use crate::store::locks::LockMode;
+
+/// A job without locks, images and payload yet.
+pub fn new_job(kind: JobKind, request: &impl Serialize, payload: &impl Serialize) -> Result<NewJob> {
+    let json = |value: std::result::Result<Value, serde_json::Error>| value.map_err(ServiceError::internal);
+    Ok(NewJob {
+        id: Uuid::now_v7(),
+        kind,
+        pool: None,
+        request: json(serde_json::to_value(request))?,
+        payload: json(serde_json::to_value(payload))?,
+        images: Vec::new(),
+        locks: Vec::new(),
+        makes: None,
+        priority: 0,
+        rate_limit: None,
+    })
+}
+
+/// The chain of an image, all of it there.
+///
+/// # Errors
+/// `not_found`, `image_not_ready`, `limit_exceeded`.
+pub async fn ready_chain(tx: &mut Tx, inner: &Inner, id: ImageId) -> Result<Vec<ImageRecord>> {
+    let chain = tx.chain(id, inner.config.limits.chain_depth).await?;
+    for layer in &chain {
+        require_ready(layer)?;
+    }
+    Ok(chain)
+}
+
+/// Refuses an image that has no content to work with.
+///
+/// # Errors
+/// `image_not_ready`.
+pub fn require_ready(record: &ImageRecord) -> Result<()> {
+    let state = record.image.state;
+    if matches!(state, ImageState::Ready | ImageState::Busy) && record.reserved_by.is_none() {
+        return Ok(());
+    }
+    let public = format!("image {} is in state '{state}'", record.image.id);
+    Err(ServiceError::new(ErrorCode::ImageNotReady, public))
+}
+
+/// Refuses to change what is protected.
+///
+/// # Errors
+/// `image_protected`.
+pub fn require_unprotected(record: &ImageRecord) -> Result<()> {
+    if !record.image.protected {
+        return Ok(());
+    }
+    let public = format!("image {} is protected; take the protection off first", record.image.id);
+    Err(ServiceError::new(ErrorCode::ImageProtected, public))
+}
+
+/// Refuses an overlay and a base in different pools: the name in the overlay's header would not lead to the base.
+///
+/// # Errors
+/// `unsupported`.
+pub fn require_same_pool(pool: &str, base: &ImageRecord) -> Result<()> {
+    if base.image.pool == pool {
+        return Ok(());
+    }
+    let public = format!(
+        "the base lies in pool '{}', the overlay in pool '{pool}'; both must be in one",
+        base.image.pool
+    );
+    Err(ServiceError::new(ErrorCode::Unsupported, public).with_field("backing"))
+}
+
+/// Locks to read every layer of a chain.
+pub fn shared(chain: &[ImageRecord]) -> impl Iterator<Item = (ImageId, LockMode)> + '_ {
+    chain.iter().map(|layer| (layer.image.id, LockMode::Shared))
+}
+
+/// Locks to change the first layer of a chain and read the others.
+pub fn exclusive_top(chain: &[ImageRecord]) -> Vec<(ImageId, LockMode)> {
+    let mode = |depth| {
+        if depth == 0 {
+            LockMode::Exclusive
+        } else {
+            LockMode::Shared
+        }
+    };
+    chain
+        .iter()
+        .enumerate()
+        .map(|(depth, layer)| (layer.image.id, mode(depth)))
+        .collect()
+}
+
+/// The driver of a format, and that it takes the options.
+///
+/// # Errors
+/// `unsupported` for an unknown format or one that cannot be created; `invalid_argument` for an option.
+pub fn creatable(format: &str, options: &Options) -> Result<&'static dyn FormatDriver> {
+    let unsupported = |public: String| ServiceError::new(ErrorCode::Unsupported, public).with_field("format");
+    let driver = formats::by_name(format).map_err(|error| unsupported(error.to_string()))?;
+    if !driver.capabilities().create {
+        return Err(unsupported(format!(
+            "images of format '{}' cannot be created",
+            driver.name()
+        )));
+    }
+    let checked = engine_options(options).check(driver.create_options(), driver.name());
+    checked.map_err(|error| ServiceError::from(error).with_field("options"))?;
+    Ok(driver)
+}
+
+/// Options as the engine takes them.
+pub fn engine_options(options: &Options) -> vdisk_engine::options::Options {
+    options
+        .iter()
+        .fold(vdisk_engine::options::Options::new(), |all, (name, value)| {
+            all.with(name, value)
+        })
+}
+
+/// Refuses secrets that do not exist.
+///
+/// # Errors
+/// `not_found`.
+pub async fn require_secrets(inner: &Inner, secrets: &SecretRefs) -> Result<()> {
+    for id in secrets.values() {
+        inner
+            .store
+            .secret(*id)
+            .await
+            .map_err(|error| error.with_field("secrets"))?;
+    }
+    Ok(())
+}
+
+/// A priority within bounds.
+///
+/// # Errors
+/// `invalid_argument`.
+pub fn priority(wanted: Option<i32>) -> Result<i32> {
+    let priority = wanted.unwrap_or(0);
+    if (-1000..=1000).contains(&priority) {
+        return Ok(priority);
+    }
+    Err(ServiceError::invalid(
+        "priority",
+        "a priority lies between -1000 and 1000",
+    ))
+}
+
+/// A rate limit; 0 means none.
+pub fn rate_limit(wanted: Option<u64>) -> Option<u64> {
+    wanted.filter(|limit| *limit > 0)
+}

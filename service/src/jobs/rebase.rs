@@ -1,0 +1,244 @@
+//! Rebase: an overlay on another base.
+//!
+//! After a crash the header says how far it came: while it names the old base nothing is decided and the work is done
+//! again; once it names the new one all data is in place and only the record is missing.
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use vdisk_engine::image::BackingReference;
+use vdisk_engine::ops::convert::CopyOptions;
+use vdisk_engine::{Chain, Control, formats, ops};
+
+use super::context::open_patiently;
+use super::{JobContext, JobRunner, parse, plan};
+use crate::disk::{Layer, OpenSecrets, Opening, file_facts};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{ImageId, JobKind};
+use crate::queue::{Done, Effect};
+use crate::request::{RebaseMode, RebaseRequest};
+use crate::service::Inner;
+use crate::store::Tx;
+use crate::store::images::{Backing, ImageRecord};
+use crate::store::jobs::NewJob;
+
+/// Runs rebase jobs.
+pub struct Rebase;
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Payload {
+    pub image: ImageId,
+    pub backing: Option<ImageId>,
+    pub mode: RebaseMode,
+}
+
+/// Checks a request and makes a job of it.
+pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: RebaseRequest) -> Result<NewJob> {
+    let chain = match request.mode {
+        RebaseMode::Safe => plan::ready_chain(tx, inner, id).await?,
+        // The old base may be changed or gone: it is not looked at.
+        RebaseMode::Unsafe => vec![tx.image(id).await?],
+    };
+    let top = chain.first().ok_or_else(|| ServiceError::not_found("image", id))?;
+    plan::require_ready(top)?;
+    plan::require_unprotected(top)?;
+    require_can_rebase(top)?;
+    if request.mode == RebaseMode::Unsafe {
+        tx.require_free_of_dependents(id, &[]).await?;
+    }
+    let payload = Payload {
+        image: id,
+        backing: request.backing,
+        mode: request.mode,
+    };
+    let mut job = plan::new_job(JobKind::Rebase, &request, &payload)?;
+    job.images = vec![id];
+    job.locks = plan::exclusive_top(&chain);
+    if let Some(base) = request.backing {
+        let below = plan::ready_chain(tx, inner, base).await?;
+        if below.iter().any(|layer| layer.image.id == id) {
+            let public = format!("image {base} is built on image {id}; a chain must not contain itself");
+            return Err(ServiceError::new(ErrorCode::ConflictCycle, public).with_field("backing"));
+        }
+        if below.len() >= inner.config.limits.chain_depth {
+            return Err(ServiceError::new(
+                ErrorCode::LimitExceeded,
+                "the new chain would be too deep",
+            ));
+        }
+        if let Some(base) = below.first() {
+            plan::require_same_pool(&top.image.pool, base)?;
+        }
+        job.images.push(base);
+        job.locks.extend(plan::shared(&below));
+    }
+    job.pool = Some(top.image.pool.clone());
+    job.priority = plan::priority(request.priority)?;
+    job.rate_limit = plan::rate_limit(request.rate_limit);
+    Ok(job)
+}
+
+pub(super) fn require_can_rebase(record: &ImageRecord) -> Result<()> {
+    if formats::by_name(&record.image.format)?.capabilities().change_backing {
+        return Ok(());
+    }
+    let public = format!(
+        "the base of an image of format '{}' cannot be changed",
+        record.image.format
+    );
+    Err(ServiceError::new(ErrorCode::Unsupported, public))
+}
+
+impl JobRunner for Rebase {
+    fn kind(&self) -> JobKind {
+        JobKind::Rebase
+    }
+
+    fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
+        async move { run(context, parse(payload)?).await }.boxed()
+    }
+}
+
+pub(super) async fn run(context: JobContext, payload: Payload) -> Result<Done> {
+    let work = Work {
+        image: match payload.mode {
+            RebaseMode::Safe => context.layers(payload.image).await?,
+            RebaseMode::Unsafe => context.layers(payload.image).await?.into_iter().take(1).collect(),
+        },
+        base: match payload.backing {
+            Some(base) => context.layers(base).await?,
+            None => Vec::new(),
+        },
+        mode: payload.mode,
+        limits: context.inner.limits.clone(),
+        threads: context.inner.config.threads_per_job,
+    };
+    context
+        .step(if work.base.is_empty() {
+            "copying what the bases hold"
+        } else {
+            "copying what differs"
+        })
+        .await?;
+    context.require_lease().await?;
+    context.blocking(move |control| work.run(control)).await
+}
+
+struct Work {
+    image: Vec<Layer>,
+    base: Vec<Layer>,
+    mode: RebaseMode,
+    limits: vdisk_engine::Limits,
+    threads: usize,
+}
+
+impl Work {
+    fn run(&self, control: &Control) -> Result<Done> {
+        let secrets = OpenSecrets::default();
+        let reading = Opening::read(&self.limits, &secrets);
+        let top = self.image.first().ok_or_else(|| ServiceError::internal("no image"))?;
+        let wanted = self.base.first().map(|base| BackingReference {
+            name: base.record.file.clone(),
+            format: Some(base.record.image.format.clone()),
+        });
+        let mut effects = Vec::new();
+        let mut generation = self.base.first().map_or(0, |base| base.record.image.generation);
+        let header = open_patiently(
+            &self.image,
+            &Opening {
+                top_only: true,
+                metadata_only: true,
+                ..reading.clone()
+            },
+            control,
+        )?;
+        let named = header.top().backing();
+        drop(header);
+        let switched = named == wanted && named.as_ref().map(|named| &named.name) != top.record.backing_name.as_ref();
+        if self.mode == RebaseMode::Unsafe {
+            self.set_header(wanted.as_ref(), &reading, control)?;
+            if let Some(refreshed) = self.refresh_base(&reading, control)? {
+                generation += 1;
+                effects.push(refreshed);
+            }
+        } else if !switched {
+            self.copy(wanted.as_ref(), &reading, control)?;
+        }
+        let opening = Opening {
+            top_only: true,
+            metadata_only: true,
+            ..reading
+        };
+        let chain = open_patiently(&self.image, &opening, control)?;
+        let (image, file) = (top.record.image.id, &top.record.file);
+        let facts = file_facts(chain.top(), &top.pool, file)?;
+        let backing = self.base.first().map(|base| Backing {
+            id: base.record.image.id,
+            generation,
+            name: base.record.file.clone(),
+        });
+        let result = json!({"image_id": image, "backing_id": backing.as_ref().map(|backing| backing.id)});
+        effects.push(Effect::Rebased { image, backing });
+        effects.push(Effect::Changed {
+            image,
+            facts,
+            new_content: self.mode == RebaseMode::Unsafe,
+        });
+        Ok(Done {
+            result,
+            effects,
+            ..Done::default()
+        })
+    }
+
+    fn set_header(&self, wanted: Option<&BackingReference>, reading: &Opening<'_>, control: &Control) -> Result<()> {
+        let opening = Opening {
+            top_only: true,
+            writable: &[0],
+            ..reading.clone()
+        };
+        let chain = open_patiently(&self.image, &opening, control)?;
+        Ok(ops::rebase::rebase_unsafe(chain.top(), wanted)?)
+    }
+
+    fn copy(&self, wanted: Option<&BackingReference>, reading: &Opening<'_>, control: &Control) -> Result<()> {
+        let chain = open_patiently(
+            &self.image,
+            &Opening {
+                writable: &[0],
+                ..reading.clone()
+            },
+            control,
+        )?;
+        let base: Option<Chain> = match self.base.is_empty() {
+            true => None,
+            false => Some(open_patiently(&self.base, reading, control)?),
+        };
+        let options = CopyOptions {
+            workers: self.threads,
+            ..CopyOptions::default()
+        };
+        Ok(ops::rebase::rebase(&chain, base.as_ref(), wanted, &options, control)?)
+    }
+
+    /// Unsafe mode takes a base that somebody changed as it is: the inventory learns what it is like now.
+    fn refresh_base(&self, reading: &Opening<'_>, control: &Control) -> Result<Option<Effect>> {
+        let Some(base) = self.base.first() else { return Ok(None) };
+        let opening = Opening {
+            top_only: true,
+            metadata_only: true,
+            ..reading.clone()
+        };
+        let chain = open_patiently(&self.base, &opening, control)?;
+        let facts = file_facts(chain.top(), &base.pool, &base.record.file)?;
+        if Some(&facts.stamp) == base.record.file_stamp.as_ref() {
+            return Ok(None);
+        }
+        Ok(Some(Effect::Changed {
+            image: base.record.image.id,
+            facts,
+            new_content: true,
+        }))
+    }
+}

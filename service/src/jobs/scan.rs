@@ -1,0 +1,247 @@
+//! Scan: files found in a pool become images, with their chains.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+use vdisk_engine::storage::{FileOptions, FileStorage};
+use vdisk_engine::{Control, Limits, StorageRef};
+
+use super::context::pool_of;
+use super::{JobContext, JobRunner, parse, plan};
+use crate::disk::{Identity, identify};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{JobKind, Labels};
+use crate::pool::{Access, FileName, PoolFolder, check_image_name};
+use crate::queue::{Done, Effect};
+use crate::service::Inner;
+use crate::store::Tx;
+use crate::store::images::{Backing, FileFacts, ImageRecord, NewImage, Origin};
+use crate::store::jobs::NewJob;
+
+/// Runs scan jobs.
+pub struct Scan;
+
+#[derive(Serialize, Deserialize)]
+struct Payload {
+    pool: String,
+}
+
+/// Makes a job of a request to scan a pool.
+pub async fn plan(_tx: &mut Tx, inner: &Inner, pool: &str) -> Result<NewJob> {
+    pool_of(inner, pool)?;
+    let payload = Payload { pool: pool.to_owned() };
+    let mut job = plan::new_job(JobKind::Scan, &json!({"pool": pool}), &payload)?;
+    job.pool = Some(pool.to_owned());
+    Ok(job)
+}
+
+impl JobRunner for Scan {
+    fn kind(&self) -> JobKind {
+        JobKind::Scan
+    }
+
+    fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
+        async move { run(context, parse(payload)?).await }.boxed()
+    }
+}
+
+async fn run(context: JobContext, payload: Payload) -> Result<Done> {
+    let pool = pool_of(&context.inner, &payload.pool)?;
+    let records = context.inner.store.pool_records(&payload.pool).await?;
+    let limits = context.inner.limits.clone();
+    context.step("looking for files").await?;
+    context
+        .blocking(move |control| Scanner::new(pool, records, limits).run(control))
+        .await
+}
+
+struct Scanner {
+    pool: Arc<PoolFolder>,
+    records: Vec<ImageRecord>,
+    limits: Limits,
+    found: BTreeMap<String, Found>,
+    registered: Vec<Value>,
+    skipped: Vec<Value>,
+    effects: Vec<Effect>,
+    /// Bases by file: those on record and those registered in this run.
+    bases: BTreeMap<String, (Uuid, u64, String)>,
+}
+
+struct Found {
+    identity: Identity,
+    facts: FileFacts,
+}
+
+impl Scanner {
+    fn new(pool: Arc<PoolFolder>, records: Vec<ImageRecord>, limits: Limits) -> Self {
+        let known = records.iter().filter(|record| record.reserved_by.is_none());
+        let bases = known
+            .map(|r| (r.file.clone(), (r.image.id, r.image.generation, r.image.format.clone())))
+            .collect();
+        let (found, registered, skipped, effects) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
+        Self {
+            pool,
+            records,
+            limits,
+            found,
+            registered,
+            skipped,
+            effects,
+            bases,
+        }
+    }
+
+    fn run(mut self, control: &Control) -> Result<Done> {
+        for file in self.pool.file_names()? {
+            control.check_cancelled()?;
+            let ours = matches!(FileName::parse(&file), FileName::Foreign | FileName::Published(_));
+            if !ours || self.records.iter().any(|record| record.file == file) {
+                continue;
+            }
+            match self.look_at(&file) {
+                Ok(found) => drop(self.found.insert(file, found)),
+                Err(error) => self.skip(&file, &error),
+            }
+        }
+        self.register_in_order();
+        let result = json!({"registered": self.registered, "skipped": self.skipped});
+        Ok(Done {
+            result,
+            effects: self.effects,
+            ..Done::default()
+        })
+    }
+
+    fn look_at(&self, file: &str) -> Result<Found> {
+        let handle = self.pool.open_file(file, Access::Read)?;
+        let storage: StorageRef = Arc::new(FileStorage::from_file(handle, file, FileOptions::read())?);
+        let identity = identify(storage.clone(), None, &self.limits)?;
+        let facts = identity.facts(storage, &self.pool, file, &self.limits)?;
+        Ok(Found { identity, facts })
+    }
+
+    fn skip(&mut self, file: &str, error: &ServiceError) {
+        self.skipped
+            .push(json!({"file": file, "code": error.code.as_str(), "detail": error.public}));
+    }
+
+    /// Bases first: each round takes what stands alone or on what is registered. What is left hangs in the air.
+    fn register_in_order(&mut self) {
+        loop {
+            let ready = |found: &Found| match &found.identity.backing {
+                None => true,
+                Some(backing) => self.bases.contains_key(self.file_named(&backing.name)),
+            };
+            let files: Vec<String> = self
+                .found
+                .iter()
+                .filter(|(_, f)| ready(f))
+                .map(|(file, _)| file.clone())
+                .collect();
+            if files.is_empty() {
+                break;
+            }
+            for file in files {
+                if let Some(found) = self.found.remove(&file) {
+                    self.register(file, found);
+                }
+            }
+        }
+        let dangling: BTreeSet<String> = self.found.keys().cloned().collect();
+        for file in dangling {
+            let public = "its base is not in the pool, or the chain comes back to itself";
+            self.skip(&file, &ServiceError::new(ErrorCode::Denied, public));
+        }
+    }
+
+    /// A backing name as a file of this pool: the same folder, said in one of three ways.
+    fn file_named<'a>(&self, name: &'a str) -> &'a str {
+        let inside = self
+            .pool
+            .path()
+            .to_str()
+            .and_then(|path| name.strip_prefix(path)?.strip_prefix('/'));
+        inside.or_else(|| name.strip_prefix("./")).unwrap_or(name)
+    }
+
+    fn register(&mut self, file: String, found: Found) {
+        let reference = found.identity.backing.as_ref();
+        let base = reference.and_then(|backing| {
+            self.bases
+                .get(self.file_named(&backing.name))
+                .map(|base| (backing, base))
+        });
+        if let Some((backing, (_, _, format))) = base
+            && backing.format.as_ref().is_some_and(|claimed| claimed != format)
+        {
+            let public = "the format it claims for its base is not the base's";
+            return self.skip(&file, &ServiceError::new(ErrorCode::FormatMismatch, public));
+        }
+        let backing = base.map(|(backing, (id, generation, _))| Backing {
+            id: *id,
+            generation: *generation,
+            name: backing.name.clone(),
+        });
+        let id = Uuid::now_v7();
+        let name = image_name(&file);
+        let format = found.identity.format.clone();
+        self.registered
+            .push(json!({"image_id": id, "file": file, "format": format}));
+        // A registered image starts with generation 1.
+        self.bases.insert(file.clone(), (id, 1, format.clone()));
+        let new = NewImage {
+            id,
+            name,
+            pool: self.pool.name().to_owned(),
+            file,
+            format,
+            labels: Labels::new(),
+            backing,
+            origin: Origin::ReservedBy(id),
+        };
+        self.effects.push(Effect::Registered {
+            new: Box::new(new),
+            facts: found.facts,
+        });
+    }
+}
+
+/// A file's name as the name of an image: what is not allowed becomes `_`.
+fn image_name(file: &str) -> String {
+    let allowed = |c: char| {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    let name: String = file.chars().map(allowed).take(128).collect();
+    if check_image_name(&name).is_ok() {
+        name
+    } else {
+        format!("_{name}").chars().take(128).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_file_name_becomes_an_image_name() {
+        for (file, name) in [
+            ("a.qcow2", "a.qcow2"),
+            ("my disk.raw", "my_disk.raw"),
+            ("-x", "_-x"),
+            ("日本", "__"),
+        ] {
+            assert_eq!(image_name(file), name);
+            assert!(check_image_name(&image_name(file)).is_ok());
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Bringing disk and inventory in line at the start, after whatever ended the process before.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::error::Result;
+use crate::model::{ImageId, ImageState};
+use crate::pool::{FileName, PoolFolder};
+use crate::service::Inner;
+use crate::store::Database;
+use crate::store::images::ImageRecord;
+
+/// Makes dead jobs claimable, frees what dead requests held, sweeps what is half made, notes what is missing.
+pub async fn recover(inner: &Inner) -> Result<()> {
+    // On SQLite nobody else can be alive. On PostgreSQL leases and expiry times tell.
+    let alone = inner.store.database() == Database::Sqlite;
+    if alone {
+        let mut tx = inner.store.begin().await?;
+        let dead = tx.expire_all_leases().await?;
+        tx.drop_all_request_locks().await?;
+        tx.commit().await?;
+        if dead > 0 {
+            tracing::warn!(jobs = dead, "jobs of an ended process will run again");
+        }
+    }
+    for pool in inner.pools.values() {
+        recover_pool(inner, pool, alone).await?;
+    }
+    Ok(())
+}
+
+async fn recover_pool(inner: &Inner, pool: &Arc<PoolFolder>, alone: bool) -> Result<()> {
+    let records = inner.store.pool_records(pool.name()).await?;
+    let open_jobs = inner.store.open_jobs().await?;
+    let by_id: HashMap<ImageId, &ImageRecord> = records.iter().map(|record| (record.image.id, record)).collect();
+    for name in pool.file_names()? {
+        let keep = match FileName::parse(&name) {
+            FileName::Staged { maker, .. } => !alone && is_live(inner, maker, &open_jobs).await?,
+            FileName::Upload(image) => by_id
+                .get(&image)
+                .is_some_and(|record| record.image.state == ImageState::Uploading),
+            FileName::Trash(file) => {
+                undelete(inner, pool, &name, &file, &records).await?;
+                continue;
+            }
+            FileName::Published(image) => {
+                if !by_id.contains_key(&image) {
+                    tracing::warn!(
+                        pool = pool.name(),
+                        file = name,
+                        "a file without a record; a scan registers it"
+                    );
+                }
+                continue;
+            }
+            FileName::Hidden | FileName::Foreign => continue,
+        };
+        if !keep {
+            tracing::info!(pool = pool.name(), file = name, "removing an unfinished file");
+            pool.remove(&name)?;
+        }
+    }
+    drop_dead_reservations(inner, &records, alone, &open_jobs).await?;
+    note_missing(inner, pool, &records).await
+}
+
+/// A file on its way out comes back if its record is still there: the deletion had not been decided.
+async fn undelete(inner: &Inner, pool: &PoolFolder, trash: &str, file: &str, records: &[ImageRecord]) -> Result<()> {
+    let Some(record) = records.iter().find(|record| record.file == file) else {
+        return pool.remove(trash).map(drop);
+    };
+    let mut tx = inner.store.begin().await?;
+    let deleting = tx.is_locked_exclusively(record.image.id).await?;
+    drop(tx);
+    if deleting {
+        return Ok(());
+    }
+    tracing::info!(
+        pool = pool.name(),
+        file,
+        "bringing back a file whose deletion was not completed"
+    );
+    pool.rename(trash, file, false)
+}
+
+async fn is_live(inner: &Inner, maker: Uuid, open_jobs: &[Uuid]) -> Result<bool> {
+    if open_jobs.contains(&maker) {
+        return Ok(true);
+    }
+    inner.store.begin().await?.holds_lock(maker).await
+}
+
+/// Rows that a dead request had reserved. Jobs keep theirs: they run again.
+async fn drop_dead_reservations(inner: &Inner, records: &[ImageRecord], alone: bool, open_jobs: &[Uuid]) -> Result<()> {
+    for record in records {
+        let Some(holder) = record.reserved_by.as_deref().and_then(|id| id.parse::<Uuid>().ok()) else {
+            continue;
+        };
+        if open_jobs.contains(&holder) || (!alone && is_live(inner, holder, open_jobs).await?) {
+            continue;
+        }
+        let mut tx = inner.store.begin().await?;
+        tx.delete_reserved(holder).await?;
+        tx.forget_outcome(crate::store::idempotency::Outcome::Image(record.image.id))
+            .await?;
+        tx.commit().await?;
+    }
+    Ok(())
+}
+
+async fn note_missing(inner: &Inner, pool: &PoolFolder, records: &[ImageRecord]) -> Result<()> {
+    for record in records.iter().filter(|record| record.reserved_by.is_none()) {
+        let there = pool.stat(&record.file)?.is_some();
+        let change = match record.image.state {
+            ImageState::Ready | ImageState::Busy if !there => {
+                Some((ImageState::Missing, Some("its file is gone from the pool")))
+            }
+            ImageState::Missing if there => Some((ImageState::Ready, None)),
+            _ => None,
+        };
+        if let Some((state, problem)) = change {
+            tracing::warn!(image = %record.image.id, %state, "the state of an image changed while the service was down");
+            let mut tx = inner.store.begin().await?;
+            tx.set_image_state(record.image.id, state, problem).await?;
+            tx.commit().await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! The end of a job: what it did is recorded in the same transaction that ends it.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::error::Result;
+use crate::model::{ImageId, Job, JobId};
+use crate::pool::PoolFolder;
+use crate::store::images::{Backing, FileFacts, NewImage, Origin};
+use crate::store::jobs::{Ending, Fence};
+use crate::store::{Store, Tx};
+
+/// What a job brought about, to be recorded when it ends.
+#[derive(Default)]
+pub struct Done {
+    /// For the user.
+    pub result: Value,
+    /// For the inventory.
+    pub effects: Vec<Effect>,
+    /// Files that are visible already and must go if the record cannot be made.
+    pub published: Vec<(Arc<PoolFolder>, String)>,
+    /// Files that go once the record is made.
+    pub obsolete: Vec<(Arc<PoolFolder>, String)>,
+}
+
+/// A change of the inventory.
+#[derive(Debug)]
+pub enum Effect {
+    /// The image that the job had reserved is there.
+    Published {
+        /// The image.
+        image: ImageId,
+        /// Its file.
+        file: String,
+        /// What it is like.
+        facts: FileFacts,
+    },
+    /// The file of an image changed.
+    Changed {
+        /// The image.
+        image: ImageId,
+        /// What it is like now.
+        facts: FileFacts,
+        /// Whether the guest sees other bytes.
+        new_content: bool,
+    },
+    /// A file that was found is an image from now on.
+    Registered {
+        /// The row to make; its name gets a suffix if it is taken.
+        new: Box<NewImage>,
+        /// What the file is like.
+        facts: FileFacts,
+    },
+    /// An overlay has another base, or none.
+    Rebased {
+        /// The overlay.
+        image: ImageId,
+        /// The base.
+        backing: Option<Backing>,
+    },
+    /// The overlays of a base show what they showed although the base changed.
+    Rebound(ImageId),
+    /// An image is gone.
+    Deleted(ImageId),
+}
+
+impl Effect {
+    async fn record(&self, tx: &mut Tx, job: JobId) -> Result<()> {
+        match self {
+            Self::Published { image, file, facts } => tx.publish_image(*image, job, file, facts).await,
+            Self::Changed {
+                image,
+                facts,
+                new_content,
+            } => tx.record_change(*image, facts, *new_content).await,
+            Self::Registered { new, facts } => register(tx, job, new, facts).await,
+            Self::Rebased { image, backing } => tx.set_backing(*image, backing.as_ref()).await,
+            Self::Rebound(base) => tx.rebind_overlays(*base).await,
+            Self::Deleted(image) => tx.delete_image(*image).await,
+        }
+    }
+}
+
+async fn register(tx: &mut Tx, job: JobId, new: &NewImage, facts: &FileFacts) -> Result<()> {
+    let mut new = new.clone();
+    new.origin = Origin::ReservedBy(job);
+    if tx.is_name_taken(&new.pool, &new.name).await? {
+        // The end of the id is random: it makes the name unique.
+        let id = new.id.simple().to_string();
+        let suffix = id.get(id.len() - 8..).unwrap_or(&id);
+        let kept: String = new.name.chars().take(100).collect();
+        new.name = format!("{kept}-{suffix}");
+    }
+    tx.insert_image(&new).await?;
+    tx.publish_image(new.id, job, &new.file, facts).await
+}
+
+/// Ends a job well, with its effects, or not at all.
+///
+/// # Errors
+/// `lease_lost` when the job is another worker's by now: nothing was recorded, and what was published is removed.
+pub async fn succeed(store: &Store, fence: Fence, done: Done) -> Result<Job> {
+    match record(store, fence, &done).await {
+        Ok(job) => {
+            remove_files(&done.obsolete);
+            Ok(job)
+        }
+        Err(error) => {
+            remove_files(&done.published);
+            Err(error)
+        }
+    }
+}
+
+async fn record(store: &Store, fence: Fence, done: &Done) -> Result<Job> {
+    let mut tx = store.begin().await?;
+    tx.require_fence(fence).await?;
+    for effect in &done.effects {
+        effect.record(&mut tx, fence.job).await?;
+    }
+    let job = tx.finish(fence, &Ending::Succeeded(done.result.clone())).await?;
+    tx.commit().await?;
+    Ok(job)
+}
+
+/// Ends a job otherwise.
+///
+/// # Errors
+/// `lease_lost`.
+pub async fn end(store: &Store, fence: Fence, ending: &Ending) -> Result<Job> {
+    let mut tx = store.begin().await?;
+    let job = tx.finish(fence, ending).await?;
+    tx.commit().await?;
+    Ok(job)
+}
+
+fn remove_files(files: &[(Arc<PoolFolder>, String)]) {
+    for (pool, file) in files {
+        if let Err(error) = pool.remove(file) {
+            tracing::warn!(pool = pool.name(), file, %error, "a file could not be removed; the next start tries again");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Workers: claim a job, run it, settle it, and again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::sync::Notify;
+
+use super::settle::{end, succeed};
+use super::supervise::supervise;
+use super::{Done, JobControl, StopReason};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::jobs::{self, JobContext};
+use crate::service::Inner;
+use crate::store::jobs::{Claimed, Ending, Wish};
+
+/// A job that runs in this process.
+#[derive(Clone)]
+pub struct Running {
+    /// Its steering wheel.
+    pub control: Arc<JobControl>,
+    /// Wakes its supervisor.
+    pub poked: Arc<Notify>,
+}
+
+/// Claims and runs jobs until the service stops.
+pub async fn worker(inner: Arc<Inner>) {
+    let mut changes = inner.store.changes();
+    while !inner.stop.is_cancelled() {
+        changes.mark_unchanged();
+        match claim(&inner).await {
+            Ok(Some(claimed)) => {
+                run(&inner, claimed).await;
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "cannot look for jobs"),
+        }
+        tokio::select! {
+            () = inner.stop.cancelled() => {}
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(inner.config.poll_interval) => {}
+        }
+    }
+}
+
+async fn claim(inner: &Inner) -> Result<Option<Claimed>> {
+    let mut tx = inner.store.begin().await?;
+    let claimed = tx.claim(inner.process, inner.config.lease).await?;
+    // An empty claim is not committed: a commit wakes all workers.
+    if claimed.is_some() {
+        tx.commit().await?;
+    }
+    Ok(claimed)
+}
+
+async fn run(inner: &Arc<Inner>, claimed: Claimed) {
+    let fence = claimed.fence;
+    let control = JobControl::new(claimed.wishes);
+    let running = Running {
+        control: control.clone(),
+        poked: Arc::new(Notify::new()),
+    };
+    inner.running().insert(fence.job, running.clone());
+    if inner.stop.is_cancelled() {
+        control.stop(StopReason::Shutdown);
+    }
+    tracing::info!(job = %fence.job, kind = %claimed.kind, attempt = claimed.attempt, "job started");
+    let outcome = {
+        let work = std::panic::AssertUnwindSafe(attempt(inner, &claimed, &control)).catch_unwind();
+        let watch = supervise(&inner.store, &inner.config, fence, &control, &running.poked);
+        tokio::pin!(work);
+        tokio::select! {
+            outcome = &mut work => outcome,
+            // The lease is lost: the work was told to stop, and must have stopped before the slot is given away.
+            () = watch => work.await,
+        }
+    };
+    let outcome = outcome.unwrap_or_else(|_| Err(ServiceError::internal("the job panicked")));
+    if let Err(error) = settle(inner, &claimed, &control, outcome).await {
+        tracing::warn!(job = %fence.job, %error, "the job could not be settled; it will be taken over");
+    }
+    inner.running().remove(&fence.job);
+}
+
+async fn attempt(inner: &Arc<Inner>, claimed: &Claimed, control: &Arc<JobControl>) -> Result<Done> {
+    let context = JobContext::new(inner.clone(), claimed, control.clone());
+    context.sweep().await?;
+    if claimed.wishes.wish == Wish::Cancel {
+        return Err(ServiceError::new(ErrorCode::Cancelled, "cancelled"));
+    }
+    if claimed.attempt > inner.config.max_attempts {
+        let public = format!(
+            "the job was started {} times and its worker died each time",
+            claimed.attempt - 1
+        );
+        return Err(ServiceError::new(ErrorCode::AttemptsExhausted, public));
+    }
+    context.prepare_changes().await?;
+    jobs::find(claimed.kind)?.run(context, claimed.payload.clone()).await
+}
+
+async fn settle(inner: &Arc<Inner>, claimed: &Claimed, control: &JobControl, outcome: Result<Done>) -> Result<()> {
+    let (store, fence) = (&inner.store, claimed.fence);
+    let error = match outcome {
+        Ok(done) => {
+            record_last_progress(inner, claimed, control).await;
+            match succeed(store, fence, done).await {
+                Ok(job) => {
+                    tracing::info!(job = %fence.job, kind = %job.kind, "job succeeded");
+                    return Ok(());
+                }
+                Err(error) => error,
+            }
+        }
+        Err(error) => error,
+    };
+    let ending = match control.stop_reason() {
+        _ if error.code == ErrorCode::LeaseLost => return Err(error),
+        Some(StopReason::LeaseLost) => return Err(error),
+        Some(StopReason::Shutdown) if error.code == ErrorCode::Cancelled => {
+            let mut tx = store.begin().await?;
+            tx.hand_back(fence, Duration::ZERO).await?;
+            tracing::info!(job = %fence.job, "job handed back");
+            return tx.commit().await;
+        }
+        _ => Ending::of_error(error),
+    };
+    if let Ending::Failed(error) = &ending {
+        tracing::warn!(job = %fence.job, kind = %claimed.kind, %error, "job failed");
+    }
+    end(store, fence, &ending).await.map(drop)
+}
+
+/// The last word on the progress, so that a job that ended well does not look unfinished.
+async fn record_last_progress(inner: &Inner, claimed: &Claimed, control: &JobControl) {
+    let mut progress = control.progress();
+    if let Some(total) = progress.total_bytes {
+        progress.done_bytes = total;
+    }
+    let write = async {
+        let mut tx = inner.store.begin().await?;
+        tx.record_progress(claimed.fence, &progress).await?;
+        tx.commit().await
+    };
+    if let Err(error) = write.await {
+        tracing::debug!(job = %claimed.fence.job, %error, "the last progress was not written");
+    }
+}
+
+/// Renews the locks of this process's requests and forgets what is too old.
+pub async fn housekeeping(inner: Arc<Inner>) {
+    let mut beats: u32 = 0;
+    loop {
+        tokio::select! {
+            () = inner.stop.cancelled() => return,
+            () = tokio::time::sleep(inner.config.heartbeat) => {}
+        }
+        beats = beats.wrapping_add(1);
+        if let Err(error) = keep_house(&inner, beats.is_multiple_of(60)).await {
+            tracing::warn!(%error, "housekeeping failed; trying again");
+        }
+    }
+}
+
+async fn keep_house(inner: &Inner, prune: bool) -> Result<()> {
+    let mut tx = inner.store.begin().await?;
+    let expires = tx.now.after(inner.config.lease);
+    tx.renew_request_locks(inner.process, expires).await?;
+    if prune {
+        tx.prune_events(inner.config.event_retention).await?;
+        tx.prune_idempotency(inner.config.idempotency_retention).await?;
+    }
+    tx.commit().await
+}

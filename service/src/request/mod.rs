@@ -1,0 +1,16 @@
+//! What clients ask for. Every type reads from the JSON of the HTTP contract and refuses fields it does not know.
+
+mod image;
+mod job;
+mod list;
+mod transfer;
+mod values;
+
+pub use image::{CreateImage, ImageFilter, ImageRef, ImportImage, ImportOutcome, ImportSource, UpdateImage};
+pub use job::{
+    CheckRequest, CommitRequest, CompareRequest, CompressRequest, CompressionAlgorithm, ConvertRequest, FlattenRequest,
+    JobFilter, MeasureRequest, RebaseMode, RebaseRequest, Repair, ResizeRequest, UpdateJob, WaitUntil,
+};
+pub use list::{Call, EventFilter, MapLayer, MapRequest, PageRequest};
+pub use transfer::{ByteRange, Checksum, UploadPart, UploadStatus};
+pub use values::{NewSecret, Options, SecretRefs};

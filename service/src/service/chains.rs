@@ -1,0 +1,254 @@
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::stream::BoxStream;
+use serde_json::Value;
+use vdisk_engine::ops::map::{MapEntry, map};
+use vdisk_engine::{CancelToken, Chain, Control, ops};
+
+use super::Service;
+use super::background::blocking;
+use super::paging::Window;
+use super::stream::produced;
+use crate::disk::{Layer, OpenSecrets, Opening, open_chain};
+use crate::error::{Result, ServiceError};
+use crate::jobs::{creatable, engine_options};
+use crate::model::{ChainLayer, Extent, Image, ImageId, MapPage, MeasureReport, Page};
+use crate::request::{ImageFilter, MapLayer, MapRequest, MeasureRequest, PageRequest};
+
+/// Extents in guest order, made as they are asked for.
+pub type ExtentStream = BoxStream<'static, Result<Extent>>;
+
+/// Extents that wait for a slow client.
+const WAITING: usize = 256;
+
+impl Service {
+    /// Everything `qemu-img info --output=json` gives, under the same keys. File names are those inside the pool.
+    ///
+    /// # Errors
+    /// `not_found`, `image_not_ready`, `image_busy`, `corrupt_image`.
+    pub async fn image_info(&self, id: ImageId) -> Result<Value> {
+        let layers = self.readable(id).await?;
+        let limits = self.inner.limits.clone();
+        blocking(move || {
+            let secrets = OpenSecrets::default();
+            let opening = Opening {
+                top_only: true,
+                metadata_only: true,
+                ..Opening::read(&limits, &secrets)
+            };
+            let chain = open_chain(&layers, &opening)?;
+            let below = layers.get(1).map(|base| base.record.file.as_str());
+            Ok(Value::Object(ops::info::describe(chain.top())?.to_json(below)))
+        })
+        .await
+    }
+
+    /// The backing chain, the image itself first.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn image_chain(&self, id: ImageId) -> Result<Vec<ChainLayer>> {
+        let layers = self.inner.layers(id).await?;
+        let layer = |(depth, layer): (u32, Layer)| ChainLayer {
+            image_id: Some(layer.record.image.id),
+            name: layer.record.image.name,
+            format: layer.record.image.format,
+            filename: layer.record.file,
+            virtual_size: layer.record.image.virtual_size,
+            depth,
+        };
+        Ok((0..).zip(layers).map(layer).collect())
+    }
+
+    /// Images built directly on this one.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn image_dependents(&self, id: ImageId, page: &PageRequest) -> Result<Page<Image>> {
+        self.inner.store.image(id).await?;
+        let window = Window::new(page, &self.inner.config.limits)?;
+        let filter = ImageFilter {
+            backing: Some(id),
+            ..ImageFilter::default()
+        };
+        let images = self
+            .inner
+            .store
+            .list_images(&filter, window.from, window.rows())
+            .await?;
+        Ok(window.page(images, |image| image.id))
+    }
+
+    /// A page of where the image's data lies.
+    ///
+    /// # Errors
+    /// `not_found`, `image_not_ready`, `image_busy`, `invalid_argument` (range, cursor), `corrupt_image`.
+    pub async fn image_map(&self, id: ImageId, request: &MapRequest) -> Result<MapPage> {
+        let survey = self.survey(id, request).await?;
+        let limits = &self.inner.config.limits;
+        let wanted = request
+            .limit
+            .filter(|limit| *limit > 0)
+            .unwrap_or(limits.map_page_default);
+        let wanted = usize::try_from(wanted.min(limits.map_page_max)).unwrap_or(usize::MAX);
+        blocking(move || survey.page(wanted)).await
+    }
+
+    /// Where the image's data lies, as a stream of bounded memory; `limit` ends it early.
+    ///
+    /// # Errors
+    /// As [`Service::image_map`]; errors met on the way end the stream.
+    pub async fn image_map_stream(&self, id: ImageId, request: &MapRequest) -> Result<ExtentStream> {
+        let survey = self.survey(id, request).await?;
+        let limit = request
+            .limit
+            .filter(|limit| *limit > 0)
+            .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let (chain, survey) = blocking(move || Ok((survey.open()?, survey))).await?;
+        Ok(produced(WAITING, None, move |outlet| {
+            for entry in map(&chain, survey.start, survey.length).take(limit) {
+                if !outlet.send(survey.extent(&entry?)) {
+                    break;
+                }
+            }
+            Ok(())
+        }))
+    }
+
+    /// How large the image would be in a format.
+    ///
+    /// # Errors
+    /// `not_found`, `image_not_ready`, `unsupported`, `invalid_argument`.
+    pub async fn measure_image(&self, id: ImageId, request: MeasureRequest) -> Result<MeasureReport> {
+        let driver = creatable(&request.format, &request.options)?;
+        let layers = self.readable(id).await?;
+        let limits = self.inner.limits.clone();
+        blocking(move || {
+            let chain = open_chain(&layers, &Opening::read(&limits, &OpenSecrets::default()))?;
+            let control = Control::new(
+                std::sync::Arc::new(vdisk_engine::control::NoProgress),
+                CancelToken::new(),
+            );
+            let data = ops::measure::data_ranges(&chain, &control)?;
+            let options = engine_options(&request.options);
+            let measured = ops::measure::measure(driver.name(), chain.virtual_size(), &data, &options, false)?;
+            Ok(MeasureReport {
+                required: measured.required,
+                fully_allocated: measured.fully_allocated,
+                bitmaps: measured.bitmaps,
+            })
+        })
+        .await
+    }
+
+    async fn survey(&self, id: ImageId, request: &MapRequest) -> Result<Survey> {
+        let layers = self.readable(id).await?;
+        let generations: u64 = layers
+            .iter()
+            .fold(0, |sum, layer| sum.wrapping_add(layer.record.image.generation));
+        let start = match request.cursor.as_deref().filter(|cursor| !cursor.is_empty()) {
+            Some(cursor) => read_cursor(cursor, generations)?,
+            None => request.start.unwrap_or(0),
+        };
+        let size = layers.first().map_or(0, |top| top.record.image.virtual_size);
+        if start > size {
+            let public = format!("the map starts at {start}, but the image has {size} bytes");
+            return Err(ServiceError::invalid("start", public));
+        }
+        // The length counts from the start that was asked for first, which a cursor keeps as the end.
+        let end = match (request.length, request.start) {
+            (Some(length), first) => first.unwrap_or(0).saturating_add(length),
+            (None, _) => u64::MAX,
+        };
+        Ok(Survey {
+            top_only: request.layer == MapLayer::Top,
+            limits: self.inner.limits.clone(),
+            length: end.saturating_sub(start),
+            layers,
+            start,
+            generations,
+        })
+    }
+}
+
+/// What part of which chain is looked at.
+struct Survey {
+    layers: Vec<Layer>,
+    top_only: bool,
+    limits: vdisk_engine::Limits,
+    start: u64,
+    length: u64,
+    generations: u64,
+}
+
+impl Survey {
+    fn open(&self) -> Result<Chain> {
+        let secrets = OpenSecrets::default();
+        let opening = Opening {
+            top_only: self.top_only,
+            metadata_only: true,
+            ..Opening::read(&self.limits, &secrets)
+        };
+        open_chain(&self.layers, &opening)
+    }
+
+    fn page(&self, limit: usize) -> Result<MapPage> {
+        let chain = self.open()?;
+        let mut entries = map(&chain, self.start, self.length);
+        let mut extents = Vec::new();
+        let mut next_cursor = None;
+        for entry in entries.by_ref() {
+            let entry = entry?;
+            if extents.len() == limit {
+                next_cursor = Some(write_cursor(entry.start, self.generations));
+                break;
+            }
+            extents.push(self.extent(&entry));
+        }
+        Ok(MapPage { extents, next_cursor })
+    }
+
+    fn extent(&self, entry: &MapEntry) -> Extent {
+        let layer = self.layers.get(entry.depth).filter(|_| entry.present);
+        let offset = entry.place.filter(|place| place.file == 0).map(|place| place.offset);
+        Extent {
+            start: entry.start,
+            length: entry.length,
+            depth: u32::try_from(entry.depth).unwrap_or(u32::MAX),
+            present: entry.present,
+            zero: entry.zero,
+            data: entry.data,
+            compressed: entry.compressed,
+            offset,
+            filename: layer
+                .filter(|_| offset.is_some())
+                .map(|layer| layer.record.file.clone()),
+            image_id: layer.map(|layer| layer.record.image.id),
+        }
+    }
+}
+
+fn write_cursor(start: u64, generations: u64) -> String {
+    URL_SAFE_NO_PAD.encode([start.to_be_bytes(), generations.to_be_bytes()].concat())
+}
+
+fn read_cursor(cursor: &str, generations: u64) -> Result<u64> {
+    let not_ours = || ServiceError::invalid("cursor", "the cursor is not one of ours");
+    let bytes: [u8; 16] = URL_SAFE_NO_PAD
+        .decode(cursor)
+        .ok()
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(not_ours)?;
+    let number = u128::from_be_bytes(bytes);
+    let (start, then) = (
+        u64::try_from(number >> 64).unwrap_or(0),
+        u64::try_from(number & u128::from(u64::MAX)).unwrap_or(0),
+    );
+    if then != generations {
+        return Err(ServiceError::invalid(
+            "cursor",
+            "the image has changed since; start the map again",
+        ));
+    }
+    Ok(start)
+}

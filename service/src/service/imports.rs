@@ -1,0 +1,99 @@
+use uuid::Uuid;
+use vdisk_engine::formats;
+
+use super::Service;
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::jobs::{plan_import, require_ready, require_same_pool};
+use crate::model::Image;
+use crate::pool::check_image_name;
+use crate::request::{Call, ImportImage, ImportOutcome, ImportSource};
+use crate::store::idempotency::Outcome;
+use crate::store::images::{Backing, NewImage, Origin};
+
+impl Service {
+    /// Records an image whose bytes exist: starts an upload, or queues a job that takes a file of the pool in.
+    ///
+    /// # Errors
+    /// As [`Service::create_image`]; `unsupported` for a URL and for `target_format` (convert the image afterwards).
+    pub async fn import_image(&self, request: ImportImage, call: &Call) -> Result<ImportOutcome> {
+        check_image_name(&request.name)?;
+        self.check_labels(&request.labels)?;
+        if let Some(format) = &request.format {
+            formats::by_name(format)
+                .map_err(|error| ServiceError::new(ErrorCode::Unsupported, error.to_string()).with_field("format"))?;
+        }
+        if request
+            .target_format
+            .as_ref()
+            .is_some_and(|target| Some(target) != request.format.as_ref())
+        {
+            let public = "converting on the way in is not supported; import the image, then convert it";
+            return Err(ServiceError::new(ErrorCode::Unsupported, public).with_field("target_format"));
+        }
+        let pool = request
+            .pool
+            .clone()
+            .unwrap_or_else(|| self.inner.config.default_pool.clone());
+        self.inner.pool(&pool)?;
+        match request.source.clone() {
+            ImportSource::Upload(true) => self
+                .start_upload(&pool, request, call)
+                .await
+                .map(ImportOutcome::Uploading),
+            ImportSource::Upload(false) => Err(ServiceError::invalid(
+                "source",
+                "'upload' must be true; or name a 'pool_file'",
+            )),
+            ImportSource::Url(_) => {
+                let public = "fetching from a URL is not supported; upload the file";
+                Err(ServiceError::new(ErrorCode::Unsupported, public).with_field("source"))
+            }
+            ImportSource::PoolFile(file) => {
+                let body = request.clone();
+                let plan = self.queue("import", "", &body, call, async |tx| {
+                    plan_import(tx, &self.inner, &pool, &file, request).await
+                });
+                plan.await.map(ImportOutcome::Queued)
+            }
+        }
+    }
+
+    async fn start_upload(&self, pool: &str, request: ImportImage, call: &Call) -> Result<Image> {
+        let key = call.bind("import", "", &request)?;
+        let id = Uuid::now_v7();
+        let mut tx = self.inner.store.begin().await?;
+        if let Some(Outcome::Image(existing)) = tx.recall(key.as_ref()).await? {
+            drop(tx);
+            return self.image(existing).await;
+        }
+        let backing = match request.backing {
+            Some(base) => {
+                let base = tx.image(base).await?;
+                require_ready(&base)?;
+                require_same_pool(pool, &base)?;
+                // The name in the header becomes known when the file is complete.
+                Some(Backing {
+                    id: base.image.id,
+                    generation: base.image.generation,
+                    name: String::new(),
+                })
+            }
+            None => None,
+        };
+        tx.insert_image(&NewImage {
+            id,
+            name: request.name,
+            pool: pool.to_owned(),
+            file: id.to_string(),
+            format: request.format.unwrap_or_default(),
+            labels: request.labels,
+            backing,
+            origin: Origin::Upload,
+        })
+        .await?;
+        tx.remember(key.as_ref(), Outcome::Image(id)).await?;
+        let image = tx.image(id).await?.image;
+        tx.commit().await?;
+        Ok(image)
+    }
+}

@@ -1,0 +1,113 @@
+use std::time::Duration;
+
+use super::Service;
+use super::paging::Window;
+use crate::error::Result;
+use crate::model::{Job, JobId, Page};
+use crate::request::{JobFilter, PageRequest, UpdateJob, WaitUntil};
+use crate::store::Tx;
+
+/// The longest wait that [`Service::wait_job`] grants.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+impl Service {
+    /// Jobs that match, newest first. Their `steps` are left out.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a page token that is not ours.
+    pub async fn list_jobs(&self, filter: &JobFilter, page: &PageRequest) -> Result<Page<Job>> {
+        let window = Window::new(page, &self.inner.config.limits)?;
+        let jobs = self.inner.store.list_jobs(filter, window.from, window.rows()).await?;
+        Ok(window.page(jobs, |job| job.id))
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn job(&self, id: JobId) -> Result<Job> {
+        self.inner.store.job(id).await
+    }
+
+    /// Jobs by state: for metrics.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub async fn count_jobs(&self) -> Result<Vec<(crate::model::JobState, u64)>> {
+        self.inner.store.count_jobs().await
+    }
+
+    /// The job once it is as `until` says, or as it stands when `timeout` (at most 5 minutes) is over.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn wait_job(&self, id: JobId, until: WaitUntil, timeout: Duration) -> Result<Job> {
+        let mut changes = self.inner.store.changes();
+        let deadline = tokio::time::Instant::now() + timeout.min(LONGEST_WAIT);
+        let first = self.inner.store.job(id).await?;
+        let mut job = first.clone();
+        while !is_reached(until, &first, &job) {
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline) => break,
+                () = self.inner.stop.cancelled() => break,
+                _ = changes.changed() => {}
+                // Other processes change jobs too.
+                () = tokio::time::sleep(self.inner.config.poll_interval) => {}
+            }
+            changes.mark_unchanged();
+            job = self.inner.store.job(id).await?;
+        }
+        Ok(job)
+    }
+
+    /// Asks a job to end. A queued job is cancelled at once, a running one within a moment: it undoes what it did, or,
+    /// past the point of no return, finishes. Asking again, or for a cancelled job, changes nothing.
+    ///
+    /// # Errors
+    /// `not_found`, `job_state_conflict` when it has succeeded or failed.
+    pub async fn cancel_job(&self, id: JobId) -> Result<Job> {
+        self.steer(id, async |tx| tx.cancel_job(id).await).await
+    }
+
+    /// Holds a job back. Pausing a paused job changes nothing.
+    ///
+    /// # Errors
+    /// `not_found`, `job_state_conflict` when it has ended.
+    pub async fn pause_job(&self, id: JobId) -> Result<Job> {
+        self.steer(id, async |tx| tx.pause_job(id).await).await
+    }
+
+    /// Lets a paused job go on. Resuming a job that is not paused changes nothing.
+    ///
+    /// # Errors
+    /// `not_found`, `job_state_conflict` when it has ended.
+    pub async fn resume_job(&self, id: JobId) -> Result<Job> {
+        self.steer(id, async |tx| tx.resume_job(id).await).await
+    }
+
+    /// Changes rate limit and priority.
+    ///
+    /// # Errors
+    /// `not_found`, `job_state_conflict` when it has ended.
+    pub async fn update_job(&self, id: JobId, request: UpdateJob) -> Result<Job> {
+        crate::jobs::check_priority(request.priority)?;
+        self.steer(id, async |tx| tx.update_job(id, &request).await).await
+    }
+
+    async fn steer(&self, id: JobId, change: impl AsyncFnOnce(&mut Tx) -> Result<Job>) -> Result<Job> {
+        let mut tx = self.inner.store.begin().await?;
+        change(&mut tx).await?;
+        tx.commit().await?;
+        self.inner.poke(id);
+        self.inner.store.job(id).await
+    }
+}
+
+fn is_reached(until: WaitUntil, first: &Job, now: &Job) -> bool {
+    now.is_finished()
+        || match until {
+            WaitUntil::StateChanges => now.state != first.state,
+            WaitUntil::Finished => false,
+            WaitUntil::VersionAfter(version) => now.version > version,
+        }
+}

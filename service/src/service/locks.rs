@@ -1,0 +1,114 @@
+//! Locks of requests: held while a request works on an image, let go when it ends, lapsing if the process dies.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use uuid::Uuid;
+
+use super::Inner;
+use crate::error::Result;
+use crate::model::ImageId;
+use crate::store::Tx;
+use crate::store::locks::{Holder, LockMode};
+
+/// Locks that a request holds. Dropping it lets them go a little later.
+pub struct RequestLocks {
+    inner: Arc<Inner>,
+    /// The holder, which may also reserve images.
+    pub id: Uuid,
+    /// Whether there is something to let go.
+    held: AtomicBool,
+}
+
+impl RequestLocks {
+    /// A holder without locks yet.
+    pub fn new(inner: &Arc<Inner>) -> Self {
+        Self {
+            inner: inner.clone(),
+            id: Uuid::now_v7(),
+            held: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes locks inside a transaction.
+    ///
+    /// # Errors
+    /// `image_busy`.
+    pub async fn take(&self, tx: &mut Tx, wanted: &[(ImageId, LockMode)]) -> Result<()> {
+        let expires = tx.now.after(self.inner.config.lease);
+        let holder = Holder::Request {
+            id: self.id,
+            process: self.inner.process,
+            expires,
+        };
+        tx.lock_images(holder, wanted).await?;
+        self.held.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes shared locks on a chain of images.
+    ///
+    /// # Errors
+    /// `image_busy`.
+    pub async fn share(inner: &Arc<Inner>, images: impl Iterator<Item = ImageId>) -> Result<Self> {
+        let locks = Self::new(inner);
+        let wanted: Vec<_> = images.map(|image| (image, LockMode::Shared)).collect();
+        let mut tx = inner.store.begin().await?;
+        locks.take(&mut tx, &wanted).await?;
+        tx.commit().await?;
+        Ok(locks)
+    }
+
+    /// Lets go now.
+    pub async fn release(self) {
+        self.held.store(false, Ordering::Relaxed);
+        unlock(&self.inner, self.id).await;
+    }
+
+    /// Keeps the locks with a result, lets go of them with an error.
+    ///
+    /// # Errors
+    /// The one that came in.
+    pub async fn with<T>(self, outcome: Result<T>) -> Result<(Self, T)> {
+        match outcome {
+            Ok(value) => Ok((self, value)),
+            Err(error) => {
+                self.release().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets go as part of the transaction that records what was done, and commits it.
+    pub async fn release_and_commit(self, mut tx: Tx) -> Result<()> {
+        tx.unlock(self.id).await?;
+        tx.commit().await?;
+        self.held.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Drop for RequestLocks {
+    fn drop(&mut self) {
+        let (inner, id) = (self.inner.clone(), self.id);
+        if !self.held.load(Ordering::Relaxed) {
+            return;
+        }
+        // Without a runtime the process is ending, and the locks lapse by themselves.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { unlock(&inner, id).await });
+        }
+    }
+}
+
+async fn unlock(inner: &Inner, id: Uuid) {
+    let unlocked = async {
+        let mut tx = inner.store.begin().await?;
+        tx.unlock(id).await?;
+        tx.commit().await
+    };
+    let unlocked: Result<()> = unlocked.await;
+    if let Err(error) = unlocked {
+        tracing::warn!(%error, "a request's locks were not let go");
+    }
+}

@@ -1,0 +1,156 @@
+//! The object both transports call. One file a noun.
+
+mod background;
+mod chains;
+mod events;
+mod formats;
+mod images;
+mod imports;
+mod jobs;
+mod locks;
+mod open;
+mod paging;
+mod pools;
+#[cfg(test)]
+mod postgres_tests;
+mod receive;
+mod secrets;
+mod snapshots;
+mod statistics;
+mod stream;
+mod transfer;
+mod upload;
+mod verbs;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use vdisk_engine::Limits;
+
+use crate::config::ServiceConfig;
+use crate::disk::{Layer, OpenSecrets};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{ImageId, JobId};
+use crate::pool::PoolFolder;
+use crate::queue::{Running, StopReason};
+use crate::request::SecretRefs;
+use crate::secrets::Vault;
+use crate::store::Store;
+
+pub use chains::ExtentStream;
+pub use transfer::Download;
+
+/// Disk-image management, ready to be called from any thread. Clones are handles to the same service.
+#[derive(Clone)]
+pub struct Service {
+    inner: Arc<Inner>,
+}
+
+/// What the service's parts share.
+pub struct Inner {
+    pub(crate) config: ServiceConfig,
+    pub(crate) store: Store,
+    pub(crate) pools: BTreeMap<String, Arc<PoolFolder>>,
+    pub(crate) vault: Vault,
+    /// Bounds that go with every open.
+    pub(crate) limits: Limits,
+    /// This start of this process, as the database knows it.
+    pub(crate) process: Uuid,
+    pub(crate) stop: CancellationToken,
+    running: Mutex<HashMap<JobId, Running>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    /// Held as long as this process owns the data folder.
+    _owner: Option<std::fs::File>,
+}
+
+impl Service {
+    /// Stops taking jobs, waits up to `grace` for those that run, and hands the rest back to the queue.
+    pub async fn shutdown(&self, grace: Duration) {
+        self.inner.stop.cancel();
+        let tasks = std::mem::take(&mut *lock(&self.inner.tasks));
+        let mut all = std::pin::pin!(futures::future::join_all(tasks));
+        if tokio::time::timeout(grace, &mut all).await.is_err() {
+            for running in self.inner.running().values() {
+                running.control.stop(StopReason::Shutdown);
+            }
+            all.await;
+        }
+        self.inner.store.close().await;
+    }
+
+    /// Whether requests can be served now: the database answers and the pools are there.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unavailable`] with what is wrong.
+    pub async fn ready(&self) -> Result<()> {
+        if self.inner.stop.is_cancelled() {
+            return Err(ServiceError::new(ErrorCode::Unavailable, "the service is stopping"));
+        }
+        self.inner.store.ping().await?;
+        for pool in self.inner.pools.values() {
+            pool.space().map_err(|error| ServiceError {
+                code: ErrorCode::Unavailable,
+                ..error
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The configuration the service was opened with.
+    pub fn config(&self) -> &ServiceConfig {
+        &self.inner.config
+    }
+}
+
+impl Inner {
+    /// The jobs that run in this process.
+    pub(crate) fn running(&self) -> MutexGuard<'_, HashMap<JobId, Running>> {
+        lock(&self.running)
+    }
+
+    /// Makes the supervisor of a job look at its row now, if the job runs here.
+    pub(crate) fn poke(&self, job: JobId) {
+        if let Some(running) = self.running().get(&job) {
+            running.poked.notify_one();
+        }
+    }
+
+    /// The chain of an image with the folders of its files.
+    pub(crate) async fn layers(&self, image: ImageId) -> Result<Vec<Layer>> {
+        let chain = self.store.chain(image, self.config.limits.chain_depth).await?;
+        let layer = |record: crate::store::images::ImageRecord| {
+            let pool = self.pool(&record.image.pool)?;
+            Ok(Layer { pool, record })
+        };
+        chain.into_iter().map(layer).collect()
+    }
+
+    /// The folder of a pool.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub(crate) fn pool(&self, name: &str) -> Result<Arc<PoolFolder>> {
+        self.pools
+            .get(name)
+            .cloned()
+            .ok_or_else(|| ServiceError::not_found("pool", name))
+    }
+
+    /// The values of the secrets that a request named.
+    pub(crate) async fn open_secrets(&self, refs: &SecretRefs) -> Result<OpenSecrets> {
+        let mut opened = OpenSecrets::default();
+        for (name, id) in refs {
+            let sealed = self.store.sealed_secret(*id).await?;
+            opened.0.insert(name.clone(), self.vault.open_secret(*id, &sealed)?);
+        }
+        Ok(opened)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,71 @@
+use uuid::Uuid;
+
+use super::Service;
+use super::paging::Window;
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{Page, Secret, SecretId};
+use crate::pool::check_image_name;
+use crate::request::{Call, NewSecret, PageRequest};
+use crate::store::idempotency::Outcome;
+
+impl Service {
+    /// Seals and stores a secret.
+    ///
+    /// # Errors
+    /// `invalid_name`, `name_taken`, `limit_exceeded` (too long), `invalid_argument` (empty).
+    pub async fn create_secret(&self, request: NewSecret, call: &Call) -> Result<Secret> {
+        check_image_name(&request.name)?;
+        if request.value.is_empty() {
+            return Err(ServiceError::invalid("value", "a secret is not empty"));
+        }
+        let limit = self.inner.config.limits.secret_bytes;
+        if request.value.len() > limit {
+            let public = format!("a secret has at most {limit} bytes");
+            return Err(ServiceError::new(ErrorCode::LimitExceeded, public).with_field("value"));
+        }
+        let id = Uuid::now_v7();
+        let digest = self
+            .inner
+            .vault
+            .keyed_digest(&[request.name.as_bytes(), &request.value]);
+        let key = call.bind("create_secret", "", &digest)?;
+        let sealed = self.inner.vault.seal(id, &request.value)?;
+        let mut tx = self.inner.store.begin().await?;
+        if let Some(Outcome::Secret(id)) = tx.recall(key.as_ref()).await? {
+            drop(tx);
+            return self.inner.store.secret(id).await;
+        }
+        let secret = tx.insert_secret(id, &request.name, &sealed).await?;
+        tx.remember(key.as_ref(), Outcome::Secret(id)).await?;
+        tx.commit().await?;
+        Ok(secret)
+    }
+
+    /// The secrets' names, oldest first.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a page token that is not ours.
+    pub async fn list_secrets(&self, page: &PageRequest) -> Result<Page<Secret>> {
+        let window = Window::new(page, &self.inner.config.limits)?;
+        let secrets = self.inner.store.list_secrets(window.from, window.rows()).await?;
+        Ok(window.page(secrets, |secret| secret.id))
+    }
+
+    /// One secret's record.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn secret(&self, id: SecretId) -> Result<Secret> {
+        self.inner.store.secret(id).await
+    }
+
+    /// Deletes a secret. Jobs that still need it will fail.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn delete_secret(&self, id: SecretId) -> Result<()> {
+        let mut tx = self.inner.store.begin().await?;
+        tx.delete_secret(id).await?;
+        tx.commit().await
+    }
+}

@@ -1,0 +1,146 @@
+use std::sync::Arc;
+
+use futures::stream::BoxStream;
+use vdisk_engine::storage::{FileOptions, FileStorage, Storage};
+
+use super::background::blocking;
+use super::locks::RequestLocks;
+use super::stream::{Outlet, produced};
+use super::{Inner, Service};
+use crate::Bytes;
+use crate::disk::{Layer, OpenSecrets, Opening, open_chain};
+use crate::error::{Result, ServiceError};
+use crate::jobs::require_ready;
+use crate::model::{Image, ImageId};
+use crate::pool::Access;
+use crate::request::ByteRange;
+
+/// Bytes read at once, and pieces that wait for a slow client.
+const PIECE: u64 = 1 << 20;
+const WAITING: usize = 2;
+
+/// Bytes on their way out.
+pub struct Download {
+    /// Where `body` starts in the whole.
+    pub offset: u64,
+    /// Bytes of `body`.
+    pub length: u64,
+    /// Bytes of the whole.
+    pub total: u64,
+    /// Changes whenever the content does (without quotes); for `ETag` and `If-Range`.
+    pub etag: String,
+    /// A file name to propose to the client.
+    pub filename: String,
+    /// The bytes. Dropping it ends the read. The images read are locked against change until then.
+    pub body: BoxStream<'static, Result<Bytes>>,
+}
+
+impl Service {
+    /// The stored file of an image.
+    ///
+    /// # Errors
+    /// `not_found`, `image_not_ready`, `image_busy`, `range_not_satisfiable`.
+    pub async fn read_file(&self, id: ImageId, range: Option<ByteRange>) -> Result<Download> {
+        let mut layers = self.readable(id).await?;
+        layers.truncate(1);
+        let locks = self.share(&layers).await?;
+        let Some(layer) = layers.into_iter().next() else {
+            return Err(ServiceError::not_found("image", id));
+        };
+        let image = layer.record.image.clone();
+        let storage = blocking(move || {
+            let file = layer.pool.open_file(&layer.record.file, Access::Read)?;
+            Ok(FileStorage::from_file(file, &layer.record.file, FileOptions::read())?)
+        });
+        let opened = storage.await.and_then(|storage| {
+            let total = storage.len()?;
+            Ok((storage, total, part_of(range, total)?))
+        });
+        let (locks, (storage, total, part)) = locks.with(opened).await?;
+        let filename = format!("{}.{}", image.name, image.format);
+        Ok(download(&image, part, total, filename, locks, move |offset, buf| {
+            Ok(storage.read_at(offset, buf)?)
+        }))
+    }
+
+    /// The bytes that a guest sees, through the whole chain.
+    ///
+    /// # Errors
+    /// `not_found`, `image_not_ready`, `image_busy`, `range_not_satisfiable`, `corrupt_image`, `secret_required`.
+    pub async fn read_data(&self, id: ImageId, range: Option<ByteRange>) -> Result<Download> {
+        let layers = self.readable(id).await?;
+        let locks = self.share(&layers).await?;
+        let image = layers.first().map(|layer| layer.record.image.clone());
+        let image = image.ok_or_else(|| ServiceError::not_found("image", id))?;
+        let limits = self.inner.limits.clone();
+        let chain = blocking(move || open_chain(&layers, &Opening::read(&limits, &OpenSecrets::default()))).await;
+        let opened = chain.and_then(|chain| {
+            let part = part_of(range, chain.virtual_size())?;
+            Ok((chain, part))
+        });
+        let (locks, (chain, part)) = locks.with(opened).await?;
+        let total = chain.virtual_size();
+        let filename = format!("{}.raw", image.name);
+        Ok(download(&image, part, total, filename, locks, move |offset, buf| {
+            Ok(chain.read(offset, buf)?)
+        }))
+    }
+
+    /// The chain of an image whose content is wanted.
+    pub(super) async fn readable(&self, id: ImageId) -> Result<Vec<Layer>> {
+        let layers = self.inner.layers(id).await?;
+        layers.iter().try_for_each(|layer| require_ready(&layer.record))?;
+        Ok(layers)
+    }
+
+    async fn share(&self, layers: &[Layer]) -> Result<RequestLocks> {
+        let inner: &Arc<Inner> = &self.inner;
+        RequestLocks::share(inner, layers.iter().map(|layer| layer.record.image.id)).await
+    }
+}
+
+fn download(
+    image: &Image,
+    (offset, length): (u64, u64),
+    total: u64,
+    filename: String,
+    locks: RequestLocks,
+    read: impl Fn(u64, &mut [u8]) -> Result<()> + Send + 'static,
+) -> Download {
+    let body = produced(WAITING, Some(locks), move |outlet| {
+        send_range(outlet, offset, length, &read)
+    });
+    let etag = format!("{}-{}", image.id, image.generation);
+    Download {
+        offset,
+        length,
+        total,
+        etag,
+        filename,
+        body,
+    }
+}
+
+/// Offset and length of what is wanted.
+fn part_of(range: Option<ByteRange>, total: u64) -> Result<(u64, u64)> {
+    range.map_or(Ok((0, total)), |range| range.resolve(total))
+}
+
+fn send_range(
+    outlet: &Outlet<Bytes>,
+    mut offset: u64,
+    length: u64,
+    read: &impl Fn(u64, &mut [u8]) -> Result<()>,
+) -> Result<()> {
+    let end = offset.saturating_add(length);
+    while offset < end {
+        let step = (end - offset).min(PIECE);
+        let mut piece = vec![0; usize::try_from(step).unwrap_or(0)];
+        read(offset, &mut piece)?;
+        if !outlet.send(piece.into()) {
+            return Ok(());
+        }
+        offset += step;
+    }
+    Ok(())
+}

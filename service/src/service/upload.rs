@@ -1,0 +1,240 @@
+//! Files on their way in: parts are appended to a hidden file, which is looked at and shown when it is complete.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use futures::Stream;
+use sha2::{Digest, Sha256};
+use vdisk_engine::{CancelToken, Control};
+
+use super::background::blocking;
+use super::locks::RequestLocks;
+use super::receive::{Feed, Receiver, feed, too_long, write_failed};
+use super::{Inner, Service};
+use crate::Bytes;
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::jobs::take_in;
+use crate::model::{ImageId, ImageState};
+use crate::pool::{Access, FileName, PoolFolder};
+use crate::request::{Checksum, UploadPart, UploadStatus};
+use crate::store::images::{Backing, ImageRecord};
+use crate::store::locks::LockMode;
+
+const BUFFER: usize = 1 << 20;
+
+impl Service {
+    /// Takes a part of an image's file in. What arrived before the client went away is kept.
+    ///
+    /// # Errors
+    /// `not_found`, `image_not_ready` (not uploading), `image_busy` (another upload of it runs),
+    /// `upload_offset_mismatch`, `upload_interrupted`, `limit_exceeded`, `insufficient_storage` (the part is dropped),
+    /// and when the file is complete `checksum_mismatch`, `format_mismatch`, `corrupt_image`, `denied` (it refers to
+    /// other files), `unsupported`. After the last five the file is gone and the image is in state `failed`.
+    pub async fn upload<S, E>(&self, id: ImageId, part: UploadPart, body: S) -> Result<UploadStatus>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send + Unpin,
+        E: std::fmt::Display + Send,
+    {
+        let (locks, record) = self.begin_part(id, &part).await?;
+        let pool = self.inner.pool(&record.image.pool)?;
+        let receiver = Receiver::open(&self.inner, &pool, id, &part);
+        let (locks, receiver) = locks.with(receiver).await?;
+        let (feeder, feed) = feed();
+        let inner = self.inner.clone();
+        // On a task of its own: a transport may drop this future when the client goes away, and what arrived counts.
+        let work = self.to_the_end(async move { take_part(&inner, locks, record, receiver, part, feed).await });
+        let (outcome, ()) = tokio::join!(work, feeder.forward(body));
+        outcome
+    }
+
+    /// How far an upload is.
+    ///
+    /// # Errors
+    /// `not_found`; `image_not_ready` when it failed.
+    pub async fn upload_status(&self, id: ImageId) -> Result<UploadStatus> {
+        let image = self.image(id).await?;
+        match (image.state, image.uploaded_bytes) {
+            (ImageState::Uploading, received) => Ok(UploadStatus::Incomplete {
+                received: received.unwrap_or(0),
+            }),
+            (ImageState::Failed, _) => Err(not_uploading(&image.problem.unwrap_or_default())),
+            _ => Ok(UploadStatus::Complete(Box::new(image))),
+        }
+    }
+
+    async fn begin_part(&self, id: ImageId, part: &UploadPart) -> Result<(RequestLocks, ImageRecord)> {
+        let locks = RequestLocks::new(&self.inner);
+        let mut tx = self.inner.store.begin().await?;
+        let record = tx.image(id).await?;
+        if record.image.state != ImageState::Uploading {
+            return Err(not_uploading("it is not waiting for its file"));
+        }
+        let received = record.image.uploaded_bytes.unwrap_or(0);
+        if part.offset != 0 && part.offset != received {
+            let public = format!(
+                "the part starts at {}, but {received} bytes are stored; go on from there",
+                part.offset
+            );
+            return Err(ServiceError::new(ErrorCode::UploadOffsetMismatch, public).with_range_total(received));
+        }
+        let limit = self.inner.config.limits.upload_bytes;
+        let end = part
+            .length
+            .and_then(|length| part.offset.checked_add(length))
+            .unwrap_or(part.offset);
+        if part.total.unwrap_or(0) > limit || end > limit {
+            return Err(too_long(limit));
+        }
+        if part.total.is_some_and(|total| end > total) {
+            return Err(ServiceError::invalid(
+                "content_range",
+                "the part ends behind the end of the whole",
+            ));
+        }
+        locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
+        tx.commit().await?;
+        Ok((locks, record))
+    }
+}
+
+/// Stores a part, notes how far the file is, and completes it if that was the last one.
+async fn take_part(
+    inner: &Arc<Inner>,
+    locks: RequestLocks,
+    record: ImageRecord,
+    receiver: Receiver,
+    part: UploadPart,
+    feed: Feed,
+) -> Result<UploadStatus> {
+    let (received, outcome) = receiver.receive(part, feed).await;
+    let recorded = async {
+        let mut tx = inner.store.begin().await?;
+        tx.record_upload(record.image.id, received).await?;
+        tx.commit().await
+    };
+    let (locks, ()) = locks.with(recorded.await.and(outcome)).await?;
+    let complete = match part.total {
+        Some(total) => received == total,
+        None => !part.more,
+    };
+    if complete {
+        return complete_upload(inner, locks, record, part.checksum).await;
+    }
+    locks.release().await;
+    Ok(UploadStatus::Incomplete { received })
+}
+
+/// Looks at a complete file and shows it, or says why not and removes it.
+async fn complete_upload(
+    inner: &Arc<Inner>,
+    locks: RequestLocks,
+    record: ImageRecord,
+    checksum: Option<Checksum>,
+) -> Result<UploadStatus> {
+    let id = record.image.id;
+    let pool = inner.pool(&record.image.pool)?;
+    let upload = FileName::upload(id);
+    match accept(inner, &pool, &record, checksum).await {
+        Ok(()) => {
+            locks.release().await;
+            let image = inner.store.image(id).await?.image;
+            Ok(UploadStatus::Complete(Box::new(image)))
+        }
+        Err(error) if is_final(error.code) => {
+            pool.remove(&upload)?;
+            let mut tx = inner.store.begin().await?;
+            tx.set_image_state(id, ImageState::Failed, Some(&error.public)).await?;
+            tx.set_backing(id, None).await?;
+            locks.release_and_commit(tx).await?;
+            Err(error)
+        }
+        Err(error) => {
+            locks.release().await;
+            Err(error)
+        }
+    }
+}
+
+/// Whether another try with the same bytes would end the same way.
+fn is_final(code: ErrorCode) -> bool {
+    use ErrorCode::{
+        BaseChanged, ChecksumMismatch, CorruptImage, Denied, FormatMismatch, InvalidArgument, LimitExceeded,
+        Unsupported,
+    };
+    let finals = [
+        ChecksumMismatch,
+        FormatMismatch,
+        CorruptImage,
+        Denied,
+        Unsupported,
+        InvalidArgument,
+        LimitExceeded,
+        BaseChanged,
+    ];
+    finals.contains(&code)
+}
+
+async fn accept(
+    inner: &Arc<Inner>,
+    pool: &Arc<PoolFolder>,
+    record: &ImageRecord,
+    checksum: Option<Checksum>,
+) -> Result<()> {
+    let id = record.image.id;
+    let claimed = Some(record.image.format.clone()).filter(|format| !format.is_empty());
+    let backing = record.image.backing_id;
+    let (folder, limits) = (pool.clone(), inner.limits.clone());
+    let taken = blocking(move || {
+        let file = FileName::upload(id);
+        verify(&folder, &file, checksum)?;
+        let control = Control::new(Arc::new(vdisk_engine::control::NoProgress), CancelToken::new());
+        let taken = take_in(&folder, &file, claimed.as_deref(), backing.is_some(), &limits, &control)?;
+        folder.rename(&file, &FileName::published(id, 1), false)?;
+        Ok(taken)
+    });
+    let taken = taken.await?;
+    let mut tx = inner.store.begin().await?;
+    tx.finish_upload(id, &FileName::published(id, 1), &taken.facts).await?;
+    if let (Some(base), Some(name)) = (backing, taken.backing_name) {
+        let generation = tx.image(base).await?.image.generation;
+        tx.set_backing(
+            id,
+            Some(&Backing {
+                id: base,
+                generation,
+                name,
+            }),
+        )
+        .await?;
+    }
+    let committed = tx.commit().await;
+    committed.inspect_err(|_| drop(pool.rename(&FileName::published(id, 1), &FileName::upload(id), false)))
+}
+
+fn verify(pool: &PoolFolder, file: &str, checksum: Option<Checksum>) -> Result<()> {
+    let Some(Checksum::Sha256(expected)) = checksum else {
+        return Ok(());
+    };
+    let mut file = pool.open_file(file, Access::Read)?;
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let read = file.read(&mut buffer).map_err(|error| write_failed(&error))?;
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else {
+            break;
+        };
+        digest.update(bytes);
+    }
+    if digest.finalize().as_slice() == expected {
+        return Ok(());
+    }
+    let public = "the file does not match the SHA-256 that was announced; upload it again";
+    Err(ServiceError::new(ErrorCode::ChecksumMismatch, public))
+}
+
+fn not_uploading(why: &str) -> ServiceError {
+    ServiceError::new(
+        ErrorCode::ImageNotReady,
+        format!("the image does not take a file: {why}"),
+    )
+}

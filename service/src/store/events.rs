@@ -1,0 +1,85 @@
+//! What happened, numbered in commit order.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::row::{Columns, json_text, stored};
+use super::{Store, Tx};
+use crate::error::Result;
+use crate::model::{Event, EventKind};
+
+impl Tx {
+    /// Appends an event and returns its number.
+    pub async fn append_event(
+        &mut self,
+        kind: EventKind,
+        job: Option<Uuid>,
+        image: Option<Uuid>,
+        data: &Value,
+    ) -> Result<u64> {
+        let next = "UPDATE counters SET value = value + 1 WHERE name = 'event' RETURNING value";
+        let seq = sqlx::query(next).fetch_one(&mut *self.inner).await?.size("value")?;
+        sqlx::query("INSERT INTO events (seq, kind, job_id, image_id, at, data) VALUES ($1, $2, $3, $4, $5, $6)")
+            .bind(stored(seq)?)
+            .bind(kind.as_str())
+            .bind(job.map(|id| id.to_string()))
+            .bind(image.map(|id| id.to_string()))
+            .bind(self.now.0)
+            .bind(json_text(data)?)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(seq)
+    }
+
+    /// Forgets events older than `retention`.
+    pub async fn prune_events(&mut self, retention: Duration) -> Result<u64> {
+        let before = self.now.before(retention).0;
+        let deleted = sqlx::query("DELETE FROM events WHERE at < $1")
+            .bind(before)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(deleted.rows_affected())
+    }
+}
+
+impl Store {
+    /// The number of the newest event, 0 before the first.
+    pub async fn last_event(&self) -> Result<u64> {
+        let sql = "SELECT value FROM counters WHERE name = 'event'";
+        sqlx::query(sql).fetch_one(&self.readers).await?.size("value")
+    }
+
+    /// Up to `limit` events behind a number, oldest first, of one job or image when given.
+    pub async fn events_after(
+        &self,
+        seq: u64,
+        job: Option<Uuid>,
+        image: Option<Uuid>,
+        limit: u32,
+    ) -> Result<Vec<Event>> {
+        let text = |id: Option<Uuid>| id.map_or(String::new(), |id| id.to_string());
+        let sql = "SELECT seq, kind, job_id, image_id, at, data FROM events \
+             WHERE seq > $1 AND ($2 = '' OR job_id = $2) AND ($3 = '' OR image_id = $3) ORDER BY seq LIMIT $4";
+        let rows = sqlx::query(sql)
+            .bind(stored(seq)?)
+            .bind(text(job))
+            .bind(text(image))
+            .bind(i64::from(limit))
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(event).collect()
+    }
+}
+
+fn event(row: &sqlx::any::AnyRow) -> Result<Event> {
+    Ok(Event {
+        seq: row.size("seq")?,
+        kind: row.text("kind")?.parse()?,
+        job_id: row.id_or_null("job_id")?,
+        image_id: row.id_or_null("image_id")?,
+        at: row.time("at")?,
+        data: row.json("data")?,
+    })
+}

@@ -1,0 +1,315 @@
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{Backing, FileFacts, NewImage, Origin, event_data};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{EventKind, ImageId, ImageState, Labels};
+use crate::request::UpdateImage;
+use crate::store::row::{Columns, json_text, stored};
+use crate::store::{Tx, is_duplicate};
+
+impl Tx {
+    /// Adds a row for an image to come.
+    ///
+    /// # Errors
+    /// `name_taken`.
+    pub async fn insert_image(&mut self, new: &NewImage) -> Result<()> {
+        self.require_free_name(&new.pool, &new.name).await?;
+        let (state, reserved_by, uploaded) = match new.origin {
+            Origin::ReservedBy(holder) => ("reserved", Some(holder.to_string()), None),
+            Origin::Upload => ("uploading", None, Some(0_i64)),
+        };
+        let sql = "INSERT INTO images (id, name, pool, file, format, state, virtual_size, allocated_size, file_size, \
+             backing_id, backing_generation, backing_name, generation, labels, protected, encrypted, uploaded_bytes, \
+             reserved_by, created_at, updated_at) \
+             VALUES ($1, $2, $3, $4, $5, $6, 0, 0, 0, $7, $8, $9, 0, $10, 0, 0, $11, $12, $13, $13)";
+        let inserted = sqlx::query(sql)
+            .bind(new.id.to_string())
+            .bind(&new.name)
+            .bind(&new.pool)
+            .bind(&new.file)
+            .bind(&new.format)
+            .bind(state)
+            .bind(new.backing.as_ref().map(|backing| backing.id.to_string()))
+            .bind(
+                new.backing
+                    .as_ref()
+                    .map(|backing| stored(backing.generation))
+                    .transpose()?,
+            )
+            .bind(new.backing.as_ref().map(|backing| backing.name.clone()))
+            .bind(json_text(&new.labels)?)
+            .bind(uploaded)
+            .bind(reserved_by)
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await;
+        match inserted {
+            Ok(_) => self.write_labels(new.id, &new.labels).await?,
+            Err(error) if is_duplicate(&error) => return Err(file_taken()),
+            Err(error) => return Err(error.into()),
+        }
+        match new.origin {
+            Origin::Upload => self.image_event(EventKind::ImageCreated, new.id).await,
+            Origin::ReservedBy(_) => Ok(()),
+        }
+    }
+
+    /// Whether a pool has an image of that name, shown or reserved.
+    pub async fn is_name_taken(&mut self, pool: &str, name: &str) -> Result<bool> {
+        let sql = "SELECT COUNT(*) AS taken FROM images WHERE pool = $1 AND name = $2";
+        let row = sqlx::query(sql)
+            .bind(pool)
+            .bind(name)
+            .fetch_one(&mut *self.inner)
+            .await?;
+        Ok(row.number("taken")? > 0)
+    }
+
+    async fn require_free_name(&mut self, pool: &str, name: &str) -> Result<()> {
+        if self.is_name_taken(pool, name).await? {
+            let public = format!("pool '{pool}' has an image named '{name}' already");
+            return Err(ServiceError::new(ErrorCode::NameTaken, public).with_field("name"));
+        }
+        Ok(())
+    }
+
+    async fn write_labels(&mut self, id: ImageId, labels: &Labels) -> Result<()> {
+        let clear = "DELETE FROM image_labels WHERE image_id = $1";
+        sqlx::query(clear)
+            .bind(id.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        for (key, value) in labels {
+            sqlx::query("INSERT INTO image_labels (image_id, key, value) VALUES ($1, $2, $3)")
+                .bind(id.to_string())
+                .bind(key)
+                .bind(value)
+                .execute(&mut *self.inner)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Shows a reserved image to the world: its file is in place under `file`.
+    ///
+    /// # Errors
+    /// `lease_lost` when the row is not `holder`'s any more.
+    pub async fn publish_image(&mut self, id: ImageId, holder: Uuid, file: &str, facts: &FileFacts) -> Result<()> {
+        let sql = "UPDATE images SET state = 'ready', reserved_by = NULL, file = $3, generation = 1, updated_at = $4 \
+             WHERE id = $1 AND state = 'reserved' AND reserved_by = $2";
+        let changed = sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(holder.to_string())
+            .bind(file)
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        if changed.rows_affected() != 1 {
+            let public = "the image is not reserved for this work any more";
+            return Err(ServiceError::new(ErrorCode::LeaseLost, public));
+        }
+        self.write_facts(id, facts).await?;
+        self.image_event(EventKind::ImageCreated, id).await
+    }
+
+    /// Records what the file of an image is like after a change, `new_content` when the guest sees other bytes.
+    pub async fn record_change(&mut self, id: ImageId, facts: &FileFacts, new_content: bool) -> Result<()> {
+        self.write_facts(id, facts).await?;
+        let sql = "UPDATE images SET generation = generation + $2, updated_at = $3 WHERE id = $1";
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(i64::from(new_content))
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        self.image_event(EventKind::ImageUpdated, id).await
+    }
+
+    async fn write_facts(&mut self, id: ImageId, facts: &FileFacts) -> Result<()> {
+        let sql = "UPDATE images SET format = $2, virtual_size = $3, allocated_size = $4, file_size = $5, \
+             encrypted = $6, file_stamp = $7 WHERE id = $1";
+        let changed = sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(&facts.format)
+            .bind(stored(facts.virtual_size)?)
+            .bind(stored(facts.allocated_size)?)
+            .bind(stored(facts.file_size)?)
+            .bind(i64::from(facts.encrypted))
+            .bind(&facts.stamp)
+            .execute(&mut *self.inner)
+            .await?;
+        if changed.rows_affected() != 1 {
+            return Err(ServiceError::internal(format!(
+                "image {id} has no row to write facts to"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Images that a job holds for change, and that it is about to change: what their files look like is open until
+    /// the job says so.
+    pub async fn forget_stamps(&mut self, holder: Uuid) -> Result<()> {
+        let sql = "UPDATE images SET file_stamp = NULL WHERE id IN \
+             (SELECT l.image_id FROM image_locks l WHERE l.holder = $1 AND l.mode = 'exclusive')";
+        sqlx::query(sql)
+            .bind(holder.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Replaces the edge to the base.
+    pub async fn set_backing(&mut self, id: ImageId, backing: Option<&Backing>) -> Result<()> {
+        let sql = "UPDATE images SET backing_id = $2, backing_generation = $3, backing_name = $4 WHERE id = $1";
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(backing.map(|backing| backing.id.to_string()))
+            .bind(backing.map(|backing| stored(backing.generation)).transpose()?)
+            .bind(backing.map(|backing| backing.name.clone()))
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Binds all overlays of a base to its present generation: their content did not change with it.
+    pub async fn rebind_overlays(&mut self, base: ImageId) -> Result<()> {
+        let sql = "UPDATE images SET backing_generation = (SELECT b.generation FROM images b WHERE b.id = $1) \
+             WHERE backing_id = $1";
+        sqlx::query(sql)
+            .bind(base.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Notes how much of an upload is stored.
+    ///
+    /// # Errors
+    /// `image_not_ready` when the image is not uploading.
+    pub async fn record_upload(&mut self, id: ImageId, received: u64) -> Result<()> {
+        let sql = "UPDATE images SET uploaded_bytes = $2, updated_at = $3 WHERE id = $1 AND state = 'uploading'";
+        let changed = sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(stored(received)?)
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        require_one(changed.rows_affected(), || {
+            ServiceError::new(ErrorCode::ImageNotReady, "the image is not waiting for its file")
+        })
+    }
+
+    /// Ends an upload well: the file is in place.
+    ///
+    /// # Errors
+    /// `image_not_ready` when the image is not uploading any more.
+    pub async fn finish_upload(&mut self, id: ImageId, file: &str, facts: &FileFacts) -> Result<()> {
+        let sql = "UPDATE images SET state = 'ready', uploaded_bytes = NULL, problem = NULL, file = $2, \
+             generation = generation + 1, updated_at = $3 WHERE id = $1 AND state = 'uploading'";
+        let changed = sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(file)
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        require_one(changed.rows_affected(), || {
+            ServiceError::new(ErrorCode::ImageNotReady, "the image is not waiting for its file")
+        })?;
+        self.write_facts(id, facts).await?;
+        self.image_event(EventKind::ImageUpdated, id).await
+    }
+
+    /// Puts an image in a state with a reason, or back to `ready` with none.
+    pub async fn set_image_state(&mut self, id: ImageId, state: ImageState, problem: Option<&str>) -> Result<()> {
+        let sql = "UPDATE images SET state = $2, problem = $3, updated_at = $4 WHERE id = $1";
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(state.as_str())
+            .bind(problem)
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        self.image_event(EventKind::ImageUpdated, id).await
+    }
+
+    /// Changes what a client may change. The name was checked by the caller.
+    ///
+    /// # Errors
+    /// `not_found`, `name_taken`.
+    pub async fn update_image(&mut self, id: ImageId, update: &UpdateImage) -> Result<()> {
+        let record = self.image(id).await?;
+        let name = update.name.as_ref().filter(|name| **name != record.image.name);
+        if let Some(name) = name {
+            self.require_free_name(&record.image.pool, name).await?;
+        }
+        let labels = update.labels.as_ref().unwrap_or(&record.image.labels);
+        let sql = "UPDATE images SET name = $2, labels = $3, protected = $4, updated_at = $5 WHERE id = $1";
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(name.unwrap_or(&record.image.name))
+            .bind(json_text(labels)?)
+            .bind(i64::from(update.protected.unwrap_or(record.image.protected)))
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        self.write_labels(id, labels).await?;
+        self.image_event(EventKind::ImageUpdated, id).await
+    }
+
+    /// Refuses what must not be changed or deleted.
+    ///
+    /// # Errors
+    /// `image_protected`; `conflict_dependents` with the overlays other than those in `except`.
+    pub async fn require_free_of_dependents(&mut self, id: ImageId, except: &[ImageId]) -> Result<()> {
+        let mut dependents = self.dependents(id).await?;
+        dependents.retain(|dependent| !except.contains(dependent));
+        if dependents.is_empty() {
+            return Ok(());
+        }
+        let count = dependents.len();
+        let public = format!("{count} image(s) are built on image {id}; rebase, flatten or delete them first");
+        Err(ServiceError::new(ErrorCode::ConflictDependents, public).with_dependents(dependents))
+    }
+
+    /// Removes the row of an image without dependents.
+    ///
+    /// # Errors
+    /// `not_found`, `conflict_dependents`.
+    pub async fn delete_image(&mut self, id: ImageId) -> Result<()> {
+        self.image(id).await?;
+        self.require_free_of_dependents(id, &[]).await?;
+        self.image_event(EventKind::ImageDeleted, id).await?;
+        sqlx::query("DELETE FROM images WHERE id = $1")
+            .bind(id.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Removes the rows that were reserved for work that came to nothing.
+    pub async fn delete_reserved(&mut self, holder: Uuid) -> Result<()> {
+        let sql = "DELETE FROM images WHERE state = 'reserved' AND reserved_by = $1";
+        sqlx::query(sql)
+            .bind(holder.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    async fn image_event(&mut self, kind: EventKind, id: ImageId) -> Result<()> {
+        let data = match self.any_image(id).await? {
+            Some(record) => event_data(&record.image),
+            None => Value::Null,
+        };
+        self.append_event(kind, None, Some(id), &data).await.map(drop)
+    }
+}
+
+fn require_one(rows: u64, otherwise: impl FnOnce() -> ServiceError) -> Result<()> {
+    if rows == 1 { Ok(()) } else { Err(otherwise()) }
+}
+
+fn file_taken() -> ServiceError {
+    ServiceError::new(ErrorCode::NameTaken, "the file is in the inventory already")
+}

@@ -1,0 +1,160 @@
+use std::collections::BTreeMap;
+
+use sqlx::{Any, Executor};
+use uuid::Uuid;
+
+use super::{ImageRecord, record, select_images};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{Image, ImageId, ImageState};
+use crate::request::ImageFilter;
+use crate::store::row::Columns;
+use crate::store::{Store, Tx};
+
+/// Sum over a pool's images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolUse {
+    /// Images.
+    pub images: u64,
+    /// Their bytes on disk.
+    pub allocated: u64,
+}
+
+impl Store {
+    /// One visible record.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn image(&self, id: ImageId) -> Result<ImageRecord> {
+        visible(find(&self.readers, id).await?, id)
+    }
+
+    /// Up to `limit` visible images behind an id, oldest first.
+    pub async fn list_images(&self, filter: &ImageFilter, after: Option<Uuid>, limit: u32) -> Result<Vec<Image>> {
+        let sql = select_images!(
+            "WHERE i.state <> 'reserved' AND i.id > $1 AND ($2 = '' OR i.pool = $2) AND ($3 = '' OR i.format = $3) \
+             AND ($4 = '' OR i.name = $4) AND ($5 = '' OR i.backing_id = $5) AND ($6 = '' OR EXISTS (SELECT 1 FROM \
+             image_labels a WHERE a.image_id = i.id AND a.key = $6 AND ($7 = 0 OR a.value = $8))) AND ($9 = '' OR $9 = \
+             CASE WHEN i.state = 'ready' AND EXISTS (SELECT 1 FROM image_locks l WHERE l.image_id = i.id AND \
+             l.mode = 'exclusive') THEN 'busy' ELSE i.state END) ORDER BY i.id LIMIT $10"
+        );
+        let (key, value) = match filter.label.as_deref().unwrap_or_default().split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (filter.label.as_deref().unwrap_or_default(), None),
+        };
+        let rows = sqlx::query(sql)
+            .bind(after.map_or(String::new(), |id| id.to_string()))
+            .bind(filter.pool.as_deref().unwrap_or_default())
+            .bind(filter.format.as_deref().unwrap_or_default())
+            .bind(filter.name.as_deref().unwrap_or_default())
+            .bind(filter.backing.map_or(String::new(), |id| id.to_string()))
+            .bind(key)
+            .bind(i64::from(value.is_some()))
+            .bind(value.unwrap_or_default())
+            .bind(filter.state.map_or("", ImageState::as_str))
+            .bind(i64::from(limit))
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(|row| Ok(record(row)?.image)).collect()
+    }
+
+    /// The chain of records from an image down, the image first.
+    ///
+    /// # Errors
+    /// `not_found`; `limit_exceeded` when it is deeper than `depth`.
+    pub async fn chain(&self, id: ImageId, depth: usize) -> Result<Vec<ImageRecord>> {
+        let mut chain = vec![self.image(id).await?];
+        while let Some(base) = chain.last().and_then(|layer| layer.image.backing_id) {
+            if chain.len() >= depth {
+                return Err(too_deep(depth));
+            }
+            let layer = find(&self.readers, base).await?;
+            chain.push(layer.ok_or_else(|| ServiceError::internal(format!("image {base} is a base without a row")))?);
+        }
+        Ok(chain)
+    }
+
+    /// Sums by pool.
+    pub async fn pool_use(&self) -> Result<BTreeMap<String, PoolUse>> {
+        let sql = "SELECT pool, COUNT(*) AS images, CAST(SUM(allocated_size) AS BIGINT) AS allocated FROM images \
+             WHERE state <> 'reserved' GROUP BY pool";
+        let rows = sqlx::query(sql).fetch_all(&self.readers).await?;
+        let sum = |row: &sqlx::any::AnyRow| {
+            let sum = PoolUse {
+                images: row.size("images")?,
+                allocated: row.size("allocated")?,
+            };
+            Ok((row.text("pool")?, sum))
+        };
+        rows.iter().map(sum).collect()
+    }
+
+    /// Every record of a pool, the reserved ones too.
+    pub async fn pool_records(&self, pool: &str) -> Result<Vec<ImageRecord>> {
+        let sql = select_images!("WHERE i.pool = $1 ORDER BY i.id");
+        sqlx::query(sql)
+            .bind(pool)
+            .fetch_all(&self.readers)
+            .await?
+            .iter()
+            .map(record)
+            .collect()
+    }
+}
+
+impl Tx {
+    /// One visible record, as this transaction sees it.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn image(&mut self, id: ImageId) -> Result<ImageRecord> {
+        visible(find(&mut *self.inner, id).await?, id)
+    }
+
+    /// One record, visible or not.
+    pub async fn any_image(&mut self, id: ImageId) -> Result<Option<ImageRecord>> {
+        find(&mut *self.inner, id).await
+    }
+
+    /// The chain of records from an image down, as this transaction sees it.
+    ///
+    /// # Errors
+    /// As [`Store::chain`].
+    pub async fn chain(&mut self, id: ImageId, depth: usize) -> Result<Vec<ImageRecord>> {
+        let mut chain = vec![self.image(id).await?];
+        while let Some(base) = chain.last().and_then(|layer| layer.image.backing_id) {
+            if chain.len() >= depth {
+                return Err(too_deep(depth));
+            }
+            let layer = self.any_image(base).await?;
+            chain.push(layer.ok_or_else(|| ServiceError::internal(format!("image {base} is a base without a row")))?);
+        }
+        Ok(chain)
+    }
+
+    /// Ids of the overlays directly on an image, reserved ones included.
+    pub async fn dependents(&mut self, id: ImageId) -> Result<Vec<ImageId>> {
+        let sql = "SELECT id FROM images WHERE backing_id = $1 ORDER BY id";
+        let rows = sqlx::query(sql)
+            .bind(id.to_string())
+            .fetch_all(&mut *self.inner)
+            .await?;
+        rows.iter().map(|row| row.id("id")).collect()
+    }
+}
+
+async fn find(executor: impl Executor<'_, Database = Any>, id: ImageId) -> Result<Option<ImageRecord>> {
+    let sql = select_images!("WHERE i.id = $1");
+    let row = sqlx::query(sql).bind(id.to_string()).fetch_optional(executor).await?;
+    row.as_ref().map(record).transpose()
+}
+
+fn visible(found: Option<ImageRecord>, id: ImageId) -> Result<ImageRecord> {
+    found
+        .filter(|record| record.reserved_by.is_none())
+        .ok_or_else(|| ServiceError::not_found("image", id))
+}
+
+fn too_deep(depth: usize) -> ServiceError {
+    let public = format!("the backing chain has more than {depth} layers; flatten or commit some first");
+    ServiceError::new(ErrorCode::LimitExceeded, public)
+}

@@ -1,0 +1,188 @@
+//! The worker's side: claim, renew, report, end.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Claimed, Fence, Wish, Wishes, WorkerId, lease_end, lease_lost};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{EventKind, Job, JobId, JobProgress};
+use crate::store::Tx;
+use crate::store::row::{Columns, json_text, stored, stored_or_null};
+
+/// How a job ends.
+#[derive(Debug)]
+pub enum Ending {
+    /// Done, with what came out.
+    Succeeded(Value),
+    /// With an error.
+    Failed(ServiceError),
+    /// On request.
+    Cancelled,
+}
+
+impl Tx {
+    /// Takes the next job: waiting and due, or running with a lease that ran out. Paused jobs stay where they are.
+    pub async fn claim(&mut self, worker: WorkerId, lease: Duration) -> Result<Option<Claimed>> {
+        let sql = "UPDATE jobs SET state = 'running', token = token + 1, attempt = attempt + 1, version = version + 1, \
+             worker = $1, lease_until = $2, started_at = COALESCE(started_at, $3) \
+             WHERE id = (SELECT id FROM jobs WHERE wish <> 'pause' \
+             AND (state = 'queued' AND run_after <= $3 OR state = 'running' AND lease_until <= $3) \
+             ORDER BY priority DESC, id LIMIT 1) \
+             RETURNING id, kind, payload, attempt, token, wish, rate_limit";
+        let row = sqlx::query(sql)
+            .bind(worker.to_string())
+            .bind(lease_end(self.now, lease))
+            .bind(self.now.0)
+            .fetch_optional(&mut *self.inner)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let claimed = Claimed {
+            fence: Fence {
+                job: row.id("id")?,
+                token: row.number("token")?,
+            },
+            kind: row.text("kind")?.parse()?,
+            payload: row.json("payload")?,
+            attempt: u32::try_from(row.number("attempt")?).unwrap_or(u32::MAX),
+            wishes: wishes(&row)?,
+        };
+        self.job_event(EventKind::JobState, claimed.fence.job).await?;
+        Ok(Some(claimed))
+    }
+
+    /// Prolongs a lease and tells what the user wants now.
+    ///
+    /// # Errors
+    /// `lease_lost`.
+    pub async fn renew(&mut self, fence: Fence, lease: Duration) -> Result<Wishes> {
+        let sql = "UPDATE jobs SET lease_until = $4 WHERE id = $1 AND token = $2 AND state = 'running' \
+             AND lease_until > $3 RETURNING wish, rate_limit";
+        let row = sqlx::query(sql)
+            .bind(fence.job.to_string())
+            .bind(fence.token)
+            .bind(self.now.0)
+            .bind(lease_end(self.now, lease))
+            .fetch_optional(&mut *self.inner)
+            .await?;
+        row.as_ref().map(wishes).transpose()?.ok_or_else(|| lease_lost(fence))
+    }
+
+    /// Fails unless the fence still holds: for transactions that record an effect.
+    ///
+    /// # Errors
+    /// `lease_lost`.
+    pub async fn require_fence(&mut self, fence: Fence) -> Result<()> {
+        let sql = "UPDATE jobs SET version = version + 1 WHERE id = $1 AND token = $2 AND state = 'running' \
+             AND lease_until > $3";
+        let changed = sqlx::query(sql)
+            .bind(fence.job.to_string())
+            .bind(fence.token)
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        if changed.rows_affected() == 1 {
+            Ok(())
+        } else {
+            Err(lease_lost(fence))
+        }
+    }
+
+    /// Notes how far a job is.
+    ///
+    /// # Errors
+    /// `lease_lost`.
+    pub async fn record_progress(&mut self, fence: Fence, progress: &JobProgress) -> Result<()> {
+        self.require_fence(fence).await?;
+        let sql = "UPDATE jobs SET done_bytes = $2, total_bytes = $3, bytes_per_second = $4 WHERE id = $1";
+        sqlx::query(sql)
+            .bind(fence.job.to_string())
+            .bind(stored(progress.done_bytes)?)
+            .bind(stored_or_null(progress.total_bytes)?)
+            .bind(stored_or_null(progress.bytes_per_second)?)
+            .execute(&mut *self.inner)
+            .await?;
+        self.job_event(EventKind::JobProgress, fence.job).await.map(drop)
+    }
+
+    /// Adds a line to a job's log.
+    ///
+    /// # Errors
+    /// `lease_lost`.
+    pub async fn record_step(&mut self, fence: Fence, text: &str) -> Result<()> {
+        self.require_fence(fence).await?;
+        self.append_step(fence.job, text).await
+    }
+
+    /// Ends a job: its locks go, and so does what it had reserved and not published.
+    ///
+    /// # Errors
+    /// `lease_lost`.
+    pub async fn finish(&mut self, fence: Fence, ending: &Ending) -> Result<Job> {
+        self.require_fence(fence).await?;
+        let (state, result, code, detail) = match ending {
+            Ending::Succeeded(result) => ("succeeded", Some(json_text(result)?), None, None),
+            Ending::Failed(error) => ("failed", None, Some(error.code.as_str()), Some(error.public.as_str())),
+            Ending::Cancelled => ("cancelled", None, None, None),
+        };
+        let sql = "UPDATE jobs SET state = $2, wish = 'run', result = $3, error_code = $4, error_detail = $5, \
+             finished_at = $6, worker = NULL, lease_until = NULL WHERE id = $1";
+        sqlx::query(sql)
+            .bind(fence.job.to_string())
+            .bind(state)
+            .bind(result)
+            .bind(code)
+            .bind(detail)
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        self.let_go(fence.job).await?;
+        self.job_event(EventKind::JobState, fence.job).await
+    }
+
+    /// Gives a job back to the queue unharmed; this start does not count.
+    ///
+    /// # Errors
+    /// `lease_lost`.
+    pub async fn hand_back(&mut self, fence: Fence, delay: Duration) -> Result<()> {
+        self.require_fence(fence).await?;
+        let sql = "UPDATE jobs SET state = 'queued', attempt = attempt - 1, worker = NULL, lease_until = NULL, \
+             run_after = $2 WHERE id = $1";
+        sqlx::query(sql)
+            .bind(fence.job.to_string())
+            .bind(self.now.after(delay).0)
+            .execute(&mut *self.inner)
+            .await?;
+        self.job_event(EventKind::JobState, fence.job).await.map(drop)
+    }
+
+    /// Makes every running job claimable at once: only right when no other process can run any.
+    pub async fn expire_all_leases(&mut self) -> Result<u64> {
+        let sql = "UPDATE jobs SET lease_until = 0 WHERE state = 'running'";
+        Ok(sqlx::query(sql).execute(&mut *self.inner).await?.rows_affected())
+    }
+
+    /// Releases what an ended job held.
+    pub(super) async fn let_go(&mut self, job: JobId) -> Result<()> {
+        self.unlock(job).await?;
+        self.delete_reserved(job).await
+    }
+}
+
+fn wishes(row: &sqlx::any::AnyRow) -> Result<Wishes> {
+    Ok(Wishes {
+        wish: Wish::parse(&row.text("wish")?)?,
+        rate_limit: row.size_or_null("rate_limit")?,
+    })
+}
+
+impl Ending {
+    /// The ending that an error means: `cancelled` ends on request, everything else fails.
+    pub fn of_error(error: ServiceError) -> Self {
+        if error.code == ErrorCode::Cancelled {
+            Self::Cancelled
+        } else {
+            Self::Failed(error)
+        }
+    }
+}

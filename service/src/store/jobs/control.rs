@@ -1,0 +1,132 @@
+//! The user's side: cancel, pause, resume, change.
+
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{EventKind, Job, JobId, JobState};
+use crate::request::UpdateJob;
+use crate::store::Tx;
+use crate::store::row::{Columns, stored_or_null};
+
+impl Tx {
+    /// Cancels a job that no worker has, or asks the worker to undo it.
+    ///
+    /// # Errors
+    /// `not_found`, `job_state_conflict`.
+    pub async fn cancel_job(&mut self, id: JobId) -> Result<Job> {
+        let job = self.job(id).await?;
+        match job.state {
+            JobState::Cancelled => return Ok(job),
+            JobState::Succeeded | JobState::Failed => return Err(has_ended(&job)),
+            _ => {}
+        }
+        let sql = "UPDATE jobs SET state = 'cancelled', wish = 'run', finished_at = $2, version = version + 1 \
+             WHERE id = $1 AND state = 'queued'";
+        let ended = sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        if ended.rows_affected() == 1 {
+            self.let_go(id).await?;
+        } else if job.cancel_requested {
+            return Ok(job);
+        } else {
+            self.set_wish(id, "cancel").await?;
+        }
+        self.job_event(EventKind::JobState, id).await
+    }
+
+    /// Holds a job back.
+    ///
+    /// # Errors
+    /// `not_found`, `job_state_conflict`.
+    pub async fn pause_job(&mut self, id: JobId) -> Result<Job> {
+        self.change_wish(id, JobState::Paused, "pause").await
+    }
+
+    /// Lets a paused job go on.
+    ///
+    /// # Errors
+    /// `not_found`, `job_state_conflict`.
+    pub async fn resume_job(&mut self, id: JobId) -> Result<Job> {
+        let job = self.job(id).await?;
+        if !job.is_finished() && job.state != JobState::Paused {
+            return Ok(job);
+        }
+        self.change_wish(id, JobState::Running, "run").await
+    }
+
+    async fn change_wish(&mut self, id: JobId, already: JobState, wish: &str) -> Result<Job> {
+        let job = self.job(id).await?;
+        if job.is_finished() {
+            return Err(has_ended(&job));
+        }
+        if job.cancel_requested {
+            let public = "the job is being cancelled";
+            return Err(ServiceError::new(ErrorCode::JobStateConflict, public));
+        }
+        if job.state == already {
+            return Ok(job);
+        }
+        self.set_wish(id, wish).await?;
+        self.job_event(EventKind::JobState, id).await
+    }
+
+    async fn set_wish(&mut self, id: JobId, wish: &str) -> Result<()> {
+        let sql = "UPDATE jobs SET wish = $2, version = version + 1 WHERE id = $1";
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(wish)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Changes rate limit and priority.
+    ///
+    /// # Errors
+    /// `not_found`, `job_state_conflict`.
+    pub async fn update_job(&mut self, id: JobId, update: &UpdateJob) -> Result<Job> {
+        let job = self.job(id).await?;
+        if job.is_finished() {
+            return Err(has_ended(&job));
+        }
+        let rate_limit = match update.rate_limit {
+            Some(0) => None,
+            Some(limit) => Some(limit),
+            None => job.rate_limit,
+        };
+        let sql = "UPDATE jobs SET rate_limit = $2, priority = $3, version = version + 1 WHERE id = $1";
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(stored_or_null(rate_limit)?)
+            .bind(i64::from(update.priority.unwrap_or(job.priority)))
+            .execute(&mut *self.inner)
+            .await?;
+        self.job_event(EventKind::JobState, id).await
+    }
+
+    /// Adds a line to a job's log.
+    pub(super) async fn append_step(&mut self, id: JobId, text: &str) -> Result<()> {
+        let next = "SELECT COALESCE(MAX(position), -1) + 1 AS next FROM job_steps WHERE job_id = $1";
+        let next = sqlx::query(next)
+            .bind(id.to_string())
+            .fetch_one(&mut *self.inner)
+            .await?
+            .number("next")?;
+        sqlx::query("INSERT INTO job_steps (job_id, position, at, text) VALUES ($1, $2, $3, $4)")
+            .bind(id.to_string())
+            .bind(next)
+            .bind(self.now.0)
+            .bind(text)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+}
+
+fn has_ended(job: &Job) -> ServiceError {
+    ServiceError::new(
+        ErrorCode::JobStateConflict,
+        format!("the job has {} already", job.state),
+    )
+}

@@ -1,0 +1,141 @@
+//! The database: inventory, queue, locks, events, secrets. All SQL of the service is in this folder.
+//!
+//! Writes are serial on both databases: SQLite has one writer connection, and on PostgreSQL every write transaction
+//! locks one row first. Rules that span rows (dependents, locks, names) are therefore plain checks in the transaction
+//! that acts on them. Every transaction that changes something visible appends its events, so that their sequence
+//! numbers are in commit order.
+
+pub mod events;
+pub mod idempotency;
+pub mod images;
+pub mod jobs;
+pub mod locks;
+#[cfg(test)]
+mod model_tests;
+mod open;
+mod row;
+pub mod secrets;
+pub mod statistics;
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+pub use open::sqlite_url;
+use sqlx::{Any, AnyPool, Transaction};
+use tokio::sync::watch;
+
+use crate::clock::{Clock, Timestamp};
+use crate::error::{ErrorCode, Result, ServiceError};
+
+/// Which database is behind the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Database {
+    /// One file, one process.
+    Sqlite,
+    /// A server, any number of processes.
+    Postgres,
+}
+
+/// The open database.
+#[derive(Clone)]
+pub struct Store {
+    readers: AnyPool,
+    writer: AnyPool,
+    database: Database,
+    clock: Arc<dyn Clock>,
+    changes: watch::Sender<u64>,
+}
+
+/// A write transaction. Dropping it without [`Tx::commit`] undoes it.
+pub struct Tx {
+    inner: Transaction<'static, Any>,
+    /// The moment all changes of this transaction happen at.
+    pub now: Timestamp,
+    changes: watch::Sender<u64>,
+}
+
+impl Store {
+    /// Which database this is.
+    pub fn database(&self) -> Database {
+        self.database
+    }
+
+    /// The present moment, by the store's clock.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Starts a write transaction; waits for the one before it.
+    pub async fn begin(&self) -> Result<Tx> {
+        let inner = match self.database {
+            Database::Sqlite => self.writer.begin_with("BEGIN IMMEDIATE").await?,
+            Database::Postgres => {
+                let mut inner = self.writer.begin().await?;
+                let lock = "SELECT value FROM counters WHERE name = 'writer' FOR UPDATE";
+                sqlx::query(lock).fetch_one(&mut *inner).await?;
+                inner
+            }
+        };
+        Ok(Tx {
+            inner,
+            now: self.clock.now(),
+            changes: self.changes.clone(),
+        })
+    }
+
+    /// Becomes different after every write transaction of this process.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT value FROM counters WHERE name = 'event'")
+            .fetch_one(&self.readers)
+            .await?;
+        Ok(())
+    }
+
+    /// Closes all connections, the last one of SQLite folding the log into the database.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+impl Tx {
+    /// Makes the changes durable and wakes who waits for changes.
+    pub async fn commit(self) -> Result<()> {
+        self.inner.commit().await?;
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        Ok(())
+    }
+}
+
+impl From<sqlx::Error> for ServiceError {
+    fn from(error: sqlx::Error) -> Self {
+        if let sqlx::Error::Database(database) = &error {
+            // SQLITE_FULL, and PostgreSQL's disk_full.
+            if matches!(database.code().as_deref(), Some("13" | "53100")) {
+                let public = "the disk below the database is full; free some space";
+                return Self::new(ErrorCode::InsufficientStorage, public).with_internal(error);
+            }
+        }
+        match error {
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => {
+                Self::new(ErrorCode::Unavailable, "the database does not answer").with_internal(error)
+            }
+            _ => Self::internal(format!("database: {error}")),
+        }
+    }
+}
+
+/// Whether a statement failed because a unique column has the value already.
+fn is_duplicate(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(sqlx::error::DatabaseError::is_unique_violation)
+}

@@ -1,0 +1,152 @@
+//! Connecting, settings and migrations.
+
+use std::path::Path;
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use sqlx::any::AnyPoolOptions;
+use sqlx::{AnyPool, Executor, Row};
+use tokio::sync::watch;
+
+use super::{Database, Store};
+use crate::clock::Clock;
+use crate::error::{ErrorCode, Result, ServiceError};
+
+static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("../migrations");
+static DRIVERS: Once = Once::new();
+
+/// Older SQLite can lose acknowledged writes (<https://www.sqlite.org/wal.html#walresetbug>).
+const SQLITE_OLDEST: (u32, u32, u32) = (3, 51, 3);
+const READERS: u32 = 4;
+
+/// Settings of every SQLite connection. FULL: what was acknowledged survives a power cut.
+const SQLITE_SETTINGS: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+     PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;";
+/// A node that hangs inside a transaction must not hold up the others for ever.
+const POSTGRES_SETTINGS: &str = "SET idle_in_transaction_session_timeout = '30s'; SET lock_timeout = '20s';";
+
+impl Store {
+    /// Connects to `sqlite:<path>`, `sqlite::memory:` or `postgres://...` and brings the tables up to date.
+    pub async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Self> {
+        DRIVERS.call_once(sqlx::any::install_default_drivers);
+        let database = database_of(url)?;
+        let (writer, readers) = match database {
+            Database::Sqlite if url.contains(":memory:") => {
+                let only = connect(url, database, 1).await?;
+                (only.clone(), only)
+            }
+            Database::Sqlite => (connect(url, database, 1).await?, connect(url, database, READERS).await?),
+            Database::Postgres => (connect(url, database, 2).await?, connect(url, database, READERS).await?),
+        };
+        if database == Database::Sqlite {
+            check_sqlite_version(&writer).await?;
+            quick_check(&writer).await?;
+        }
+        MIGRATOR
+            .run(&writer)
+            .await
+            .map_err(|error| unusable(format!("migrating the database: {error}")))?;
+        Ok(Self {
+            readers,
+            writer,
+            database,
+            clock,
+            changes: watch::Sender::new(0),
+        })
+    }
+}
+
+/// The URL of an SQLite file, with the characters of the path that mean something in a URL escaped.
+pub fn sqlite_url(path: &Path) -> String {
+    let mut url = String::from("sqlite://");
+    for &byte in std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()) {
+        if byte.is_ascii_alphanumeric() || b"/._-~".contains(&byte) {
+            url.push(char::from(byte));
+        } else {
+            url.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    url.push_str("?mode=rwc");
+    url
+}
+
+fn database_of(url: &str) -> Result<Database> {
+    if url.starts_with("sqlite:") {
+        return Ok(Database::Sqlite);
+    }
+    if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+        return Ok(Database::Postgres);
+    }
+    Err(ServiceError::invalid(
+        "database_url",
+        "the database URL must start with sqlite: or postgres:",
+    ))
+}
+
+async fn connect(url: &str, database: Database, connections: u32) -> Result<AnyPool> {
+    AnyPoolOptions::new()
+        .max_connections(connections)
+        .min_connections(1)
+        .acquire_timeout(Duration::from_secs(20))
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                let settings = match database {
+                    Database::Sqlite => SQLITE_SETTINGS,
+                    Database::Postgres => POSTGRES_SETTINGS,
+                };
+                connection.execute(settings).await.map(drop)
+            })
+        })
+        .connect(url)
+        .await
+        .map_err(|error| unusable(format!("connecting to the database: {error}")))
+}
+
+async fn check_sqlite_version(pool: &AnyPool) -> Result<()> {
+    let version: String = sqlx::query("SELECT sqlite_version() AS version")
+        .fetch_one(pool)
+        .await?
+        .try_get("version")?;
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    if (next(), next(), next()) < SQLITE_OLDEST {
+        return Err(unusable(format!(
+            "SQLite {version} is too old, {SQLITE_OLDEST:?} or newer is needed"
+        )));
+    }
+    Ok(())
+}
+
+/// Looks for damage at the start, but never for long: a large database is left to a later, full check.
+async fn quick_check(pool: &AnyPool) -> Result<()> {
+    let mut connection = pool.acquire().await?;
+    let check = sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut *connection);
+    let Ok(row) = tokio::time::timeout(Duration::from_secs(10), check).await else {
+        tracing::warn!("the database is too large for a quick check at start; skipped");
+        return Ok(());
+    };
+    let verdict: String = row?.try_get(0)?;
+    if verdict != "ok" {
+        return Err(unusable(format!("the database is damaged: {verdict}")));
+    }
+    Ok(())
+}
+
+fn unusable(detail: String) -> ServiceError {
+    ServiceError::new(ErrorCode::Unavailable, "the database cannot be used").with_internal(detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_escaped_in_urls() {
+        assert_eq!(
+            sqlite_url(Path::new("/a b/%?#.db")),
+            "sqlite:///a%20b/%25%3F%23.db?mode=rwc"
+        );
+    }
+}

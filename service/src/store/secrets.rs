@@ -1,0 +1,113 @@
+//! Sealed secrets. What is stored here cannot be read without the master key.
+
+use uuid::Uuid;
+
+use super::row::Columns;
+use super::{Store, Tx, is_duplicate};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{Secret, SecretId};
+
+/// A secret's sealed value and the key that sealed it.
+#[derive(Clone)]
+pub struct SealedSecret {
+    /// Base64 of nonce and ciphertext.
+    pub sealed: String,
+    /// Which master key.
+    pub key_id: String,
+}
+
+impl Tx {
+    /// Stores a sealed secret.
+    ///
+    /// # Errors
+    /// `name_taken`.
+    pub async fn insert_secret(&mut self, id: SecretId, name: &str, value: &SealedSecret) -> Result<Secret> {
+        let sql = "INSERT INTO secrets (id, name, sealed, key_id, created_at) VALUES ($1, $2, $3, $4, $5)";
+        let inserted = sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(name)
+            .bind(&value.sealed)
+            .bind(&value.key_id)
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await;
+        match inserted {
+            Ok(_) => Ok(Secret {
+                id,
+                name: name.to_owned(),
+                created_at: self.now,
+            }),
+            Err(error) if is_duplicate(&error) => {
+                let public = format!("there is a secret named '{name}' already");
+                Err(ServiceError::new(ErrorCode::NameTaken, public).with_field("name"))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Deletes a secret.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn delete_secret(&mut self, id: SecretId) -> Result<()> {
+        let sql = "DELETE FROM secrets WHERE id = $1";
+        match sqlx::query(sql)
+            .bind(id.to_string())
+            .execute(&mut *self.inner)
+            .await?
+            .rows_affected()
+        {
+            0 => Err(ServiceError::not_found("secret", id)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Store {
+    /// One secret's record.
+    pub async fn secret(&self, id: SecretId) -> Result<Secret> {
+        let sql = "SELECT id, name, created_at FROM secrets WHERE id = $1";
+        let row = sqlx::query(sql)
+            .bind(id.to_string())
+            .fetch_optional(&self.readers)
+            .await?;
+        row.as_ref()
+            .map(secret)
+            .transpose()?
+            .ok_or_else(|| ServiceError::not_found("secret", id))
+    }
+
+    /// One secret's sealed value.
+    pub async fn sealed_secret(&self, id: SecretId) -> Result<SealedSecret> {
+        let sql = "SELECT sealed, key_id FROM secrets WHERE id = $1";
+        let row = sqlx::query(sql)
+            .bind(id.to_string())
+            .fetch_optional(&self.readers)
+            .await?;
+        let row = row.ok_or_else(|| ServiceError::not_found("secret", id))?;
+        Ok(SealedSecret {
+            sealed: row.text("sealed")?,
+            key_id: row.text("key_id")?,
+        })
+    }
+
+    /// Up to `limit` secrets behind an id, oldest first.
+    pub async fn list_secrets(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<Secret>> {
+        let sql = "SELECT id, name, created_at FROM secrets WHERE id > $1 ORDER BY id LIMIT $2";
+        let after = after.map_or(String::new(), |id| id.to_string());
+        let rows = sqlx::query(sql)
+            .bind(after)
+            .bind(i64::from(limit))
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(secret).collect()
+    }
+}
+
+fn secret(row: &sqlx::any::AnyRow) -> Result<Secret> {
+    Ok(Secret {
+        id: row.id("id")?,
+        name: row.text("name")?,
+        created_at: row.time("created_at")?,
+    })
+}

@@ -1,0 +1,282 @@
+//! A process that is killed, and one that is stopped, in the middle of a job: another start ends the job as if nothing
+//! had happened.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use common::{Lab, MIB, OVERLAY, json, quick_config, sample};
+use serde_json::json;
+use vdisk_service::model::{ImageId, Job, JobState};
+use vdisk_service::request::{Call, UpdateJob};
+use vdisk_service::{Result, Service};
+
+const NONE: Call = Call { idempotency_key: None };
+const CHILD: &str = "VDISK_TEST_KILLED_SERVICE";
+/// Slow enough to be met in the middle.
+const SLOW: u64 = 8 * MIB;
+const SIZE: usize = 4 << 20;
+
+/// What one verb starts from, and what must be there when it is through.
+struct Scene {
+    lab: Lab,
+    job: Job,
+    /// The image to look at in the end; `None`: the one the job made.
+    image: Option<ImageId>,
+    expected: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Verb {
+    Convert,
+    Compress,
+    Rebase,
+    Commit,
+    CommitAndDrop,
+    Flatten,
+}
+
+const VERBS: [Verb; 6] = [
+    Verb::Convert,
+    Verb::Compress,
+    Verb::Rebase,
+    Verb::Commit,
+    Verb::CommitAndDrop,
+    Verb::Flatten,
+];
+
+/// Images made by a service that then goes away, with one job left in the queue.
+async fn scene(verb: Verb) -> Scene {
+    let lab = Lab::new().await;
+    let bytes = sample(SIZE, 1);
+    let mut expected = bytes.clone();
+    expected[MIB as usize..2 << 20].copy_from_slice(&sample(1 << 20, 77));
+    let base = lab.upload("base", Some("raw"), &bytes).await.unwrap();
+    let other = lab.upload("other", Some("raw"), &sample(SIZE, 2)).await.unwrap();
+    let changed = lab.upload("changed", Some("raw"), &expected).await.unwrap();
+    let request = json(json!({"name": "overlay", "format": OVERLAY, "backing": base.id}));
+    let made = lab.service.convert_image(changed.id, request, &NONE).await.unwrap();
+    let overlay = lab.succeed(made).await.result_image_id().unwrap();
+    let request = json(json!({"name": "packed", "format": "qcow"}));
+    let made = lab.service.convert_image(changed.id, request, &NONE).await.unwrap();
+    let packed = lab.succeed(made).await.result_image_id().unwrap();
+    let lab = reopen(lab, 0).await;
+    let (service, slow) = (&lab.service, Some(SLOW));
+    let (job, image) = match verb {
+        Verb::Convert => {
+            let request = json(json!({"name": "copy", "format": OVERLAY, "rate_limit": slow}));
+            (service.convert_image(overlay, request, &NONE).await, None)
+        }
+        Verb::Compress => {
+            let request = json(json!({"algorithm": "zlib", "rate_limit": slow}));
+            (service.compress_image(packed, request, &NONE).await, Some(packed))
+        }
+        Verb::Rebase => {
+            let request = json(json!({"backing": other.id, "rate_limit": slow}));
+            (service.rebase_image(overlay, request, &NONE).await, Some(overlay))
+        }
+        Verb::Commit | Verb::CommitAndDrop => {
+            let drop = matches!(verb, Verb::CommitAndDrop);
+            let request = json(json!({"drop": drop, "rate_limit": slow}));
+            (service.commit_image(overlay, request, &NONE).await, Some(base.id))
+        }
+        Verb::Flatten => {
+            let request = json(json!({"rate_limit": slow}));
+            (service.flatten_image(overlay, request, &NONE).await, Some(overlay))
+        }
+    };
+    let job = job.unwrap();
+    Scene {
+        lab,
+        job,
+        image,
+        expected,
+    }
+}
+
+async fn reopen(lab: Lab, workers: usize) -> Lab {
+    let Lab { dir, service } = lab;
+    service.shutdown(Duration::from_secs(5)).await;
+    drop(service);
+    let service = open(dir.path(), workers).await.unwrap();
+    Lab { dir, service }
+}
+
+async fn open(dir: &Path, workers: usize) -> Result<Service> {
+    let mut config = quick_config(dir);
+    config.workers = workers;
+    Service::open(config).await
+}
+
+/// This test program once more, as the process to be killed.
+fn spawn_service(dir: &Path) -> Child {
+    let name = "killed_jobs_end_well";
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args([name, "--exact", "--nocapture"])
+        .env(CHILD, dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+/// Waits until another process has the job and is some way into it.
+async fn wait_until_running(dir: &Path) {
+    let log = dir.join("vdiskd.lock.running");
+    for _ in 0..400 {
+        if log.exists() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the other process did not start the job");
+}
+
+async fn serve_until_killed(dir: &Path) {
+    let service = open(dir, 1).await.unwrap();
+    loop {
+        let running = service.list_jobs(&json(json!({})), &Default::default()).await.unwrap();
+        if running.items.iter().any(|job| job.state == JobState::Running) {
+            std::fs::write(dir.join("vdiskd.lock.running"), b"").unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_jobs_end_well() {
+    if let Ok(dir) = std::env::var(CHILD) {
+        return serve_until_killed(Path::new(&dir)).await;
+    }
+    let kills: u64 = std::env::var("VDISK_TEST_KILLS")
+        .ok()
+        .and_then(|kills| kills.parse().ok())
+        .unwrap_or(2);
+    for verb in VERBS {
+        for kill in 0..kills {
+            // From the first moment to beyond the end of the slowest.
+            kill_once(verb, Duration::from_millis(20 + kill * 700 / kills)).await;
+        }
+    }
+}
+
+async fn kill_once(verb: Verb, after: Duration) {
+    let Scene {
+        lab,
+        job,
+        image,
+        expected,
+    } = scene(verb).await;
+    let Lab { dir, service } = lab;
+    service.shutdown(Duration::from_secs(5)).await;
+    drop(service);
+    let mut child = spawn_service(dir.path());
+    wait_until_running(dir.path()).await;
+    tokio::time::sleep(after).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let lab = Lab {
+        service: open(dir.path(), 2).await.unwrap(),
+        dir,
+    };
+    let _ = lab
+        .service
+        .update_job(
+            job.id,
+            UpdateJob {
+                rate_limit: Some(0),
+                priority: None,
+            },
+        )
+        .await;
+    let done = lab.succeed(job).await;
+    let image = image.or(done.result_image_id()).unwrap();
+    assert!(
+        lab.data(image).await == expected,
+        "{verb:?} killed after {after:?}: content"
+    );
+    lab.assert_tidy().await;
+    // Raw images and version 1 of qcow have nothing to check.
+    if let Ok(check) = lab.service.check_image(image, json(json!({})), &NONE).await {
+        assert_eq!(
+            lab.succeed(check).await.result.unwrap()["corruptions"],
+            0,
+            "{verb:?} killed after {after:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_service_hands_its_job_back() {
+    let Scene { lab, job, expected, .. } = scene(Verb::Convert).await;
+    let lab = reopen(lab, 1).await;
+    lab.until_running(&job).await;
+    let Lab { dir, service } = lab;
+    service.shutdown(Duration::from_millis(50)).await;
+    drop(service);
+    let lab = Lab {
+        service: open(dir.path(), 0).await.unwrap(),
+        dir,
+    };
+    let waiting = lab.service.job(job.id).await.unwrap();
+    assert_eq!((waiting.state, waiting.attempt), (JobState::Queued, 0));
+    assert!(
+        lab.files().iter().all(|name| !name.starts_with('.')),
+        "{:?}",
+        lab.files()
+    );
+    let lab = reopen(lab, 1).await;
+    lab.service
+        .update_job(
+            job.id,
+            UpdateJob {
+                rate_limit: Some(0),
+                priority: None,
+            },
+        )
+        .await
+        .unwrap();
+    let copy = lab.succeed(job).await.result_image_id().unwrap();
+    assert!(lab.data(copy).await == expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_fails_the_job_and_frees_its_space() {
+    let mount = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=12m", "tmpfs"])
+        .arg(mount.path())
+        .status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: a tmpfs cannot be mounted here");
+        return;
+    }
+    let outcome = tokio::spawn(fill_disk(mount.path().to_owned())).await;
+    Command::new("umount").arg(mount.path()).status().unwrap();
+    outcome.unwrap();
+}
+
+/// Database and pool on the same small disk: the failure must be recorded there too.
+async fn fill_disk(small: std::path::PathBuf) {
+    let lab = Lab {
+        service: open(&small, 1).await.unwrap(),
+        dir: tempfile::tempdir().unwrap(),
+    };
+    let source = lab.upload("source", Some("raw"), &vec![1; 7 << 20]).await.unwrap();
+    let free = lab.service.pool("default").await.unwrap().free;
+    let freed = async || lab.service.pool("default").await.unwrap().free + (1 << 20) > free;
+    let request = json(json!({"name": "copy", "format": OVERLAY}));
+    let job = lab.service.convert_image(source.id, request, &NONE).await.unwrap();
+    assert_eq!(lab.fail(job).await, vdisk_service::ErrorCode::InsufficientStorage);
+    assert!(freed().await);
+    let refused = lab.upload("more", Some("raw"), &vec![2; 7 << 20]).await;
+    assert_eq!(common::code(refused), vdisk_service::ErrorCode::InsufficientStorage);
+    assert!(freed().await);
+    lab.service.delete_image(source.id).await.unwrap();
+    lab.upload("fits", Some("raw"), &vec![3; 7 << 20]).await.unwrap();
+    lab.service.shutdown(Duration::from_secs(5)).await;
+}

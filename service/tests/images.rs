@@ -1,0 +1,250 @@
+//! The inventory: create, change, delete, the rules of the graph.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use common::{Lab, MIB, OVERLAY, code, json, new_image};
+use serde_json::json;
+use vdisk_service::ErrorCode;
+use vdisk_service::model::ImageState;
+use vdisk_service::request::{Call, ImageFilter, PageRequest, UpdateImage};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_is_made_shown_and_deleted() {
+    let lab = Lab::new().await;
+    let image = lab.create("disk", "raw", 10 * MIB).await;
+    assert_eq!(
+        (image.state, image.virtual_size, image.generation),
+        (ImageState::Ready, 10 * MIB, 1)
+    );
+    assert_eq!(lab.files(), [image.id.to_string()]);
+    assert_eq!(lab.service.image(image.id).await.unwrap(), image);
+    let info = lab.service.image_info(image.id).await.unwrap();
+    assert_eq!(
+        (&info["virtual-size"], &info["format"]),
+        (&json!(10 * MIB), &json!("raw"))
+    );
+    lab.service.delete_image(image.id).await.unwrap();
+    assert_eq!(code(lab.service.image(image.id).await), ErrorCode::NotFound);
+    assert!(lab.files().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_requests_are_refused_and_leave_nothing() {
+    let lab = Lab::new().await;
+    lab.create("taken", "raw", MIB).await;
+    let create = async |name: &str, format: &str, size| {
+        code(
+            lab.service
+                .create_image(new_image(name, format, size, None), &Call::default())
+                .await,
+        )
+    };
+    for name in ["", ".x", "-x", "a/b", "../x", "a\0b", "日本", &"x".repeat(300)] {
+        assert_eq!(create(name, "raw", Some(MIB)).await, ErrorCode::InvalidName, "{name:?}");
+    }
+    assert_eq!(create("taken", "raw", Some(MIB)).await, ErrorCode::NameTaken);
+    assert_eq!(create("x", "nonsense", Some(MIB)).await, ErrorCode::Unsupported);
+    assert_eq!(create("x", "raw", None).await, ErrorCode::InvalidArgument);
+    assert_eq!(create("x", "raw", Some(u64::MAX)).await, ErrorCode::LimitExceeded);
+    let mut request = new_image("x", "raw", Some(MIB), None);
+    request.options.insert("colour".to_owned(), "red".to_owned());
+    assert_eq!(
+        code(lab.service.create_image(request, &Call::default()).await),
+        ErrorCode::InvalidArgument
+    );
+    let request = new_image("x", OVERLAY, None, Some(uuid::Uuid::now_v7()));
+    assert_eq!(
+        code(lab.service.create_image(request, &Call::default()).await),
+        ErrorCode::NotFound
+    );
+    let mut request = new_image("x", "raw", Some(MIB), None);
+    request.pool = Some("elsewhere".to_owned());
+    assert_eq!(
+        code(lab.service.create_image(request, &Call::default()).await),
+        ErrorCode::NotFound
+    );
+    lab.assert_tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_with_overlays_stays() {
+    let lab = Lab::new().await;
+    let base = lab.create("base", "raw", 4 * MIB).await;
+    let overlay = lab.overlay("overlay", base.id).await;
+    let top = lab.overlay("top", overlay.id).await;
+    assert_eq!((overlay.virtual_size, overlay.backing_id), (4 * MIB, Some(base.id)));
+    let refused = lab.service.delete_image(base.id).await.unwrap_err();
+    assert_eq!(
+        (refused.code, refused.dependents),
+        (ErrorCode::ConflictDependents, vec![overlay.id])
+    );
+    let resize = lab
+        .service
+        .resize_image(base.id, json(json!({"virtual_size": 8 * MIB})), &Call::default())
+        .await;
+    assert_eq!(code(resize), ErrorCode::ConflictDependents);
+    let chain = lab.service.image_chain(top.id).await.unwrap();
+    assert_eq!(
+        chain.iter().map(|l| (l.image_id, l.depth)).collect::<Vec<_>>(),
+        [(Some(top.id), 0), (Some(overlay.id), 1), (Some(base.id), 2)]
+    );
+    let dependents = lab
+        .service
+        .image_dependents(base.id, &PageRequest::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        dependents.items.iter().map(|image| image.id).collect::<Vec<_>>(),
+        [overlay.id]
+    );
+    for image in [top.id, overlay.id, base.id] {
+        lab.service.delete_image(image).await.unwrap();
+    }
+    lab.assert_tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn protected_images_are_not_changed_or_deleted() {
+    let lab = Lab::new().await;
+    let image = lab.create("disk", "raw", MIB).await;
+    let protect = |protected| UpdateImage {
+        protected: Some(protected),
+        ..UpdateImage::default()
+    };
+    assert!(
+        lab.service
+            .update_image(image.id, protect(true))
+            .await
+            .unwrap()
+            .protected
+    );
+    assert_eq!(
+        code(lab.service.delete_image(image.id).await),
+        ErrorCode::ImageProtected
+    );
+    let resize = lab
+        .service
+        .resize_image(image.id, json(json!({"virtual_size": 2 * MIB})), &Call::default())
+        .await;
+    assert_eq!(code(resize), ErrorCode::ImageProtected);
+    lab.service.update_image(image.id, protect(false)).await.unwrap();
+    lab.service.delete_image(image.id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_page_and_filter() {
+    let lab = Lab::new().await;
+    for number in 0..5 {
+        lab.create(&format!("disk{number}"), "raw", MIB).await;
+    }
+    let mut token = None;
+    let mut names = Vec::new();
+    loop {
+        let page = PageRequest {
+            page_size: Some(2),
+            page_token: token,
+        };
+        let page = lab.service.list_images(&ImageFilter::default(), &page).await.unwrap();
+        names.extend(page.items.into_iter().map(|image| image.name));
+        token = page.next_page_token;
+        if token.is_none() {
+            break;
+        }
+    }
+    assert_eq!(names, ["disk0", "disk1", "disk2", "disk3", "disk4"]);
+    let page = PageRequest {
+        page_token: Some("nonsense".to_owned()),
+        ..PageRequest::default()
+    };
+    assert_eq!(
+        code(lab.service.list_images(&ImageFilter::default(), &page).await),
+        ErrorCode::InvalidArgument
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idempotency_key_gives_the_same_image_again() {
+    let lab = Lab::new().await;
+    let call = Call {
+        idempotency_key: Some("k1".to_owned()),
+    };
+    let first = lab
+        .service
+        .create_image(new_image("a", "raw", Some(MIB), None), &call)
+        .await
+        .unwrap();
+    let again = lab
+        .service
+        .create_image(new_image("a", "raw", Some(MIB), None), &call)
+        .await
+        .unwrap();
+    assert_eq!(first, again);
+    let other = lab
+        .service
+        .create_image(new_image("b", "raw", Some(MIB), None), &call)
+        .await;
+    assert_eq!(code(other), ErrorCode::IdempotencyConflict);
+    // A request that came to nothing does not use its key up.
+    let call = Call {
+        idempotency_key: Some("k2".to_owned()),
+    };
+    assert_eq!(
+        code(
+            lab.service
+                .create_image(new_image("a", "raw", Some(MIB), None), &call)
+                .await
+        ),
+        ErrorCode::NameTaken
+    );
+    lab.service
+        .create_image(new_image("c", "raw", Some(MIB), None), &call)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_services_do_not_share_a_data_folder() {
+    let lab = Lab::new().await;
+    let second = vdisk_service::Service::open(common::quick_config(lab.dir.path())).await;
+    assert_eq!(code(second), ErrorCode::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_vanished_makes_its_image_missing() {
+    let lab = Lab::new().await;
+    let image = lab.create("disk", "raw", MIB).await;
+    let (file, aside) = (lab.pool().join(image.id.to_string()), lab.dir.path().join("aside"));
+    std::fs::rename(&file, &aside).unwrap();
+    let lab = lab.restart().await;
+    assert_eq!(lab.service.image(image.id).await.unwrap().state, ImageState::Missing);
+    assert_eq!(code(lab.service.image_info(image.id).await), ErrorCode::ImageNotReady);
+    std::fs::rename(&aside, lab.pool().join(image.id.to_string())).unwrap();
+    let lab = lab.restart().await;
+    assert_eq!(lab.service.image(image.id).await.unwrap().state, ImageState::Ready);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_changed_behind_our_back_is_noticed() {
+    let lab = Lab::new().await;
+    let base = lab.create("base", "raw", MIB).await;
+    let overlay = lab.overlay("overlay", base.id).await;
+    let path = lab.pool().join(base.id.to_string());
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[0] = 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(
+        code(lab.service.read_data(overlay.id, None).await),
+        ErrorCode::BaseChanged
+    );
+    let request = json(json!({"backing": base.id, "mode": "unsafe"}));
+    let job = lab
+        .service
+        .rebase_image(overlay.id, request, &Call::default())
+        .await
+        .unwrap();
+    lab.succeed(job).await;
+    assert_eq!(lab.data(overlay.id).await[0], 1);
+    assert_eq!(lab.service.image(base.id).await.unwrap().generation, 2);
+}
