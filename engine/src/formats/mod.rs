@@ -17,6 +17,7 @@ mod two_level;
 mod vdi;
 mod vhdx;
 mod vpc;
+pub mod vvfat;
 mod windows;
 
 use crate::env::CreateSpec;
@@ -162,6 +163,7 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &vdi::Vdi,
     &vhdx::Vhdx,
     &vpc::Vpc,
+    &vvfat::Vvfat,
 ];
 
 /// The driver of this name or alias.
