@@ -63,6 +63,8 @@ CREATE TABLE jobs (
     priority BIGINT NOT NULL,
     rate_limit BIGINT,
     pool TEXT,
+    -- The images it names, as shown (JSON).
+    image_ids TEXT NOT NULL,
     request TEXT NOT NULL,
     payload TEXT NOT NULL,
     result TEXT,
@@ -84,7 +86,7 @@ CREATE TABLE jobs (
 );
 CREATE INDEX jobs_by_state ON jobs (state, priority, id);
 
--- The images that a job names. They may be gone by now.
+-- The images that a job names, to find jobs by image. They may be gone by now.
 CREATE TABLE job_images (
     job_id TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
     position BIGINT NOT NULL,

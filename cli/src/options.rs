@@ -29,8 +29,29 @@ const BACKING_FMT: OptionSpec = OptionSpec {
     help: "Image format of the base image",
 };
 
-/// Create options of the file below an image; they steer the file system, which is told nothing here.
-const FILE: &[OptionSpec] = &[];
+/// Hints to the file system about the file below an image.
+const FILE: &[OptionSpec] = &[
+    OptionSpec {
+        name: "extent_size_hint",
+        kind: OptionKind::Size,
+        default: None,
+        help: "Extent size hint for the image file, 0 to disable",
+    },
+    OptionSpec {
+        name: "nocow",
+        kind: OptionKind::Bool,
+        default: None,
+        help: "Turn off copy-on-write (valid only on btrfs)",
+    },
+];
+
+/// The options that the format itself has, without those of the file.
+pub fn of_format(format: &str, table: &[OptionSpec]) -> Vec<OptionSpec> {
+    // A raw image is its file: how space is reserved is a matter of the file.
+    let of_file =
+        |s: &&OptionSpec| FILE.iter().any(|f| f.name == s.name) || format == "raw" && s.name == "preallocation";
+    table.iter().filter(|s| !of_file(s)).copied().collect()
+}
 
 /// All options of creating an image of a format.
 pub fn create_table(driver: &dyn FormatDriver) -> Vec<OptionSpec> {

@@ -1,4 +1,5 @@
-//! Progress: a bar on a terminal, qemu-img's percentages elsewhere, and the pace of `-r`.
+//! Progress: a bar on a terminal, qemu-img's percentages elsewhere, one line for SIGUSR1, the pace of `-r`, and an orderly end when
+//! the user interrupts.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,6 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
 use vdisk_engine::{CancelToken, Control, Progress};
 
 /// Watches one operation.
@@ -15,6 +18,7 @@ pub struct Meter {
     done: AtomicU64,
     shown: Mutex<Shown>,
     pace: Option<Pace>,
+    cancel: CancelToken,
 }
 
 enum Shown {
@@ -35,16 +39,19 @@ impl Meter {
                 Shown::Percent(0.0)
             }
         };
-        Arc::new(Self {
+        let meter = Arc::new(Self {
             total: AtomicU64::new(0),
             done: AtomicU64::new(0),
             shown: Mutex::new(shown),
             pace: rate.filter(|r| *r > 0).map(Pace::new),
-        })
+            cancel: CancelToken::new(),
+        });
+        meter.watch_signals();
+        meter
     }
     /// For the engine.
     pub fn control(self: &Arc<Self>) -> Control {
-        Control::new(self.clone(), CancelToken::new())
+        Control::new(self.clone(), self.cancel.clone())
     }
     /// The operation ended well.
     pub fn finish(&self) {
@@ -58,22 +65,47 @@ impl Meter {
         }
     }
 
-    fn update(&self) {
+    /// SIGUSR1 prints where the operation is; SIGINT and SIGTERM end it, so that nothing half-written stays.
+    fn watch_signals(self: &Arc<Self>) {
+        // Without signals the operation runs all the same.
+        let Ok(mut signals) = Signals::new([SIGUSR1, SIGINT, SIGTERM]) else {
+            return;
+        };
+        let meter = Arc::downgrade(self);
+        thread::spawn(move || {
+            for signal in signals.forever() {
+                match meter.upgrade() {
+                    Some(meter) if signal == SIGUSR1 => print_percent(meter.percent()),
+                    Some(meter) if !meter.cancel.is_cancelled() => meter.cancel.cancel(),
+                    // Nothing runs any more, or the user asks again.
+                    _ => std::process::exit(128 + signal),
+                }
+            }
+        });
+    }
+
+    fn percent(&self) -> f64 {
         let (total, done) = (self.total.load(Ordering::Relaxed), self.done.load(Ordering::Relaxed));
+        match total {
+            0 => 0.0,
+            _ => (done as f64 * 100.0 / total as f64).min(100.0),
+        }
+    }
+
+    fn update(&self) {
         match &mut *self.shown.lock().unwrap_or_else(PoisonError::into_inner) {
             Shown::Nothing => {}
             Shown::Bar(bar) => {
-                bar.set_length(total);
-                bar.set_position(done);
+                bar.set_length(self.total.load(Ordering::Relaxed));
+                bar.set_position(self.done.load(Ordering::Relaxed));
             }
-            Shown::Percent(last) if total > 0 => {
-                let now = (done as f64 * 100.0 / total as f64).min(100.0);
+            Shown::Percent(last) => {
+                let now = self.percent();
                 if now >= *last + 1.0 {
                     *last = now;
                     print_percent(now);
                 }
             }
-            Shown::Percent(_) => {}
         }
     }
 }

@@ -1,6 +1,8 @@
 //! A process that is killed, and one that is stopped, in the middle of a job: another start ends the job as if nothing
 //! had happened.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use std::path::Path;
@@ -10,7 +12,7 @@ use std::time::Duration;
 use common::{Lab, MIB, OVERLAY, json, quick_config, sample};
 use serde_json::json;
 use vdisk_service::model::{ImageId, Job, JobState};
-use vdisk_service::request::{Call, UpdateJob, WaitUntil};
+use vdisk_service::request::{Call, UpdateJob};
 use vdisk_service::{Result, Service};
 
 const NONE: Call = Call { idempotency_key: None };
@@ -198,14 +200,13 @@ async fn kill_once(verb: Verb, after: Duration) {
         "{verb:?} killed after {after:?}: content"
     );
     lab.assert_tidy().await;
-    if lab.service.image(image).await.unwrap().format != "raw" {
-        if let Ok(check) = lab.service.check_image(image, json(json!({})), &NONE).await {
-            assert_eq!(
-                lab.succeed(check).await.result.unwrap()["corruptions"],
-                0,
-                "{verb:?} killed after {after:?}"
-            );
-        }
+    // Raw images and version 1 of qcow have nothing to check.
+    if let Ok(check) = lab.service.check_image(image, json(json!({})), &NONE).await {
+        assert_eq!(
+            lab.succeed(check).await.result.unwrap()["corruptions"],
+            0,
+            "{verb:?} killed after {after:?}"
+        );
     }
 }
 
@@ -213,12 +214,7 @@ async fn kill_once(verb: Verb, after: Duration) {
 async fn a_stopped_service_hands_its_job_back() {
     let Scene { lab, job, expected, .. } = scene(Verb::Convert).await;
     let lab = reopen(lab, 1).await;
-    let running = lab
-        .service
-        .wait_job(job.id, WaitUntil::StateChanges, Duration::from_secs(5))
-        .await
-        .unwrap();
-    assert_eq!(running.state, JobState::Running);
+    lab.until_running(&job).await;
     let Lab { dir, service } = lab;
     service.shutdown(Duration::from_millis(50)).await;
     drop(service);
@@ -252,7 +248,7 @@ async fn a_stopped_service_hands_its_job_back() {
 async fn a_full_disk_fails_the_job_and_frees_its_space() {
     let mount = tempfile::tempdir().unwrap();
     let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
+        .args(["-t", "tmpfs", "-o", "size=12m", "tmpfs"])
         .arg(mount.path())
         .status();
     if !mounted.is_ok_and(|status| status.success()) {
@@ -264,18 +260,23 @@ async fn a_full_disk_fails_the_job_and_frees_its_space() {
     outcome.unwrap();
 }
 
+/// Database and pool on the same small disk: the failure must be recorded there too.
 async fn fill_disk(small: std::path::PathBuf) {
-    let lab = Lab::with(|config| drop(config.pools.insert("default".to_owned(), small.clone()))).await;
-    let source = lab.upload("source", Some("raw"), &vec![1; 5 << 20]).await.unwrap();
+    let lab = Lab {
+        service: open(&small, 1).await.unwrap(),
+        dir: tempfile::tempdir().unwrap(),
+    };
+    let source = lab.upload("source", Some("raw"), &vec![1; 7 << 20]).await.unwrap();
     let free = lab.service.pool("default").await.unwrap().free;
+    let freed = async || lab.service.pool("default").await.unwrap().free + (1 << 20) > free;
     let request = json(json!({"name": "copy", "format": OVERLAY}));
     let job = lab.service.convert_image(source.id, request, &NONE).await.unwrap();
     assert_eq!(lab.fail(job).await, vdisk_service::ErrorCode::InsufficientStorage);
-    assert_eq!(lab.service.pool("default").await.unwrap().free, free);
-    let refused = lab.upload("more", Some("raw"), &vec![2; 5 << 20]).await;
+    assert!(freed().await);
+    let refused = lab.upload("more", Some("raw"), &vec![2; 7 << 20]).await;
     assert_eq!(common::code(refused), vdisk_service::ErrorCode::InsufficientStorage);
-    assert_eq!(lab.service.pool("default").await.unwrap().free, free);
+    assert!(freed().await);
     lab.service.delete_image(source.id).await.unwrap();
-    lab.upload("fits", Some("raw"), &vec![3; 5 << 20]).await.unwrap();
+    lab.upload("fits", Some("raw"), &vec![3; 7 << 20]).await.unwrap();
     lab.service.shutdown(Duration::from_secs(5)).await;
 }

@@ -10,6 +10,7 @@ pub mod json;
 pub mod keys;
 pub mod keyval;
 pub mod name;
+mod null;
 pub mod open;
 pub mod protocol;
 pub mod shown;

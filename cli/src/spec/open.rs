@@ -4,12 +4,12 @@ use serde_json::Value;
 use vdisk_engine::gate::BackingChoice;
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{CacheMode, LockMode};
-use vdisk_engine::{Chain, Limits, Node, OpenEnv, StorageRef, formats};
+use vdisk_engine::{Chain, ErrorKind, Limits, Node, OpenEnv, StorageRef, formats};
 
 use super::gate::{CliGate, Trail};
 use super::protocol::{self, OpenStorage};
 use super::shown::Shown;
-use super::{Keys, json, keyval};
+use super::{Keys, blkdebug, json, keyval};
 use crate::app::{self, Failure};
 use crate::secrets::SecretStore;
 
@@ -110,6 +110,8 @@ pub struct Resolved {
     pub protocol: String,
     /// The node is a protocol node that is used as an image (`driver=file`).
     pub bare: bool,
+    /// Options of the external data file, in place of the name in the header.
+    pub data_file: Option<Keys>,
 }
 
 /// An open chain with the names of its layers.
@@ -182,7 +184,7 @@ impl Opener {
         let trail = Trail::default();
         note_explicit(&resolved.node, &trail);
         let top = resolved.shown.name();
-        let chain = self.open_with(resolved.node, &access, &trail)?;
+        let chain = self.open_with(resolved.node, resolved.data_file, &access, &trail)?;
         let mut names = vec![top];
         names.extend(trail.shown());
         for layer in chain.layers().iter().skip(names.len()) {
@@ -221,6 +223,9 @@ impl Opener {
     pub fn resolve_keys(&self, mut keys: Keys, format: Option<&str>, access: &Access) -> Result<Resolved, Failure> {
         let driver = keys.take("driver").or(format.map(str::to_owned));
         if let Some(driver) = driver.as_deref().filter(|d| protocol::is_protocol(d)) {
+            if let Some(image) = blkdebug::image_alone(driver, &keys) {
+                return self.resolve_keys(image, None, access);
+            }
             return self.resolve_bare(driver, keys, access);
         }
         let driver = driver.map(|d| known(&d)).transpose()?;
@@ -255,6 +260,7 @@ impl Opener {
             shown: opened.shown,
             protocol: opened.driver,
             bare: true,
+            data_file: None,
         })
     }
 
@@ -266,6 +272,8 @@ impl Opener {
         access: &Access,
     ) -> Result<Resolved, Failure> {
         let (backing, below) = self.backing_choice(driver, &mut keys, access)?;
+        let data_file = Some(keys.take_below("data-file")).filter(|k| !k.is_empty());
+        take_cache_sizes(driver, &mut keys)?;
         let open_options = formats::by_name(driver)?.open_options();
         let (mut options, mut shown) = (Options::new(), Vec::new());
         for (key, value) in keys.iter() {
@@ -279,7 +287,7 @@ impl Opener {
         }
         let over_protocol = protocol::is_protocol(&file.driver);
         let mut name = Shown::format(driver, shown, &file.shown, over_protocol);
-        if !matches!(backing, BackingChoice::FromImage) {
+        if !matches!(backing, BackingChoice::FromImage) && !access.no_backing {
             name = name.with_backing(below.as_ref());
         }
         let mut node = Node::new(file.storage, driver).with_options(options);
@@ -292,6 +300,7 @@ impl Opener {
             shown: name,
             protocol: file.driver,
             bare: false,
+            data_file,
         })
     }
 
@@ -314,7 +323,10 @@ impl Opener {
         }
         match keys.take_value("backing") {
             Some(Value::Null) => return Ok((BackingChoice::None, None)),
-            Some(Value::String(s)) if s.is_empty() => return Ok((BackingChoice::None, None)),
+            Some(Value::String(s)) if s.is_empty() => {
+                app::warning("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+                return Ok((BackingChoice::None, None));
+            }
             Some(node) => return Err(no_node(&super::keys::text(&node))),
             None => {}
         }
@@ -334,16 +346,17 @@ impl Opener {
         Ok((BackingChoice::Explicit(Box::new(resolved.node)), Some(resolved.shown)))
     }
 
-    /// Opens the layers of a node.
-    pub fn open_chain(&self, node: Node, access: &Access) -> Result<Chain, Failure> {
-        self.open_with(node, access, &Trail::default())
+    /// Opens the layers of what was resolved.
+    pub fn open_chain(&self, resolved: Resolved, access: &Access) -> Result<Chain, Failure> {
+        self.open_with(resolved.node, resolved.data_file, access, &Trail::default())
     }
 
-    fn open_with(&self, node: Node, access: &Access, trail: &Trail) -> Result<Chain, Failure> {
+    fn open_with(&self, node: Node, data_file: Option<Keys>, access: &Access, trail: &Trail) -> Result<Chain, Failure> {
         let gate = CliGate {
             opener: self,
             access: *access,
             trail,
+            data_file: data_file.map(|keys| (node.storage.name().to_owned(), keys)),
         };
         let env = OpenEnv {
             writable: access.writable && !node.storage.is_read_only(),
@@ -355,12 +368,33 @@ impl Opener {
         };
         let top = node.storage.name().to_owned();
         let depths = [0, access.base.unwrap_or(0)];
+        let format = node.format.clone().unwrap_or_default();
         Chain::open_writable(node, &env, &depths).map_err(|error| {
             let depth = error.place().filter(|p| *p != top).map_or(0, |p| trail.depth(p));
             let prefix = "Could not open backing file: ".repeat(depth);
-            Failure::new(format!("{prefix}{}", app::sentence(&error)))
+            match error.kind() {
+                ErrorKind::NotThisFormat => Failure::new(format!("{prefix}Image is not in {format} format")),
+                _ => Failure::new(format!("{prefix}{}", app::sentence(&error))),
+            }
         })
     }
+}
+
+/// QEMU's sizes of its own metadata caches; the engine's caches are bounded by its limits instead.
+fn take_cache_sizes(driver: &str, keys: &mut Keys) -> Result<(), Failure> {
+    const SIZES: &[&str] = &[
+        "cache-size",
+        "l2-cache-size",
+        "l2-cache-entry-size",
+        "refcount-cache-size",
+        "cache-clean-interval",
+    ];
+    for name in SIZES.iter().filter(|_| driver == "qcow2") {
+        if let Some(text) = keys.take(name) {
+            crate::text::size::parse(&text).map_err(|_| crate::options::not_a_size(name))?;
+        }
+    }
+    Ok(())
 }
 
 fn note_explicit(node: &Node, trail: &Trail) {

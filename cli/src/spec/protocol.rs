@@ -8,6 +8,7 @@ use vdisk_engine::storage::{FileOptions, FileStorage, LockMode};
 use vdisk_engine::{Error, ErrorKind, StorageRef, formats};
 
 use super::image_storage::ImageStorage;
+use super::null::NullStorage;
 use super::shown::Shown;
 use super::{Access, Keys, Opener, blkdebug, name};
 use crate::app::{self, Failure};
@@ -56,7 +57,8 @@ pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStor
     match driver.as_str() {
         d if FILE_DRIVERS.contains(&d) => open_file(&driver, keys, access),
         "blkdebug" => blkdebug::open(opener, keys, access),
-        "nbd" | "null-co" | "null-aio" => Err(Failure::new(format!("the protocol '{driver}' is not supported"))),
+        "null-co" | "null-aio" => open_null(&driver, keys),
+        "nbd" => Err(Failure::new(format!("the protocol '{driver}' is not supported"))),
         d if formats::by_name(d).is_ok() => open_image(opener, &driver, keys, access),
         _ => Err(Failure::new(format!("Unknown driver '{driver}'"))),
     }
@@ -70,16 +72,24 @@ fn driver_from_name(keys: &mut Keys, text: &str) -> Result<(), Failure> {
     };
     match protocol {
         "file" => {
-            let path = text["file:".len()..].to_owned();
+            let path = plain_path(&text["file:".len()..]);
             let _ = keys.take("filename");
             keys.add("filename", path);
             keys.add("driver", "file");
         }
-        "blkdebug" => keys.add("driver", "blkdebug"),
+        "blkdebug" | "null-co" | "null-aio" => keys.add("driver", protocol),
         "nbd" | "nbd+tcp" | "nbd+unix" | "nbds" | "nbds+tcp" | "nbds+unix" => keys.add("driver", "nbd"),
         other => return Err(Failure::new(format!("Unknown protocol '{other}'"))),
     }
     Ok(())
+}
+
+/// A path that cannot be taken for a protocol when it is read again.
+fn plain_path(path: &str) -> String {
+    match name::protocol(path) {
+        Some(_) => format!("./{path}"),
+        None => path.to_owned(),
+    }
 }
 
 fn open_file(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {
@@ -131,11 +141,30 @@ fn not_a_file(path: &str) -> Failure {
     Failure::new(format!("'file' driver requires '{path}' to be a regular file"))
 }
 
+/// A disk of nothing.
+fn open_null(driver: &str, mut keys: Keys) -> Result<OpenStorage, Failure> {
+    let len = match keys.take("size") {
+        None => 1 << 30,
+        Some(text) => crate::text::size::size("size", &text)?,
+    };
+    let zero = keys.take_flag("read-zeroes")?.unwrap_or(false);
+    if keys.take("latency-ns").is_some_and(|l| l != "0") {
+        return Err(Failure::new("latency-ns is not supported"));
+    }
+    keys.take("filename");
+    refuse_rest(&keys, driver)?;
+    Ok(OpenStorage {
+        storage: Arc::new(NullStorage::new(len, zero)),
+        shown: Shown::plain(driver, &format!("{driver}://")),
+        driver: driver.to_owned(),
+    })
+}
+
 fn open_image(opener: &Opener, driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {
     keys.add("driver", driver);
     let resolved = opener.resolve_keys(keys, None, access)?;
     let shown = resolved.shown.clone();
-    let chain = opener.open_chain(resolved.node, access)?;
+    let chain = opener.open_chain(resolved, access)?;
     let storage = ImageStorage::new(chain, shown.name(), !access.writable);
     Ok(OpenStorage {
         storage: Arc::new(storage),

@@ -38,6 +38,12 @@ impl Shown {
         shown.plain = plain;
         shown
     }
+    /// A node that lies over another one under the key `child`.
+    pub fn over(driver: &str, options: Vec<(String, Value)>, child: &str, below: &Self) -> Self {
+        let mut shown = Self::options(driver, options);
+        shown.tree.insert(child.to_owned(), Value::Object(below.tree.clone()));
+        shown
+    }
     /// The same with a layer below that the image itself does not name.
     #[must_use]
     pub fn with_backing(mut self, backing: Option<&Self>) -> Self {

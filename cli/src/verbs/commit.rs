@@ -1,11 +1,13 @@
 //! `commit`: writes what an overlay changed into an image below it.
 
+use std::path::PathBuf;
+
 use vdisk_engine::ops::commit;
 use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::storage::CacheMode;
 
 use super::Common;
-use crate::app::{Failure, Outcome};
+use crate::app::{self, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::progress::Meter;
 use crate::spec::open::Spec;
@@ -68,7 +70,8 @@ pub fn run(args: &Args) -> Outcome {
     let meter = Meter::new(args.progress && !args.quiet, rate);
     let empty_top = !args.drop && args.base.is_none();
     let copy = CopyOptions::default();
-    commit::commit(&image.chain, depth, empty_top, &copy, &meter.control())?;
+    commit::commit(&image.chain, depth, empty_top, &copy, &meter.control())
+        .map_err(|e| Failure::new(format!("Block job failed: {}", app::reason(&e))))?;
     meter.finish();
     if format.is_json() {
         let base = image.names.get(depth).map_or("", String::as_str);
@@ -83,14 +86,19 @@ pub fn run(args: &Args) -> Outcome {
 fn depth_of_base(opener: &Opener, spec: Spec<'_>, base: Option<&str>) -> Result<usize, Failure> {
     let Some(base) = base else { return Ok(1) };
     let image = opener.open(spec, Access::read(true))?;
-    let layers = image.chain.layers();
-    let found = layers.iter().zip(&image.names).position(|(layer, above)| {
+    let top = image.names.first().map_or("", String::as_str);
+    let wanted = canonical(&name::relative_to(top, base));
+    let layers = image.chain.layers().iter().zip(&image.names);
+    let found = layers.into_iter().position(|(layer, above)| {
         let Some(backing) = layer.backing() else { return false };
-        backing.name == base || name::relative_to(above, &backing.name) == name::relative_to(above, base)
+        backing.name == base || canonical(&name::relative_to(above, &backing.name)) == wanted
     });
-    let by_name = || image.names.iter().skip(1).position(|n| n == base);
     found
-        .or_else(by_name)
         .map(|d| d + 1)
         .ok_or_else(|| Failure::new(format!("Did not find '{base}' in the backing chain of '{}'", spec.text)))
+}
+
+/// One name for each file.
+fn canonical(path: &str) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path))
 }

@@ -46,12 +46,12 @@ pub struct Args {
     files: Vec<String>,
 }
 
-/// Exit codes: 0 identical, 1 different (or a wrong command line, as qemu-img has it), 2 one cannot be opened, 3 one cannot be read.
+/// Exit codes: 0 identical, 1 different (or a wrong command line, as qemu-img has it), 2 one cannot be opened, 4 one cannot be read.
 pub fn run(args: &Args) -> Outcome {
     compare_files(args).map_err(|f| match f {
         Stop::Usage(failure) => failure,
         Stop::Early(failure) => failure.code(2),
-        Stop::Read(failure) => failure.code(3),
+        Stop::Read(failure) => failure.code(4),
     })
 }
 
@@ -82,14 +82,15 @@ fn compare_files(args: &Args) -> Result<u8, Stop> {
     let meter = Meter::new(args.progress && !args.quiet, None);
     let found = compare::compare(&first.chain, &second.chain, args.strict, workers(), &meter.control())
         .map_err(|e| Stop::Read(Failure::from(e).context("Error while reading")))?;
-    tell(&found, format, args.quiet);
+    let common = first.chain.virtual_size().min(second.chain.virtual_size());
+    tell(&found, common, format, args.quiet);
     if !args.quiet {
         meter.finish();
     }
     Ok(u8::from(found.difference.is_some()))
 }
 
-fn tell(found: &Comparison, format: Format, quiet: bool) {
+fn tell(found: &Comparison, common: u64, format: Format, quiet: bool) {
     if format.is_json() {
         let (kind, offset) = match found.difference {
             None => (Value::Null, Value::Null),
@@ -106,7 +107,13 @@ fn tell(found: &Comparison, format: Format, quiet: bool) {
     if quiet {
         return;
     }
-    if found.sizes_differ && !matches!(found.difference, Some(Difference::Size(..))) {
+    // Told when the comparison comes to the end of the shorter image.
+    let came_to_the_end = match found.difference {
+        None => true,
+        Some(Difference::Content(at)) => at >= common,
+        Some(Difference::Allocation(_) | Difference::Size(..)) => false,
+    };
+    if found.sizes_differ && came_to_the_end {
         output::line("Warning: Image size mismatch!");
     }
     output::line(&match found.difference {

@@ -1,17 +1,17 @@
 //! `create`: a new, empty image.
 
-use std::fmt::Write as _;
+mod summary;
 
 use vdisk_engine::env::{BackingReference, CreateSpec};
 use vdisk_engine::formats::{self, FormatDriver};
-use vdisk_engine::options::{OptionSpec, Options};
+use vdisk_engine::options::Options;
 
 use super::{Common, target};
 use crate::app::{Failure, Outcome};
 use crate::options;
 use crate::output::{self, Format};
 use crate::spec::open::Spec;
-use crate::spec::{Access, Opener, keyval, name};
+use crate::spec::{Access, Opener, keyval, name, protocol};
 use crate::text::size;
 
 /// Options.
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Outcome {
     let list = keyval::join(&args.options)?;
     let format = Format::parse(args.output.as_deref())?;
     if list.as_deref().is_some_and(keyval::asks_for_help) {
-        return help(&args.format);
+        return help(&args.format, !args.words.is_empty());
     }
     let (file, given_size) = match args.words.as_slice() {
         [] => return Err(Failure::usage("Expecting image file name")),
@@ -79,12 +79,18 @@ pub fn run(args: &Args) -> Outcome {
     Ok(0)
 }
 
-/// The options of a format for people.
-pub fn help(format: &str) -> Outcome {
+/// The options of a format for people; those of the file below are added when a file is named.
+pub fn help(format: &str, with_file: bool) -> Outcome {
     let driver = super::driver(format)?;
     refuse_read_only(driver)?;
+    let table = options::create_table(driver);
+    if with_file {
+        output::line("Supported options:");
+        output::print(&options::help(&table));
+        return Ok(0);
+    }
     output::line(&format!("Supported {} options:", driver.name()));
-    output::print(&options::help(&options::create_table(driver)));
+    output::print(&options::help(&options::of_format(driver.name(), &table)));
     output::print(
         "\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n",
     );
@@ -129,6 +135,8 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<u64, Failure> {
     target::local_path(request.file)?;
     let table = options::create_table(driver);
     let mut given = options::read(request.list, &table)?;
+    let shown = given.clone();
+    let hints = target::Hints::take(&mut given);
     let size = match (given.take("size").and_then(|s| s.parse().ok()), request.size) {
         (Some(_), Some(_)) => return Err(Failure::new("The image size must be specified only once")),
         (a, b) => a.or(b),
@@ -140,7 +148,7 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<u64, Failure> {
     };
     let size = size.ok_or_else(|| Failure::new("Image creation needs a size parameter"))?;
     if request.show {
-        output::line(&summary(request.file, driver, &given, size, backing.as_ref()));
+        output::line(&summary::summary(request.file, driver, &shown, size, backing.as_ref()));
     }
     options::check_choices(&given, &table)?;
     let spec = CreateSpec {
@@ -148,7 +156,7 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<u64, Failure> {
         options: given,
         backing,
     };
-    target::create(opener, request.file, driver.name(), &spec)?;
+    target::create(opener, request.file, driver.name(), &spec, &hints)?;
     Ok(size)
 }
 
@@ -179,8 +187,14 @@ fn backing(
             "Error: Trying to create an image with the same filename as the backing file",
         ));
     }
-    if let Some(format) = format.as_deref().filter(|f| formats::by_name(f).is_err()) {
-        return Err(Failure::new(format!("Unknown backing file format '{format}'")));
+    if !request.open_backing
+        && let Some(format) = format.as_deref()
+        && formats::by_name(format).is_err()
+        && !protocol::is_protocol(format)
+    {
+        return Err(Failure::new(format!(
+            "Parameter 'backing-fmt' does not accept value '{format}'"
+        )));
     }
     Ok(Some(BackingReference { name: file, format }))
 }
@@ -199,56 +213,4 @@ fn size_over(opener: &Opener, file: &str, backing: &BackingReference, size: Opti
         )));
     }
     Ok(size.unwrap_or_else(|| below.chain.virtual_size()))
-}
-
-/// The line that says what is made.
-fn summary(
-    file: &str,
-    driver: &dyn FormatDriver,
-    given: &Options,
-    size: u64,
-    backing: Option<&BackingReference>,
-) -> String {
-    let mut out = format!("Formatting '{file}', fmt={}", driver.name());
-    for spec in ordered(driver) {
-        let value = match spec.name {
-            "size" => Some(size.to_string()),
-            "backing_file" => backing.map(|b| b.name.clone()),
-            "backing_fmt" => backing.and_then(|b| b.format.clone()),
-            // Off goes without saying.
-            "preallocation" => given.get("preallocation").map(str::to_owned),
-            name => given.get(name).or(spec.default).map(str::to_owned),
-        };
-        if let Some(value) = value {
-            let _ = write!(out, " {}={}", spec.name, value.replace(',', ",,"));
-        }
-    }
-    out
-}
-
-/// The options in the order in which qemu-img lists them here; those it does not have come last.
-fn ordered(driver: &dyn FormatDriver) -> Vec<OptionSpec> {
-    const ORDER: &[&str] = &[
-        "cluster_size",
-        "extended_l2",
-        "preallocation",
-        "compression_type",
-        "size",
-        "compat",
-        "backing_file",
-        "backing_fmt",
-        "data_file",
-        "data_file_raw",
-    ];
-    let place = |name: &str| ORDER.iter().position(|o| *o == name).unwrap_or(ORDER.len());
-    let mut table = options::create_table(driver);
-    match driver.name() {
-        "qcow2" => {}
-        // These list the size first.
-        _ => table.sort_by_key(|s| s.name != "size"),
-    }
-    if driver.name() == "qcow2" {
-        table.sort_by_key(|s| place(s.name));
-    }
-    table
 }

@@ -98,10 +98,10 @@ fn measured(
     let given_size = given.take("size").and_then(|s| s.parse().ok());
     let (data, source_size, bitmaps) = match file {
         None => (Vec::new(), given_size.or(size).unwrap_or(0), None),
-        Some(text) => data_of(args, text)?,
+        Some(text) => data_of(args, text, given.size("cluster_size")?.unwrap_or(65536))?,
     };
     let mut found = measure::measure(driver.name(), source_size, &data, &given, backing)?;
-    if driver.capabilities().bitmaps && !crate::verbs::measure::is_v2(&given) {
+    if driver.capabilities().bitmaps && !is_v2(&given) {
         found.bitmaps = bitmaps.or(found.bitmaps);
     }
     Ok(found)
@@ -114,7 +114,8 @@ fn is_v2(options: &Options) -> bool {
 
 type Data = (Vec<(u64, u64)>, u64, Option<u64>);
 
-fn data_of(args: &Args, text: &str) -> Result<Data, Failure> {
+/// The data of an image, its size, and the space of its bitmaps in clusters of the new image.
+fn data_of(args: &Args, text: &str, cluster: u64) -> Result<Data, Failure> {
     let spec = Spec::new(text, args.format.as_deref(), args.image_opts)?;
     let opener = args.common.opener()?;
     let image = opener.open(spec, Access::read(args.force_share))?;
@@ -129,7 +130,6 @@ fn data_of(args: &Args, text: &str) -> Result<Data, Failure> {
         None => None,
         Some(bitmaps) => {
             let list = bitmaps.list()?;
-            let cluster = 65536;
             Some(target::bitmap_space(&list, source.len(), cluster))
         }
     };

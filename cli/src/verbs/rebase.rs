@@ -11,7 +11,7 @@ use crate::app::{Failure, Outcome};
 use crate::output::Format;
 use crate::progress::Meter;
 use crate::spec::open::{OpenImage, Spec};
-use crate::spec::{Access, Opener, name};
+use crate::spec::{Access, Opener, name, protocol};
 
 /// Options.
 #[derive(Debug, clap::Args)]
@@ -108,13 +108,18 @@ pub fn run(args: &Args) -> Outcome {
 
 fn check(args: &Args, image: &OpenImage) -> Result<(), Failure> {
     let driver = formats::by_name(image.chain.top().format())?;
-    if let Some(format) = args.backing_format.as_deref().filter(|f| formats::by_name(f).is_err()) {
+    if let Some(format) = args.backing_format.as_deref().filter(|f| !is_format(f)) {
         return Err(Failure::new(format!("Invalid format name: '{format}'")));
     }
     if args.compress && !driver.capabilities().compress {
         return Err(Failure::new("Compression not supported for this file format"));
     }
     Ok(())
+}
+
+/// Headers may name a protocol in place of a format.
+fn is_format(name: &str) -> bool {
+    formats::by_name(name).is_ok() || protocol::is_protocol(name)
 }
 
 /// Opens the new backing image, whose name starts from the folder of the overlay.

@@ -5,8 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::image::{BitmapInfo, Bitmaps};
-use vdisk_engine::storage::CacheMode;
-use vdisk_engine::{Chain, CreateEnv};
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::{CacheMode, FileStorage};
+use vdisk_engine::{Chain, CreateEnv, Storage as _};
 
 use crate::app::{self, Failure};
 use crate::spec::gate::{CliGate, Trail, create_file};
@@ -15,15 +16,17 @@ use crate::spec::{Access, Opener, name, protocol};
 /// Makes a new image in a file; a file that is there is emptied first, one that another program uses is refused.
 ///
 /// A file that did not exist before is removed again when this fails.
-pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec) -> Result<(), Failure> {
+pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hints: &Hints) -> Result<(), Failure> {
     let plain = local_path(path)?;
     let existed = std::fs::symlink_metadata(plain).is_ok();
     let storage = create_file(plain).map_err(|e| cannot_create(path, &e))?;
+    hints.apply(&storage);
     let trail = Trail::default();
     let gate = CliGate {
         opener,
         access: Access::write(),
         trail: &trail,
+        data_file: None,
     };
     let env = CreateEnv {
         gate: &gate,
@@ -41,6 +44,29 @@ pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec) -> R
         }
         Failure::from(e)
     })
+}
+
+/// What the file system is told about a new file.
+pub struct Hints {
+    nocow: bool,
+}
+
+impl Hints {
+    /// Takes them out of the create options. A file system that has no extent size hints ignores them, and so does this program.
+    pub fn take(options: &mut Options) -> Self {
+        options.take("extent_size_hint");
+        Self {
+            nocow: options.take("nocow").as_deref() == Some("on"),
+        }
+    }
+    /// Where the file system does not know a hint there is nothing to do.
+    fn apply(&self, storage: &FileStorage) {
+        if let (true, Some((file, _))) = (self.nocow, storage.host_file())
+            && let Ok(flags) = rustix::fs::ioctl_getflags(file)
+        {
+            let _ = rustix::fs::ioctl_setflags(file, flags | rustix::fs::IFlags::NOCOW);
+        }
+    }
 }
 
 /// The path of a new file; only local files are created.

@@ -16,6 +16,7 @@ mod raw;
 mod two_level;
 mod vdi;
 mod vhdx;
+mod vmdk;
 mod vpc;
 pub mod vvfat;
 mod windows;
@@ -162,6 +163,7 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &qed::Qed,
     &vdi::Vdi,
     &vhdx::Vhdx,
+    &vmdk::Vmdk,
     &vpc::Vpc,
     &vvfat::Vvfat,
 ];

@@ -63,7 +63,7 @@ fn run(format: &'static dyn vdisk_engine::formats::FormatDriver, ops: &[Op]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn an_image_is_a_byte_array(ops in prop::collection::vec(op(), 1..30)) {

@@ -11,6 +11,9 @@ mod locks;
 mod open;
 mod paging;
 mod pools;
+#[cfg(test)]
+mod postgres_tests;
+mod receive;
 mod secrets;
 mod snapshots;
 mod statistics;

@@ -11,7 +11,7 @@ use super::sources::{Salvage, TopLayer};
 use super::streams::Spool;
 use crate::app::{Failure, Outcome};
 use crate::options;
-use crate::output::{self, Format};
+use crate::output::Format;
 use crate::progress::Meter;
 use crate::spec::open::{OpenImage, Spec};
 use crate::spec::{Access, Opener, keyval};
@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> Outcome {
     let target_format = target_format(args)?;
     if let Some(list) = list.as_deref().filter(|l| keyval::asks_for_help(l)) {
         let _ = list;
-        return help(target_format, args.files.last().is_some());
+        return create::help(target_format, !args.files.is_empty());
     }
     check_usage(args, list.as_deref())?;
     let Some((target, sources)) = args.files.split_last().filter(|(_, s)| !s.is_empty()) else {
@@ -145,17 +145,6 @@ fn check_backing_support(args: &Args, driver: &dyn FormatDriver) -> Result<(), F
             driver.name()
         ))),
     }
-}
-
-fn help(format: &str, with_file: bool) -> Outcome {
-    if !with_file {
-        return create::help(format);
-    }
-    let driver = crate::verbs::driver(format)?;
-    create::refuse_read_only(driver)?;
-    output::line("Supported options:");
-    output::print(&options::help(&options::create_table(driver)));
-    Ok(0)
 }
 
 /// The open source images.
@@ -354,7 +343,10 @@ impl Job<'_> {
             convert_into(source, &into, &copy, &meter.control())
         };
         let done = match sources.images.as_slice() {
-            [one] if with_backing => run(&TopLayer(&one.chain)),
+            [one] if with_backing => run(&TopLayer {
+                chain: &one.chain,
+                covered: target.layers().get(1).map_or(0, |l| l.virtual_size()),
+            }),
             [one] => run(&one.chain),
             many => {
                 let parts: Vec<&dyn GuestSource> = many.iter().map(|i| &i.chain as &dyn GuestSource).collect();

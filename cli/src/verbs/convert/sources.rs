@@ -5,19 +5,29 @@ use vdisk_engine::ops::{GuestSource, SourceExtent, SourceKind, Walk};
 use vdisk_engine::{Chain, Result};
 
 /// The top layer of a chain above its backing image: what lies below is left to the target's own backing image.
-pub struct TopLayer<'a>(pub &'a Chain);
+pub struct TopLayer<'a> {
+    /// The source.
+    pub chain: &'a Chain,
+    /// Bytes of the target's backing image: past it the target reads as zeroes anyway.
+    pub covered: u64,
+}
 
 impl GuestSource for TopLayer<'_> {
     fn len(&self) -> u64 {
-        self.0.virtual_size()
+        self.chain.virtual_size()
     }
     fn walk(&self) -> Box<dyn Walk + '_> {
-        let mut cursor = Cursor::new(self.0);
-        let below = self.0.layers().get(1).map_or(0, |l| l.virtual_size());
-        Box::new(move |offset, len| {
+        let mut cursor = Cursor::new(self.chain);
+        let below = self.chain.layers().get(1).map_or(0, |l| l.virtual_size());
+        Box::new(move |offset, len: u64| {
+            // Up to where the target's backing image ends, and from there on, are two runs.
+            let len = if offset < self.covered {
+                len.min(self.covered - offset)
+            } else {
+                len
+            };
             let extent = cursor.extent(offset, len)?;
-            // Past the end of the image below the top itself decides, and reads as zeroes.
-            let absent = extent.depth > 0 || (!extent.present && offset < below);
+            let absent = extent.depth > 0 || (!extent.present && (offset < below || offset >= self.covered));
             Ok(match absent {
                 true => SourceExtent::of(extent.len, SourceKind::Absent),
                 false => extent.into(),
@@ -25,10 +35,10 @@ impl GuestSource for TopLayer<'_> {
         })
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        Chain::read(self.0, offset, buf)
+        self.chain.read(offset, buf)
     }
     fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
-        GuestSource::read_data(self.0, layer, offset, buf)
+        GuestSource::read_data(self.chain, layer, offset, buf)
     }
 }
 
@@ -72,5 +82,5 @@ impl GuestSource for Salvage<'_> {
 }
 
 fn warn(what: &str, error: &vdisk_engine::Error) {
-    crate::app::warning(&format!("{what}: {}", crate::app::sentence(error)));
+    crate::app::warning(&format!("{what}: {}", crate::app::reason(error)));
 }

@@ -40,7 +40,7 @@ impl BulkWrite for Qcow2 {
             Some(stored) => (self.place_packed(&mut writer, offset, stored)?, stored),
             None => (self.place_row(&mut writer, offset, len)?, len),
         };
-        self.note_write(&mut writer, offset, len);
+        self.note_write(&mut writer, offset, len)?;
         self.write_back_if_full(&mut writer)?;
         let file = if encoded.is_some() { 0 } else { self.host.data_index() };
         Ok(Placement {

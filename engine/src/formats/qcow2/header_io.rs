@@ -79,9 +79,10 @@ impl Qcow2 {
     /// `Corrupt` for an image whose metadata overlaps: writing could destroy more.
     pub fn prepare(&self, writer: &mut Writer) -> Result<()> {
         if writer.prepared {
-            return Ok(());
+            return self.hold_recording_bitmaps(writer);
         }
         self.read_metadata().refuse_conflicts()?;
+        self.refuse_double_use(writer)?;
         let header = self.read_shared().header.clone();
         if header.incompatible.has(Incompatible::CORRUPT) {
             return Err(Error::corrupt(
@@ -95,16 +96,15 @@ impl Qcow2 {
             self.host.flush()?;
         }
         writer.prepared = true;
-        Ok(())
+        self.hold_recording_bitmaps(writer)
     }
-
-    /// Notes a change of guest data for the dirty bitmaps.
-    pub fn note_write(&self, _writer: &mut Writer, _offset: u64, _len: u64) {}
 
     /// Flushes everything and leaves the image clean.
     pub fn finish(&self) -> Result<()> {
         let mut writer = self.lock_writer()?;
         self.write_back(&mut writer)?;
+        self.host.flush()?;
+        self.save_bitmaps(&mut writer)?;
         self.host.flush()
     }
 

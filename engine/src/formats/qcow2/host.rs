@@ -39,6 +39,12 @@ impl Host {
     pub fn leaves_holes(&self) -> bool {
         self.data.is_none() && self.grows
     }
+    /// Cuts the main file: nothing behind is used.
+    pub fn cut(&self, end: u64) -> Result<()> {
+        self.wanted_len.store(0, Ordering::Relaxed);
+        self.forget_len();
+        self.file.set_len(end)
+    }
     /// The main file has to reach `end` before tables say so.
     pub fn reach(&self, end: u64) {
         self.wanted_len.fetch_max(end, Ordering::Relaxed);
@@ -61,24 +67,15 @@ impl Host {
         usize::from(self.data.is_some())
     }
 
-    /// How many bytes of a run of guest data lie inside the file.
-    ///
-    /// # Errors
-    /// `Corrupt` when not even the first does.
-    pub fn data_inside(&self, at: u64, len: u64) -> Result<u64> {
-        let end = at.saturating_add(len);
-        let mut known = self.data_len.load(Ordering::Relaxed);
-        if end > known {
-            known = self.data().len()?;
-            self.data_len.fetch_max(known, Ordering::Relaxed);
+    /// Where the file with guest data ends; asked of the system only when `end` lies past what is known.
+    pub fn data_end(&self, end: u64) -> Result<u64> {
+        let known = self.data_len.load(Ordering::Relaxed);
+        if end <= known {
+            return Ok(known);
         }
-        if at >= known {
-            return Err(Error::corrupt(format!(
-                "guest data at {at:#x} lies past the end of the file at {known:#x}"
-            ))
-            .at(self.data().name()));
-        }
-        Ok(end.min(known) - at)
+        let len = self.data().len()?;
+        self.data_len.fetch_max(len, Ordering::Relaxed);
+        Ok(len)
     }
     /// The file may be shorter than it was.
     pub fn forget_len(&self) {

@@ -13,7 +13,10 @@ use super::layout::{Extensions, Geometry, Header};
 use super::metadata::MetadataMap;
 use super::snapshot_table::Snapshot;
 use super::writer::Writer;
-use crate::image::{BackingReference, Below, BulkWrite, CheckReport, Extent, ImageInfo, Repair};
+use crate::image::{
+    BackingReference, Below, Bitmaps, BulkWrite, CheckReport, Extent, ImageInfo, Repair, Resize, Snapshots,
+};
+use crate::options::Options;
 use crate::{Control, Error, Image, Limits, Result, StorageRef};
 
 /// An open image.
@@ -134,6 +137,24 @@ impl Image for Qcow2 {
         let mut writer = self.lock_writer()?;
         self.write_back(&mut writer)?;
         self.host.flush()
+    }
+    fn resize(&self, to: &Resize) -> Result<()> {
+        self.change_size(to)
+    }
+    fn set_backing(&self, backing: Option<&BackingReference>) -> Result<()> {
+        self.change_backing(backing)
+    }
+    fn make_empty(&self) -> Result<()> {
+        self.forget_all()
+    }
+    fn amend(&self, options: &Options, force: bool, control: &Control) -> Result<()> {
+        self.change_options(options, force, control)
+    }
+    fn snapshots(&self) -> Option<&dyn Snapshots> {
+        Some(self)
+    }
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(self)
     }
     fn check(&self, repair: Repair, control: &Control) -> Result<CheckReport> {
         self.check_image(repair, control)

@@ -5,20 +5,23 @@ use serde_json::{Map, Value, json};
 use super::image::{Qcow2, Shared};
 use super::layout::{Autoclear, Compatible, Crypt, Incompatible};
 use crate::Result;
-use crate::image::ImageInfo;
+use crate::image::{BitmapInfo, Bitmaps, ImageInfo};
 
 impl Qcow2 {
     /// Everything that `info` says.
     pub fn describe(&self) -> Result<ImageInfo> {
+        let bitmaps = Bitmaps::list(self)?;
         let shared = self.read_shared();
         let header = &shared.header;
+        let mut specific = self.specific(&shared);
+        drop_in_bitmaps(&mut specific, &bitmaps);
         Ok(ImageInfo {
             cluster_size: Some(self.geometry.cluster_size()),
             encrypted: header.crypt != Crypt::None,
             compressed: false,
             dirty: Some(header.incompatible.has(Incompatible::DIRTY)),
             snapshots: shared.snapshots.iter().map(|s| s.info(header.virtual_size)).collect(),
-            specific: Some(self.specific(&shared)),
+            specific: Some(specific),
         })
     }
 
@@ -55,4 +58,18 @@ impl Qcow2 {
         }
         map
     }
+}
+
+fn drop_in_bitmaps(map: &mut Map<String, Value>, bitmaps: &[BitmapInfo]) {
+    if bitmaps.is_empty() {
+        return;
+    }
+    let one = |b: &BitmapInfo| {
+        let flags: Vec<&str> = [(b.in_use, "in-use"), (b.enabled, "auto")]
+            .into_iter()
+            .filter_map(|(on, name)| on.then_some(name))
+            .collect();
+        json!({"flags": flags, "name": b.name, "granularity": b.granularity})
+    };
+    map.insert("bitmaps".to_owned(), bitmaps.iter().map(one).collect());
 }

@@ -9,13 +9,16 @@
 //! Where things are: `layout` the bytes; `open`, `create`; `locate`, `read`; `tables`, `write`, `zero`, `packed`, `bulk`; `refcounts` who
 //! uses which cluster; `writer` the order of writes; `metadata` which clusters must never be taken for guest data.
 
+mod amend;
 mod bitmap_table;
+mod bitmaps;
 mod bulk;
 mod cache;
 mod check;
 mod clusters;
 mod codec;
 mod create;
+mod double_use;
 mod grow;
 mod header_io;
 mod host;
@@ -23,20 +26,23 @@ mod image;
 mod info;
 mod layout;
 mod locate;
+mod measure;
 mod metadata;
 mod open;
 mod options;
 mod packed;
 mod read;
 mod refcounts;
+mod resize;
 mod snapshot_table;
+mod snapshots;
 mod tables;
 mod write;
 mod writer;
 mod zero;
 
 use crate::env::CreateSpec;
-use crate::formats::{Capabilities, Confidence, FormatDriver, Probe};
+use crate::formats::{Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
 use crate::options::{OptionSpec, Options};
 use crate::{CreateEnv, Image, OpenEnv, Result, StorageRef};
 
@@ -83,6 +89,9 @@ impl FormatDriver for Qcow2 {
     }
     fn open(&self, storage: StorageRef, _options: &Options, env: &OpenEnv<'_>) -> Result<Box<dyn Image>> {
         Ok(Box::new(open::open(storage, env)?))
+    }
+    fn measure(&self, spec: &MeasureSpec<'_>) -> Result<Measurement> {
+        measure::measure(spec)
     }
     fn create(&self, storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) -> Result<()> {
         create::create(storage, spec, env)

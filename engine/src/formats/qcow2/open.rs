@@ -153,11 +153,6 @@ fn refuse_damaged(header: &Header, env: &OpenEnv<'_>) -> Result<()> {
             "the image is marked corrupt; it can be read, and written after a repair",
         ));
     }
-    if env.writable && !env.for_check && header.incompatible.has(Incompatible::DIRTY) {
-        return Err(Error::corrupt(
-            "the image was not closed properly; repair it before writing",
-        ));
-    }
     Ok(())
 }
 

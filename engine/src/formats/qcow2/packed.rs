@@ -21,7 +21,7 @@ impl Qcow2 {
                 self.host.file.write_at(at, &packed)?;
             }
         }
-        self.note_write(&mut writer, offset, buf.len() as u64);
+        self.note_write(&mut writer, offset, buf.len() as u64)?;
         self.write_back_if_full(&mut writer)
     }
 

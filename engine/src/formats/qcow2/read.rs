@@ -45,15 +45,15 @@ impl Qcow2 {
         if self.host.data.is_none() {
             self.read_metadata().refuse_data(at, len)?;
         }
-        let inside = self.host.data_inside(at, len)?;
-        let last_cluster = self.geometry.cluster_start(at + len - 1);
-        if inside < len && at + inside <= last_cluster {
+        let end = self.host.data_end(at.saturating_add(len))?;
+        let last_cluster = self.geometry.cluster_start(at.saturating_add(len - 1));
+        if last_cluster >= end {
             return Err(Error::corrupt(format!(
-                "guest data at {last_cluster:#x} lies past the end of the file at {:#x}",
-                at + inside
-            )));
+                "guest data at {last_cluster:#x} lies past the end of the file at {end:#x}"
+            ))
+            .at(self.host.data().name()));
         }
-        Ok(inside)
+        Ok(end.saturating_sub(at).min(len))
     }
 
     /// Reads guest data stored as is. Every such read goes through here: decryption belongs here too.
@@ -61,6 +61,9 @@ impl Qcow2 {
         let inside = clamp(self.check_data(at, buf.len() as u64)?, buf.len());
         let (head, tail) = buf.split_at_mut(inside);
         tail.fill(0);
+        if head.is_empty() {
+            return Ok(());
+        }
         self.host.data().read_at(at, head)
     }
 

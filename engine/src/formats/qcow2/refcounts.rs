@@ -102,6 +102,18 @@ impl Refcounts {
         self.fresh_from = self.fresh_from.max(end);
     }
 
+    /// The last cluster with a refcount.
+    pub fn last_used(&mut self) -> Result<u64> {
+        let width = self.width;
+        let per = self.per_block();
+        for index in (0..self.table.len()).rev() {
+            let Some(block) = self.block(index)? else { continue };
+            if let Some(slot) = width.last_used(&block.bytes) {
+                return Ok(index as u64 * per + slot);
+            }
+        }
+        Ok(0)
+    }
     /// Takes the table as it is in the file now, and forgets all blocks.
     pub fn reload(&mut self, at: u64, table: Vec<u64>) {
         self.table_at = at;

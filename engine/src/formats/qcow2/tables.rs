@@ -109,7 +109,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn release_entry(&self, writer: &mut Writer, old: L2Entry, new: L2Entry, discard: bool) {
+    pub fn release_entry(&self, writer: &mut Writer, old: L2Entry, new: L2Entry, discard: bool) {
         let bits = self.geometry.cluster_bits;
         match (old, new) {
             (L2Entry::Standard { at: Some(old), .. }, L2Entry::Standard { at: Some(new), .. }) if old == new => {}

@@ -15,8 +15,7 @@ impl Qcow2 {
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
         self.write_range(&mut writer, offset, buf, below)?;
-        self.note_write(&mut writer, offset, buf.len() as u64);
-        Ok(())
+        self.note_write(&mut writer, offset, buf.len() as u64)
     }
 
     /// Writes a range with the writer's lock held.
@@ -55,7 +54,7 @@ impl Qcow2 {
         }
         self.ensure_table(writer, self.geometry.l1_index(offset))?;
         if owned.is_none() && in_cluster == 0 && buf.len() as u64 >= size {
-            return self.write_new(writer, offset, buf);
+            return self.write_new_clusters(writer, offset, buf);
         }
         let part = buf.get(..part as usize).unwrap_or(buf);
         self.write_cluster(writer, offset, part, (entry, owned), below)?;
@@ -98,7 +97,7 @@ impl Qcow2 {
     }
 
     /// Writes whole clusters to new places.
-    fn write_new(&self, writer: &mut Writer, offset: u64, buf: &[u8]) -> Result<usize> {
+    fn write_new_clusters(&self, writer: &mut Writer, offset: u64, buf: &[u8]) -> Result<usize> {
         let size = self.geometry.cluster_size();
         let mut count = 0;
         for entry in self.entries(offset, buf.len() as u64 / size)? {

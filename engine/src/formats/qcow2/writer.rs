@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::PoisonError;
 
+use super::bitmaps::LiveBitmaps;
 use super::image::Qcow2;
 use super::layout::{L1Entry, words_to_be};
 use super::refcounts::Refcounts;
@@ -33,6 +34,8 @@ pub(super) struct Writer {
     pub released: Vec<Release>,
     /// Where the last compressed cluster ended; 0 when the next one starts a new cluster.
     pub packed_end: u64,
+    /// Dirty bitmaps while they may change.
+    pub live: Option<LiveBitmaps>,
     /// Whether the first change was prepared for.
     pub prepared: bool,
 }
@@ -44,6 +47,7 @@ impl Writer {
             l1_dirty: BTreeSet::new(),
             released: Vec::new(),
             packed_end: 0,
+            live: None,
             prepared: false,
         }
     }

@@ -19,8 +19,6 @@ pub(super) enum Clear {
     ZeroUnmap,
     /// The guest no longer needs them.
     Discard,
-    /// As if they had never been written: what is below shows.
-    Forget,
 }
 
 impl Qcow2 {
@@ -41,7 +39,7 @@ impl Qcow2 {
             last = end.next_multiple_of(size);
         }
         if version < 3 && backed || first >= last {
-            self.zero_piece(&mut writer, offset, end, version >= 3 && first >= last, below)?;
+            self.zero_piece(&mut writer, offset, end, version >= 3 || !backed, below)?;
         } else {
             self.zero_piece(&mut writer, offset, first, true, below)?;
             self.clear_aligned(&mut writer, first, last, how)?;
@@ -49,8 +47,7 @@ impl Qcow2 {
                 self.zero_piece(&mut writer, last, end, true, below)?;
             }
         }
-        self.note_write(&mut writer, offset, len);
-        Ok(())
+        self.note_write(&mut writer, offset, len)
     }
 
     /// Zeroes less than a subcluster (at most two pieces of two neighbours): by its flag where the rest is zero anyway, else by bytes.
@@ -189,7 +186,7 @@ impl Qcow2 {
         };
         if from < to {
             self.clear_aligned(&mut writer, from, to, Clear::Discard)?;
-            self.note_write(&mut writer, from, to.min(virtual_size) - from);
+            self.note_write(&mut writer, from, to.min(virtual_size) - from)?;
         }
         Ok(())
     }
@@ -204,7 +201,6 @@ fn cleared(old: L2Entry, how: Clear, version: u32, backed: bool) -> L2Entry {
         L2Entry::ZERO
     };
     match (how, old) {
-        (Clear::Forget, _) => L2Entry::UNALLOCATED,
         (Clear::Discard, _) => {
             if backed || allocated {
                 zero

@@ -8,10 +8,10 @@ use zerocopy::IntoBytes;
 use super::blocks::Piece;
 use super::image::{Space, VhdxImage};
 use super::layout::{
-    Block, FILE_PARAMETERS, METADATA_ITEMS, MetadataEntry, PARENT_LOCATOR, RawMetadataEntry, RawMetadataHeader,
+    Block, FILE_PARAMETERS, METADATA_ITEMS, MetadataEntry, PARENT_LOCATOR, RawMetadataEntry, RawMetadataHeader, Region,
 };
 use super::locator::Parent;
-use super::metadata::HAS_PARENT;
+use super::metadata::{Disk, HAS_PARENT};
 use crate::formats::common::{exclusive, lock, shared};
 use crate::image::{BackingReference, Image};
 use crate::{Error, Result};
@@ -39,10 +39,9 @@ pub fn change(image: &VhdxImage, backing: Option<&BackingReference>, below: Opti
         image.make_whole(space)?;
     }
     image.flush_locked(space)?;
-    let changes = image.metadata_with(space, parent.as_ref())?;
+    let (disk, changes) = image.metadata_with(space, parent.as_ref())?;
     let pages = image.patched(&changes)?;
     image.commit(space, &pages)?;
-    let disk = super::metadata::read(image.file.as_ref(), &space.regions.metadata)?;
     *exclusive(&image.geometry) = disk.geometry;
     *exclusive(&image.disk) = disk;
     *exclusive(&image.parent) = parent;
@@ -70,6 +69,9 @@ fn identity(image: &VhdxImage, backing: &BackingReference, below: Option<&dyn Im
     }
     Ok(below.layer_id().and_then(|text| uuid::Uuid::parse_str(&text).ok()))
 }
+
+/// Bytes of the file that change: place and value.
+type Changes = Vec<(u64, Vec<u8>)>;
 
 impl VhdxImage {
     /// Makes partially present blocks whole, with zeroes for what is below.
@@ -100,57 +102,69 @@ impl VhdxImage {
         Ok(())
     }
 
-    /// The bytes of the metadata region that another parent changes.
-    fn metadata_with(&self, space: &Space, parent: Option<&Parent>) -> Result<Vec<(u64, Vec<u8>)>> {
+    /// What another parent makes of the metadata, and the bytes of the file that change.
+    fn metadata_with(&self, space: &Space, parent: Option<&Parent>) -> Result<(Disk, Changes)> {
+        let mut disk = shared(&self.disk).clone();
+        disk.parent = parent.cloned();
+        let of = |id, entries: &[MetadataEntry]| {
+            let found = entries.iter().position(|e| e.id == id && !e.user);
+            found.ok_or_else(|| Error::corrupt(format!("the metadata have no item {id}")))
+        };
+        let position = of(PARENT_LOCATOR, &disk.entries)?;
         let region = space.regions.metadata;
-        let disk = shared(&self.disk).clone();
-        let mut entries: Vec<MetadataEntry> = disk.entries;
-        let position = entries.iter().position(|e| e.id == PARENT_LOCATOR && !e.user);
-        let missing = || Error::corrupt("the metadata have no parent locator");
-        let position = position.ok_or_else(missing)?;
-        let parameters = entries.iter().find(|e| e.id == FILE_PARAMETERS && !e.user).copied();
-        let parameters = parameters.ok_or_else(|| Error::corrupt("the metadata have no file parameters"))?;
-        let mut changes = Vec::new();
-        let entry_place =
-            |at: usize| region.offset + (size_of::<RawMetadataHeader>() + at * size_of::<RawMetadataEntry>()) as u64;
-        match parent {
+        let changes = match parent {
             Some(parent) => {
                 let bytes = parent.encode()?;
-                let ends = entries.iter().map(|e| e.offset + e.length as u64);
-                let offset = ends
-                    .max()
-                    .unwrap_or(0)
-                    .max(u64::from(METADATA_ITEMS))
-                    .next_multiple_of(8);
-                // Room behind the others; where that is used up, over the old one.
-                let fits = |offset: u64| offset + bytes.len() as u64 <= region.length;
-                let old = entries.get(position).ok_or_else(missing)?;
-                let offset = if fits(offset) {
-                    offset
-                } else if bytes.len() <= old.length {
-                    old.offset
-                } else {
-                    return Err(Error::unsupported(
-                        "the metadata region has no room for the name of the disk below",
-                    ));
-                };
-                changes.push((entry_place(position), locator_entry(offset, bytes.len())?));
-                changes.push((region.offset + offset, bytes));
+                let offset = room(&disk.entries, position, bytes.len(), region.length)?;
+                if let Some(entry) = disk.entries.get_mut(position) {
+                    (entry.offset, entry.length) = (offset, bytes.len());
+                }
+                vec![
+                    (entry_place(&region, position), locator_entry(offset, bytes.len())?),
+                    (region.offset + offset, bytes),
+                ]
             }
             None => {
+                let parameters = of(FILE_PARAMETERS, &disk.entries)?;
+                let parameters = disk.entries.get(parameters).map_or(0, |e| e.offset);
                 // The last entry takes the place of the one that goes.
-                let raw = crate::storage::read_vec(self.file.as_ref(), entry_place(entries.len() - 1), 32)?;
-                changes.push((entry_place(position), raw));
-                changes.push((entry_place(entries.len() - 1), vec![0; 32]));
-                entries.pop();
-                let count = u16::try_from(entries.len()).unwrap_or(0);
-                changes.push((region.offset + 10, count.to_le_bytes().to_vec()));
-                let flags = disk.flags & !HAS_PARENT;
-                changes.push((region.offset + parameters.offset + 4, flags.to_le_bytes().to_vec()));
+                let last = entry_place(&region, disk.entries.len() - 1);
+                let moved = crate::storage::read_vec(self.file.as_ref(), last, size_of::<RawMetadataEntry>())?;
+                disk.entries.swap_remove(position);
+                disk.flags &= !HAS_PARENT;
+                disk.geometry.overlay = false;
+                let count = u16::try_from(disk.entries.len()).unwrap_or(0);
+                vec![
+                    (entry_place(&region, position), moved),
+                    (last, vec![0; size_of::<RawMetadataEntry>()]),
+                    (region.offset + 10, count.to_le_bytes().to_vec()),
+                    (region.offset + parameters + 4, disk.flags.to_le_bytes().to_vec()),
+                ]
             }
-        }
-        Ok(changes)
+        };
+        Ok((disk, changes))
     }
+}
+
+/// Place of an entry of the metadata table.
+fn entry_place(region: &Region, at: usize) -> u64 {
+    region.offset + (size_of::<RawMetadataHeader>() + at * size_of::<RawMetadataEntry>()) as u64
+}
+
+/// Where a locator of `len` bytes goes: behind all items; where there is no room left, over the old one.
+fn room(entries: &[MetadataEntry], old: usize, len: usize, region: u64) -> Result<u64> {
+    let ends = entries.iter().map(|e| e.offset + e.length as u64);
+    let offset = ends
+        .max()
+        .unwrap_or(0)
+        .max(u64::from(METADATA_ITEMS))
+        .next_multiple_of(8);
+    if offset + len as u64 <= region {
+        return Ok(offset);
+    }
+    let old = entries.get(old).filter(|e| len <= e.length);
+    old.map(|e| e.offset)
+        .ok_or_else(|| Error::unsupported("the metadata region has no room for the name of the disk below"))
 }
 
 fn locator_entry(offset: u64, length: usize) -> Result<Vec<u8>> {

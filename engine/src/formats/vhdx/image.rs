@@ -184,6 +184,13 @@ impl Image for VhdxImage {
             Ok(())
         }
     }
+    fn close(&self) -> Result<()> {
+        self.flush()?;
+        if self.writable {
+            lock(&self.space).journal.settle(self.file.as_ref())?;
+        }
+        Ok(())
+    }
     fn resize(&self, to: &Resize) -> Result<()> {
         self.may_write()?;
         resize::resize(self, to)

@@ -50,6 +50,8 @@ pub struct Journal {
     sequence: u64,
     guid: [u8; 16],
     in_use: bool,
+    /// The header that does not count still says that the log is in use.
+    stale: bool,
 }
 
 impl Journal {
@@ -63,6 +65,7 @@ impl Journal {
             sequence: 0,
             guid: [0; 16],
             in_use: false,
+            stale: false,
         }
     }
 
@@ -141,8 +144,18 @@ impl Journal {
         if self.in_use {
             self.headers.update(storage, |raw| raw.log_guid = [0; 16])?;
             self.in_use = false;
+            self.stale = true;
             self.position = 0;
             self.sequence = 0;
+        }
+        Ok(())
+    }
+
+    /// Makes both headers say so.
+    pub fn settle(&mut self, storage: &dyn Storage) -> Result<()> {
+        if self.stale {
+            self.headers.update(storage, |_| ())?;
+            self.stale = false;
         }
         Ok(())
     }

@@ -32,15 +32,16 @@ impl Tx {
     }
 
     async fn insert_job(&mut self, new: &NewJob) -> Result<()> {
-        let sql = "INSERT INTO jobs (id, kind, state, wish, priority, rate_limit, pool, request, payload, done_bytes, \
+        let sql = "INSERT INTO jobs (id, kind, state, wish, priority, rate_limit, pool, image_ids, request, payload, done_bytes, \
              attempt, token, run_after, version, created_at) \
-             VALUES ($1, $2, 'queued', 'run', $3, $4, $5, $6, $7, 0, 0, 0, $8, 1, $8)";
+             VALUES ($1, $2, 'queued', 'run', $3, $4, $5, $6, $7, $8, 0, 0, 0, $9, 1, $9)";
         sqlx::query(sql)
             .bind(new.id.to_string())
             .bind(new.kind.as_str())
             .bind(i64::from(new.priority))
             .bind(stored_or_null(new.rate_limit)?)
             .bind(new.pool.clone())
+            .bind(json_text(&new.images)?)
             .bind(json_text(&new.request)?)
             .bind(json_text(&new.payload)?)
             .bind(self.now.0)

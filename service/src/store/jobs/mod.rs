@@ -109,13 +109,13 @@ impl Wish {
 /// Columns of a whole job.
 macro_rules! job_columns {
     () => {
-        "id, kind, state, wish, priority, rate_limit, pool, request, result, error_code, error_detail, done_bytes, \
+        "id, kind, state, wish, priority, rate_limit, pool, image_ids, request, result, error_code, error_detail, done_bytes, \
          total_bytes, bytes_per_second, attempt, version, created_at, started_at, finished_at"
     };
 }
 use job_columns;
 
-/// A job without its images and steps.
+/// A job without its steps.
 fn job(row: &sqlx::any::AnyRow) -> Result<Job> {
     let stored: String = row.text("state")?;
     let wish = Wish::parse(&row.text("wish")?)?;
@@ -132,7 +132,7 @@ fn job(row: &sqlx::any::AnyRow) -> Result<Job> {
         id: row.id("id")?,
         kind: row.text("kind")?.parse()?,
         state,
-        image_ids: Vec::new(),
+        image_ids: row.json("image_ids")?,
         pool: row.text_or_null("pool")?,
         progress: JobProgress {
             done_bytes,

@@ -3,19 +3,18 @@ use uuid::Uuid;
 
 use super::{event_data, job, job_columns, not_found};
 use crate::error::Result;
-use crate::model::{EventKind, ImageId, Job, JobId, JobKind, JobState, JobStep};
+use crate::model::{EventKind, Job, JobId, JobKind, JobState, JobStep};
 use crate::request::JobFilter;
 use crate::store::row::Columns;
 use crate::store::{Store, Tx};
 
 impl Store {
-    /// One job with its images and steps.
+    /// One job with its steps.
     ///
     /// # Errors
     /// `not_found`.
     pub async fn job(&self, id: JobId) -> Result<Job> {
         let mut job = find(&self.readers, id).await?.ok_or_else(|| not_found(id))?;
-        job.image_ids = images_of(&self.readers, id).await?;
         let sql = "SELECT at, text FROM job_steps WHERE job_id = $1 ORDER BY position";
         let rows = sqlx::query(sql).bind(id.to_string()).fetch_all(&self.readers).await?;
         let step = |row: &sqlx::any::AnyRow| {
@@ -47,11 +46,7 @@ impl Store {
             .bind(i64::from(limit))
             .fetch_all(&self.readers)
             .await?;
-        let mut jobs = rows.iter().map(job).collect::<Result<Vec<_>>>()?;
-        for job in &mut jobs {
-            job.image_ids = images_of(&self.readers, job.id).await?;
-        }
-        Ok(jobs)
+        rows.iter().map(job).collect()
     }
 
     /// Ids of the jobs that have not ended.
@@ -77,14 +72,12 @@ impl Store {
 }
 
 impl Tx {
-    /// One job with its images, as this transaction sees it.
+    /// One job, as this transaction sees it.
     ///
     /// # Errors
     /// `not_found`.
     pub async fn job(&mut self, id: JobId) -> Result<Job> {
-        let mut job = find(&mut *self.inner, id).await?.ok_or_else(|| not_found(id))?;
-        job.image_ids = images_of(&mut *self.inner, id).await?;
-        Ok(job)
+        find(&mut *self.inner, id).await?.ok_or_else(|| not_found(id))
     }
 
     /// Appends an event with the job as it is now, and returns the job.
@@ -99,10 +92,4 @@ async fn find(executor: impl Executor<'_, Database = Any>, id: JobId) -> Result<
     let sql = concat!("SELECT ", job_columns!(), " FROM jobs WHERE id = $1");
     let row = sqlx::query(sql).bind(id.to_string()).fetch_optional(executor).await?;
     row.as_ref().map(job).transpose()
-}
-
-async fn images_of(executor: impl Executor<'_, Database = Any>, id: JobId) -> Result<Vec<ImageId>> {
-    let sql = "SELECT image_id FROM job_images WHERE job_id = $1 ORDER BY position";
-    let rows = sqlx::query(sql).bind(id.to_string()).fetch_all(executor).await?;
-    rows.iter().map(|row| row.id("image_id")).collect()
 }

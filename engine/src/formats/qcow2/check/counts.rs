@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 
 const PAGE: usize = 1024;
+/// Clusters that can be passed over together.
+pub(super) const STEP: u64 = 64;
 
 /// Counted references. Takes memory for what is referred to, not for what a file claims to be.
 #[derive(Default)]
@@ -41,12 +43,9 @@ impl Counts {
             Some(n) => u64::from(n),
         }
     }
-    /// Counts a cluster as not referred to.
-    pub fn clear(&mut self, cluster: u64) {
-        if let Some(page) = self.pages.get_mut(&(cluster / PAGE as u64)) {
-            page[(cluster % PAGE as u64) as usize] = 0;
-            self.large.remove(&cluster);
-        }
+    /// Whether any of the [`STEP`] clusters from a multiple of it on may be referred to.
+    pub fn any_in_step(&self, first: u64) -> bool {
+        self.pages.contains_key(&(first / PAGE as u64))
     }
     /// All clusters with references, in rising order.
     pub fn used(&self) -> impl Iterator<Item = (u64, u64)> + '_ {

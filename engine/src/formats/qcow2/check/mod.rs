@@ -41,6 +41,20 @@ impl Qcow2 {
         Ok(walk.report)
     }
 
+    /// Counts all references of an image that must be sound.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is not.
+    pub fn count_references(&self, control: &Control) -> Result<Counts> {
+        let mut walk = Walk::new(self)?;
+        walk.run(&self.read_shared(), control)?;
+        self.compare_refcounts(&mut walk, Repair::No)?;
+        if walk.report.corruptions > 0 {
+            return Err(Error::corrupt("the image has errors; repair it first"));
+        }
+        Ok(walk.counts)
+    }
+
     /// Compares refcount blocks with what was counted, and changes those that differ where `repair` allows.
     ///
     /// Raising a refcount is always safe; lowering one is, because nothing was found that refers to the cluster.
@@ -86,7 +100,7 @@ impl Qcow2 {
     }
 
     /// Forgets what is cached about an image that was changed behind the caches.
-    fn reload(&self, writer: &mut Writer) -> Result<()> {
+    pub fn reload(&self, writer: &mut Writer) -> Result<()> {
         let mut shared = self.write_shared();
         shared.l2.clear();
         let storage = self.host.file.as_ref();
@@ -121,9 +135,18 @@ fn compare_block(
 ) -> (bool, Option<u64>) {
     let mut changed = false;
     let mut last = None;
-    for slot in 0..width.count(block.len() as u64) {
+    let count = width.count(block.len() as u64);
+    let mut slot = 0;
+    while slot < count {
         let cluster = start.saturating_add(slot);
-        let (stored, found) = (width.get(block, slot as usize), walk.counts.get(cluster));
+        // Blocks are mostly empty: whole steps of them are passed over.
+        if slot % counts::STEP == 0 && !walk.counts.any_in_step(cluster) && width.is_zero(block, slot, counts::STEP) {
+            slot += counts::STEP;
+            continue;
+        }
+        let this = slot;
+        slot += 1;
+        let (stored, found) = (width.get(block, this as usize), walk.counts.get(cluster));
         if stored == 0 && found == 0 {
             continue;
         }
@@ -138,7 +161,7 @@ fn compare_block(
             Repair::All => found <= width.max(),
         };
         if mend {
-            width.set(block, slot as usize, found);
+            width.set(block, this as usize, found);
             changed = true;
         }
         walk.note_refcount(cluster, (stored, found), mend);

@@ -11,7 +11,7 @@ use crate::image::{CheckReport, Repair};
 use crate::{Control, Error, Result};
 
 impl Qcow2 {
-    pub(super) fn repair_image(&self, writer: &mut Writer, repair: Repair, control: &Control) -> Result<CheckReport> {
+    pub fn repair_image(&self, writer: &mut Writer, repair: Repair, control: &Control) -> Result<CheckReport> {
         let mut walk = self.walk(control)?;
         let mut fixed = 0;
         let mut messages = Vec::new();

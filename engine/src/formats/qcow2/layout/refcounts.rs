@@ -50,6 +50,19 @@ impl RefcountWidth {
             part.copy_from_slice(&value.to_be_bytes()[8 - width..]);
         }
     }
+    /// Whether `count` refcounts from `first` on are 0; both multiples of 8.
+    pub fn is_zero(self, block: &[u8], first: u64, count: u64) -> bool {
+        let at = |slot: u64| ((slot << self.order) >> 3) as usize;
+        let end = at(first.saturating_add(count)).min(block.len());
+        block.get(at(first)..end).unwrap_or_default().iter().all(|b| *b == 0)
+    }
+    /// The last refcount that is not 0.
+    pub fn last_used(self, block: &[u8]) -> Option<u64> {
+        let byte = block.iter().rposition(|b| *b != 0)? as u64;
+        let last = self.count(byte + 1).max(1) - 1;
+        let first = (byte << 3) >> self.order;
+        (first..=last).rev().find(|slot| self.get(block, *slot as usize) != 0)
+    }
     /// The bytes of a block that hold the refcount at `index`.
     pub fn bytes_of(self, index: usize) -> std::ops::Range<usize> {
         if self.order < 3 {

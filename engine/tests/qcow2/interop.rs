@@ -1,9 +1,7 @@
 //! qcow2 against its peers: what we write QEMU reads, what QEMU writes we read.
 
-mod qcow2_support;
-
+use crate::support::{CLUSTER_SIZES, Scratch, pattern, read_all};
 use e2e::tools::{arg, have, ok, run};
-use qcow2_support::{CLUSTER_SIZES, Scratch, pattern, read_all};
 use vdisk_engine::image::NothingBelow;
 use vdisk_engine::options::Options;
 

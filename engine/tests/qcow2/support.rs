@@ -127,3 +127,75 @@ pub fn read_all(image: &dyn Image) -> Vec<u8> {
     }
     bytes
 }
+
+/// Images in memory: several, by name.
+#[derive(Clone, Default)]
+pub struct Files(Arc<std::sync::Mutex<std::collections::HashMap<String, StorageRef>>>);
+
+impl Files {
+    pub fn put(&self, name: &str, storage: StorageRef) {
+        self.0.lock().unwrap().insert(name.to_owned(), storage);
+    }
+    pub fn get(&self, name: &str) -> StorageRef {
+        self.0.lock().unwrap()[name].clone()
+    }
+    pub fn create_on(&self, storage: StorageRef, size: u64, options: Options, backing: Option<(&str, &str)>) {
+        let driver = formats::by_name("qcow2").unwrap();
+        options.check(driver.create_options(), "qcow2").unwrap();
+        let spec = CreateSpec {
+            virtual_size: size,
+            options,
+            backing: backing.map(|(name, format)| vdisk_engine::image::BackingReference {
+                name: name.into(),
+                format: Some(format.into()),
+            }),
+        };
+        let env = CreateEnv {
+            gate: self,
+            limits: &Limits::default(),
+            secrets: &NoSecrets,
+            random: &|buf| buf.fill(7),
+            now: 0,
+        };
+        driver.create(storage, &spec, &env).unwrap();
+    }
+    pub fn open_on(&self, storage: StorageRef, writable: bool) -> Result<Box<dyn Image>> {
+        let limits = Limits::default();
+        let env = OpenEnv::closed(&limits).with_gate(self);
+        let env = if writable { env.writable() } else { env };
+        formats::by_name("qcow2")?.open(storage, &Options::new(), &env)
+    }
+}
+
+impl Gate for Files {
+    fn open(&self, reference: &Reference<'_>) -> Result<Node> {
+        Ok(Node::new(self.get(reference.name), reference.format.unwrap_or("raw")))
+    }
+    fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
+        let storage: StorageRef = Arc::new(vdisk_engine::storage::MemoryStorage::empty());
+        self.put(reference.name, storage.clone());
+        Ok(storage)
+    }
+}
+
+/// Fails unless `check` finds nothing wrong and nothing leaked.
+pub fn assert_clean(image: &dyn Image) {
+    let report = image
+        .check(vdisk_engine::image::Repair::No, &vdisk_engine::Control::default())
+        .unwrap();
+    assert_eq!(
+        (report.corruptions, report.leaks, report.check_errors),
+        (0, 0, 0),
+        "{:#?}",
+        report.messages
+    );
+}
+
+/// Fails unless qemu-img finds nothing wrong; `leaks` says whether leaks are fine.
+pub fn assert_qemu_clean(bytes: &[u8], scratch: &Scratch, leaks: bool, what: &str) {
+    let path = scratch.file("checked.qcow2");
+    std::fs::write(&path, bytes).unwrap();
+    let out = e2e::tools::run("qemu-img", &["check", "-f", "qcow2", e2e::tools::arg(&path)]);
+    let code = out.status.code();
+    assert!(code == Some(0) || leaks && code == Some(3), "{what}: {out:?}");
+}

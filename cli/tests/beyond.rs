@@ -1,0 +1,290 @@
+//! What `vdisk` has beyond qemu-img, and what the tables of command lines cannot show.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{fails, ok, vdisk};
+use serde_json::Value;
+
+/// A raw disk of 4 MiB with some data.
+fn disk(folder: &Path) {
+    let file = File::create(folder.join("disk")).unwrap();
+    file.set_len(4 << 20).unwrap();
+    for (offset, byte) in [(0, 1), (100_000, 2), (1 << 20, 3), ((4 << 20) - 512, 4)] {
+        file.write_all_at(&[byte; 512], offset).unwrap();
+    }
+}
+
+#[test]
+fn a_digest_is_the_same_in_any_format() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    ok(dir.path(), &["convert", "-O", "qcow2", "-c", "disk", "q"]);
+    ok(
+        dir.path(),
+        &["create", "-q", "-f", "qcow2", "-b", "q", "-F", "qcow2", "top"],
+    );
+    let digest = |args: &[&str]| ok(dir.path(), args).split(' ').next().unwrap().to_owned();
+    let raw = digest(&["digest", "-f", "raw", "disk"]);
+    assert_eq!(raw.len(), 64);
+    assert_eq!(digest(&["digest", "q"]), raw);
+    assert_eq!(digest(&["digest", "top"]), raw);
+    fs::OpenOptions::new()
+        .write(true)
+        .open(dir.path().join("disk"))
+        .unwrap()
+        .write_all_at(&[9], 77)
+        .unwrap();
+    assert_ne!(digest(&["digest", "-f", "raw", "disk"]), raw);
+}
+
+#[test]
+fn a_full_digest_is_the_sha256_of_the_disk() {
+    if !e2e::tools::have(&["sha256sum"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    let path = dir.path().join("disk");
+    let expected = e2e::tools::ok("sha256sum", &[e2e::tools::arg(&path)]);
+    ok(dir.path(), &["convert", "-O", "qcow2", "disk", "q"]);
+    let found = ok(dir.path(), &["digest", "--full", "q"]);
+    assert_eq!(found.split(' ').next(), expected.split(' ').next());
+}
+
+#[test]
+fn convert_reads_standard_input_and_writes_standard_output() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    let content = fs::read(dir.path().join("disk")).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vdisk"))
+        .args(["convert", "-f", "raw", "-O", "qcow2", "-", "-"])
+        .stdin(Stdio::piped())
+        .stdout(File::create(dir.path().join("q")).unwrap())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(&content).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(
+        ok(dir.path(), &["compare", "-f", "raw", "disk", "q"]),
+        "Images are identical.\n"
+    );
+}
+
+#[test]
+fn every_verb_can_answer_in_json() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    let lines: &[&[&str]] = &[
+        &["create", "-f", "qcow2", "q", "4M"],
+        &["convert", "-O", "qcow2", "disk", "q"],
+        &["info", "q"],
+        &["map", "q"],
+        &["check", "q"],
+        &["measure", "-O", "raw", "q"],
+        &["compare", "disk", "q"],
+        &["digest", "q"],
+        &["formats"],
+        &["dd", "if=q", "of=d", "count=1"],
+        &["bench", "-c", "2", "q"],
+        &["resize", "-f", "raw", "d", "1M"],
+        &["snapshot", "-l", "q"],
+    ];
+    for line in lines {
+        let args = [*line, &["--output=json"]].concat();
+        // The size of `resize` stands last, as in qemu-img.
+        let args = if line[0] == "resize" {
+            vec!["resize", "--output=json", "-f", "raw", "d", "1M"]
+        } else {
+            args
+        };
+        let text = ok(dir.path(), &args);
+        let value: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{line:?}: {e}\n{text}"));
+        assert!(value.is_object() || value.is_array(), "{line:?}");
+    }
+}
+
+#[test]
+fn a_failed_conversion_leaves_no_new_file() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    let (code, _) = fails(
+        dir.path(),
+        &["convert", "-O", "qcow2", "-o", "cluster_size=3", "disk", "new"],
+    );
+    assert_eq!(code, 1);
+    assert!(!dir.path().join("new").exists());
+}
+
+#[test]
+fn salvage_goes_on_after_read_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    let source = r#"json:{"driver":"raw","file":{"driver":"blkdebug","image":{"driver":"file","filename":"disk"},
+        "inject-error":[{"event":"none","iotype":"read","sector":2048}]}}"#;
+    assert_eq!(fails(dir.path(), &["convert", source, "out"]).0, 1);
+    let out = vdisk(dir.path(), &["convert", "--salvage", source, "out"]);
+    let messages = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{messages}");
+    assert!(
+        messages.contains("error while reading offset 1048576: Input/output error"),
+        "{messages}"
+    );
+    let (before, after) = (
+        fs::read(dir.path().join("disk")).unwrap(),
+        fs::read(dir.path().join("out")).unwrap(),
+    );
+    assert_eq!(after[1 << 20..(1 << 20) + 512], [0; 512]);
+    assert!(after[..1 << 20] == before[..1 << 20] && after[(1 << 20) + 512..] == before[(1 << 20) + 512..]);
+}
+
+#[test]
+fn a_rate_limit_slows_a_conversion_down() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("disk"), vec![7; 4 << 20]).unwrap();
+    let start = std::time::Instant::now();
+    ok(dir.path(), &["convert", "-f", "raw", "-r", "4M", "disk", "out"]);
+    assert!(start.elapsed().as_millis() >= 400, "{:?}", start.elapsed());
+}
+
+#[test]
+fn direct_cache_modes_copy_the_same() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    disk(dir.path());
+    for cache in ["none", "directsync", "writethrough", "writeback", "unsafe"] {
+        let out = vdisk(
+            dir.path(),
+            &["convert", "-O", "qcow2", "-t", cache, "-T", cache, "disk", "q"],
+        );
+        let messages = String::from_utf8_lossy(&out.stderr);
+        if messages.contains("Invalid argument") {
+            println!("skipped {cache}: the file system has no O_DIRECT");
+            continue;
+        }
+        assert!(out.status.success(), "{cache}: {messages}");
+        assert_eq!(
+            ok(dir.path(), &["compare", "disk", "q"]),
+            "Images are identical.\n",
+            "{cache}"
+        );
+    }
+}
+
+#[test]
+fn secrets_are_read_in_every_form() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    fs::write(dir.path().join("key"), "0123456789abcdef0123456789abcdef").unwrap();
+    let good: &[&str] = &[
+        "secret,id=a,data=x",
+        "secret,id=a,file=key",
+        "secret,id=a,data=eHl6,format=base64",
+        r#"{"qom-type":"secret","id":"a","data":"x"}"#,
+    ];
+    for object in good {
+        ok(dir.path(), &["info", "--object", object, "disk"]);
+    }
+    for (object, message) in [
+        ("secret,id=a,data=x,file=key", "mutually exclusive"),
+        ("secret,id=a,data=*,format=base64", "base64"),
+        (
+            "secret,id=a,data=eHl6,format=base64,keyid=m,iv=AAAA",
+            "No secret with id 'm'",
+        ),
+        ("secret,id=a,file=nofile", "nofile"),
+        ("iothread,id=a", "iothread"),
+    ] {
+        let (code, said) = fails(dir.path(), &["info", "--object", object, "disk"]);
+        assert!(code == 1 && said.contains(message), "{object}: {said}");
+    }
+}
+
+#[test]
+fn an_encrypted_secret_opens_what_the_plain_one_locked() {
+    if !e2e::tools::have(&["openssl", "qemu-img"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (key, iv) = ("00112233445566778899aabbccddeeff".repeat(2), "0f".repeat(16));
+    fs::write(dir.path().join("plain"), "open sesame").unwrap();
+    let line = format!(
+        "openssl enc -aes-256-cbc -a -K {key} -iv {iv} -in {} -out {}",
+        at("plain"),
+        at("sealed")
+    );
+    assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
+    let bytes: Vec<u8> = (0..32)
+        .map(|i| u8::from_str_radix(&key[i * 2..i * 2 + 2], 16).unwrap())
+        .collect();
+    fs::write(dir.path().join("master"), bytes).unwrap();
+    let plain = format!("secret,id=s,file={}", at("plain"));
+    let image = at("luks");
+    let create = [
+        "create",
+        "-q",
+        "--object",
+        &plain,
+        "-f",
+        "luks",
+        "-o",
+        "key-secret=s,iter-time=10",
+        &image,
+        "1M",
+    ];
+    e2e::tools::ok("qemu-img", &create);
+    let master = format!("secret,id=m,file={}", at("master"));
+    // The 16 bytes 0f in base64.
+    let sealed = format!(
+        "secret,id=s,file={},format=base64,keyid=m,iv=Dw8PDw8PDw8PDw8PDw8PDw==",
+        at("sealed")
+    );
+    let name = format!("driver=luks,key-secret=s,file.filename={image}");
+    ok(
+        dir.path(),
+        &[
+            "convert",
+            "--object",
+            &master,
+            "--object",
+            &sealed,
+            "--image-opts",
+            &name,
+            "out",
+        ],
+    );
+    let wrong = [
+        "convert",
+        "--object",
+        "secret,id=s,data=wrong",
+        "--image-opts",
+        &name,
+        "out2",
+    ];
+    assert_eq!(fails(dir.path(), &wrong).0, 1);
+    assert!(!dir.path().join("out2").exists());
+}
+
+#[test]
+fn completions_name_the_verbs() {
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = ok(dir.path(), &["completions", shell]);
+        assert!(script.contains("rebase") && script.contains("vdisk"), "{shell}");
+    }
+}
+
+#[test]
+fn messages_start_with_the_name_of_the_program() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(
+        fails(dir.path(), &["info", "nofile"])
+            .1
+            .starts_with("vdisk: Could not open 'nofile'")
+    );
+}

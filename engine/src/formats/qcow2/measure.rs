@@ -1,0 +1,76 @@
+//! The space that a new image would need, by the same sums as qemu-img's.
+
+use super::create::Plan;
+use super::layout::header::MAX_L1_BYTES;
+use crate::formats::{MeasureSpec, Measurement};
+use crate::image::Preallocation;
+use crate::{Error, Result};
+
+/// Tells the space for some data under some create options.
+pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
+    let plan = Plan::new(spec.options, spec.backing)?;
+    let size = 1u64 << plan.cluster_bits;
+    let virtual_size = spec
+        .virtual_size
+        .checked_next_multiple_of(size)
+        .unwrap_or(u64::MAX & !(size - 1));
+    let entry = if plan.extended_l2 { 16 } else { 8 };
+    if virtual_size.div_ceil(size).div_ceil(size / entry) * 8 > MAX_L1_BYTES {
+        return Err(Error::limit("the image size is too large; try a larger cluster size"));
+    }
+    let fully_allocated = whole_file(&plan, virtual_size);
+    let reserved = matches!(plan.preallocation, Preallocation::Falloc | Preallocation::Full);
+    // With a layer below nobody can tell what will be stored here: as much as there is.
+    let data = if reserved || spec.backing && !spec.data.is_empty() {
+        virtual_size
+    } else {
+        data_clusters(spec.data, size)
+    };
+    Ok(Measurement {
+        required: fully_allocated.saturating_sub(virtual_size).saturating_add(data),
+        fully_allocated,
+        bitmaps: None,
+    })
+}
+
+/// Bytes of the clusters that hold data.
+fn data_clusters(data: &[(u64, u64)], size: u64) -> u64 {
+    let mut counted = 0;
+    let mut end = 0;
+    for (offset, len) in data {
+        let last = offset.saturating_add(*len);
+        let first = end.max(*offset);
+        if first >= last {
+            continue;
+        }
+        end = last.checked_next_multiple_of(size).unwrap_or(u64::MAX);
+        counted += end - first / size * size;
+    }
+    counted
+}
+
+/// Bytes of a file with every cluster allocated.
+fn whole_file(plan: &Plan, virtual_size: u64) -> u64 {
+    let size = 1u64 << plan.cluster_bits;
+    let entry = if plan.extended_l2 { 16 } else { 8 };
+    let clusters = virtual_size.div_ceil(size);
+    let l2_entries = clusters.next_multiple_of(size / entry);
+    let l2_bytes = l2_entries * entry;
+    let l1_bytes = (l2_bytes / size).next_multiple_of(size / 8) * 8;
+    let others = 1 + (l2_bytes + l1_bytes) / size + clusters;
+    (others + refcount_clusters(others, size, plan.refcount_order)).saturating_mul(size)
+}
+
+/// Clusters of refcount blocks and table for so many others and for themselves.
+fn refcount_clusters(others: u64, size: u64, order: u32) -> u64 {
+    let per_block = (size * 8) >> order;
+    let (mut blocks, mut table) = (0, 0);
+    loop {
+        let new_blocks = (others + blocks + table).div_ceil(per_block);
+        let new_table = new_blocks.div_ceil(size / 8);
+        if (new_blocks, new_table) == (blocks, table) {
+            return blocks + table;
+        }
+        (blocks, table) = (new_blocks, new_table);
+    }
+}

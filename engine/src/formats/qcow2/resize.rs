@@ -1,0 +1,201 @@
+//! Changing the virtual size, dropping all data, changing the backing reference.
+
+use super::image::Qcow2;
+use super::layout::extensions::ExtensionKind;
+use super::layout::{Autoclear, Extension, L1Entry, L2Entry};
+use super::locate::Kind;
+use super::writer::Writer;
+use crate::env::BackingReference;
+use crate::image::{NothingBelow, Preallocation, Resize};
+use crate::{Error, Result};
+
+impl Qcow2 {
+    /// Grows or shrinks.
+    pub fn change_size(&self, to: &Resize) -> Result<()> {
+        let mut writer = self.lock_writer()?;
+        self.prepare(&mut writer)?;
+        let (old, version, snapshots) = {
+            let shared = self.read_shared();
+            (
+                shared.header.virtual_size,
+                shared.header.version,
+                shared.snapshots.len(),
+            )
+        };
+        let new = to.virtual_size;
+        if !new.is_multiple_of(512) {
+            return Err(Error::invalid(format!(
+                "the virtual size must be a multiple of 512, not {new}"
+            )));
+        }
+        if new > self.limits.virtual_size {
+            return Err(Error::limit(format!("a virtual size of {new} bytes is too large")));
+        }
+        if snapshots > 0 && version < 3 {
+            return Err(Error::unsupported(
+                "a version 2 image with internal snapshots cannot be resized: it does not record their sizes",
+            ));
+        }
+        self.hold_all_bitmaps(&mut writer)?;
+        if new < old {
+            self.shrink(&mut writer, old, to)?;
+        } else {
+            self.grow(&mut writer, old, to)?;
+        }
+        self.write_back(&mut writer)?;
+        self.host.flush()?;
+        self.change_header(&writer, |s| s.header.virtual_size = new)?;
+        self.host.flush()?;
+        self.resize_bitmaps(&mut writer, new)?;
+        if new < old {
+            self.cut_file(&mut writer)?;
+        }
+        Ok(())
+    }
+
+    fn grow(&self, writer: &mut Writer, old: u64, to: &Resize) -> Result<()> {
+        let new = to.virtual_size;
+        self.grow_l1(writer, new)?;
+        if self.geometry.data_file && self.host.data().can_resize() && self.host.data().len()? < new {
+            self.host.data().set_len(new)?;
+        }
+        // What an earlier, larger disk left behind the end in the last cluster must not come back.
+        let end = old.next_multiple_of(self.geometry.cluster_size()).min(new);
+        self.zero_data(writer, old, end)?;
+        let mirrors = self.read_shared().header.autoclear & Autoclear::RAW_DATA_FILE != 0;
+        let how = match to.preallocation {
+            Preallocation::Off if mirrors => Preallocation::Metadata,
+            how => how,
+        };
+        if how != Preallocation::Off && self.read_shared().backing.is_some() && !self.geometry.extended_l2 {
+            return Err(Error::invalid(
+                "an image with a backing file cannot be grown with preallocation",
+            ));
+        }
+        self.preallocate(writer, old, new, how)
+    }
+
+    /// Writes zeroes over stored data of a range.
+    fn zero_data(&self, writer: &mut Writer, from: u64, to: u64) -> Result<()> {
+        let mut at = from;
+        while at < to {
+            let run = self.locate(&self.read_shared(), at, to - at)?;
+            if matches!(run.kind, Kind::Data { .. } | Kind::Packed { .. }) {
+                self.write_range(writer, at, &vec![0; run.len as usize], &NothingBelow)?;
+            }
+            at += run.len;
+        }
+        Ok(())
+    }
+
+    /// Order: what lies past the new end is given back before the header says so, so that growing again shows zeroes.
+    fn shrink(&self, writer: &mut Writer, old: u64, to: &Resize) -> Result<()> {
+        let new = to.virtual_size;
+        if !to.shrink {
+            return Err(Error::invalid(format!(
+                "shrinking from {old} to {new} bytes loses the data past the end; allow it explicitly"
+            )));
+        }
+        if to.preallocation != Preallocation::Off {
+            return Err(Error::invalid("preallocation cannot be used for shrinking an image"));
+        }
+        let size = self.geometry.cluster_size();
+        let (from, end) = (new.next_multiple_of(size), old.next_multiple_of(size));
+        let keep = usize::try_from(self.geometry.l1_entries(new)).unwrap_or(usize::MAX);
+        let table_end = (keep as u64).saturating_mul(self.geometry.l2_span()).min(end);
+        if from < table_end {
+            self.forget_clusters(writer, from, table_end)?;
+        }
+        self.drop_tables(writer, keep)?;
+        self.write_back(writer)?;
+        if self.geometry.data_file && self.host.data().can_resize() {
+            self.host.data().set_len(new)?;
+            self.host.forget_len();
+        }
+        Ok(())
+    }
+
+    fn forget_clusters(&self, writer: &mut Writer, from: u64, to: u64) -> Result<()> {
+        let size = self.geometry.cluster_size();
+        let count = (to - from) / size;
+        let old = self.entries(from, count)?;
+        if old.iter().all(|e| e.is_unallocated()) {
+            return Ok(());
+        }
+        self.ensure_table(writer, self.geometry.l1_index(from))?;
+        self.replace(writer, from, &vec![L2Entry::UNALLOCATED; old.len()], true)
+    }
+
+    /// Takes the L2 tables from an L1 index on out of the active image, with everything that they point to.
+    fn drop_tables(&self, writer: &mut Writer, first: usize) -> Result<()> {
+        self.write_back(writer)?;
+        let bits = self.geometry.cluster_bits;
+        let count = self.read_shared().l1.len();
+        for index in first..count {
+            let raw = self.read_shared().l1.get(index).copied().unwrap_or(0);
+            let L1Entry::Table { at, .. } = L1Entry::decode(raw, &self.geometry)? else {
+                continue;
+            };
+            let guest = index as u64 * self.geometry.l2_span();
+            let shared_table = writer.refcounts.get(at >> bits)? > 1;
+            for entry in self.entries(guest, self.geometry.l2_entries())? {
+                self.release_entry(writer, entry, L2Entry::UNALLOCATED, true);
+            }
+            self.set_l1(writer, index, L1Entry::Unallocated);
+            self.write_shared().l2.forget(index);
+            self.write_metadata().remove(at, 1);
+            writer.release(at >> bits..(at >> bits) + 1, !shared_table);
+        }
+        Ok(())
+    }
+
+    /// Cuts the file behind the last cluster that is used.
+    fn cut_file(&self, writer: &mut Writer) -> Result<()> {
+        if !self.host.file.can_resize() {
+            return Ok(());
+        }
+        let end = (writer.refcounts.last_used()? + 1) << self.geometry.cluster_bits;
+        if end < self.host.file.len()? {
+            self.host.cut(end)?;
+        }
+        Ok(())
+    }
+
+    /// Drops all guest data of this layer.
+    pub fn forget_all(&self) -> Result<()> {
+        let mut writer = self.lock_writer()?;
+        self.prepare(&mut writer)?;
+        let size = self.read_shared().header.virtual_size;
+        self.drop_tables(&mut writer, 0)?;
+        self.note_write(&mut writer, 0, size)?;
+        self.write_back(&mut writer)?;
+        if self.geometry.data_file {
+            self.host
+                .data()
+                .write_zeroes(0, size.min(self.host.data().len()?), true)?;
+        }
+        self.cut_file(&mut writer)?;
+        self.host.flush()
+    }
+
+    /// Changes what the header says about the layer below. Everything written before is stable first: data that a rebase copied up must be
+    /// there when the old layer below is not.
+    pub fn change_backing(&self, backing: Option<&BackingReference>) -> Result<()> {
+        let mut writer = self.lock_writer()?;
+        self.prepare(&mut writer)?;
+        let raw_data = self.read_shared().header.autoclear & Autoclear::RAW_DATA_FILE != 0;
+        if raw_data && backing.is_some() {
+            return Err(Error::invalid(
+                "a backing file and data_file_raw cannot be used together",
+            ));
+        }
+        self.write_back(&mut writer)?;
+        self.host.flush()?;
+        self.change_header(&writer, |shared| {
+            let format = backing.and_then(|b| b.format.clone()).map(Extension::BackingFormat);
+            shared.extensions.replace(ExtensionKind::BACKING_FORMAT, format);
+            shared.backing = backing.cloned();
+        })?;
+        self.host.flush()
+    }
+}

@@ -1,0 +1,13 @@
+//! qcow2 against its specification, its peers, crashes and hostile files.
+
+mod bitmaps;
+mod check;
+mod corpus;
+mod crash;
+mod differential;
+mod hostile;
+mod interop;
+mod model;
+mod shape;
+mod snapshots;
+mod support;
