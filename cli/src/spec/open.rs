@@ -110,6 +110,8 @@ pub struct Resolved {
     pub protocol: String,
     /// The node is a protocol node that is used as an image (`driver=file`).
     pub bare: bool,
+    /// Options of the external data file, in place of the name in the header.
+    pub data_file: Option<Keys>,
 }
 
 /// An open chain with the names of its layers.
@@ -182,7 +184,7 @@ impl Opener {
         let trail = Trail::default();
         note_explicit(&resolved.node, &trail);
         let top = resolved.shown.name();
-        let chain = self.open_with(resolved.node, &access, &trail)?;
+        let chain = self.open_with(resolved.node, resolved.data_file, &access, &trail)?;
         let mut names = vec![top];
         names.extend(trail.shown());
         for layer in chain.layers().iter().skip(names.len()) {
@@ -258,6 +260,7 @@ impl Opener {
             shown: opened.shown,
             protocol: opened.driver,
             bare: true,
+            data_file: None,
         })
     }
 
@@ -269,6 +272,8 @@ impl Opener {
         access: &Access,
     ) -> Result<Resolved, Failure> {
         let (backing, below) = self.backing_choice(driver, &mut keys, access)?;
+        let data_file = Some(keys.take_below("data-file")).filter(|k| !k.is_empty());
+        take_cache_sizes(driver, &mut keys)?;
         let open_options = formats::by_name(driver)?.open_options();
         let (mut options, mut shown) = (Options::new(), Vec::new());
         for (key, value) in keys.iter() {
@@ -295,6 +300,7 @@ impl Opener {
             shown: name,
             protocol: file.driver,
             bare: false,
+            data_file,
         })
     }
 
@@ -340,16 +346,17 @@ impl Opener {
         Ok((BackingChoice::Explicit(Box::new(resolved.node)), Some(resolved.shown)))
     }
 
-    /// Opens the layers of a node.
-    pub fn open_chain(&self, node: Node, access: &Access) -> Result<Chain, Failure> {
-        self.open_with(node, access, &Trail::default())
+    /// Opens the layers of what was resolved.
+    pub fn open_chain(&self, resolved: Resolved, access: &Access) -> Result<Chain, Failure> {
+        self.open_with(resolved.node, resolved.data_file, access, &Trail::default())
     }
 
-    fn open_with(&self, node: Node, access: &Access, trail: &Trail) -> Result<Chain, Failure> {
+    fn open_with(&self, node: Node, data_file: Option<Keys>, access: &Access, trail: &Trail) -> Result<Chain, Failure> {
         let gate = CliGate {
             opener: self,
             access: *access,
             trail,
+            data_file: data_file.map(|keys| (node.storage.name().to_owned(), keys)),
         };
         let env = OpenEnv {
             writable: access.writable && !node.storage.is_read_only(),
@@ -371,6 +378,23 @@ impl Opener {
             }
         })
     }
+}
+
+/// QEMU's sizes of its own metadata caches; the engine's caches are bounded by its limits instead.
+fn take_cache_sizes(driver: &str, keys: &mut Keys) -> Result<(), Failure> {
+    const SIZES: &[&str] = &[
+        "cache-size",
+        "l2-cache-size",
+        "l2-cache-entry-size",
+        "refcount-cache-size",
+        "cache-clean-interval",
+    ];
+    for name in SIZES.iter().filter(|_| driver == "qcow2") {
+        if let Some(text) = keys.take(name) {
+            crate::text::size::parse(&text).map_err(|_| crate::options::not_a_size(name))?;
+        }
+    }
+    Ok(())
 }
 
 fn note_explicit(node: &Node, trail: &Trail) {

@@ -16,6 +16,7 @@ mod raw;
 mod two_level;
 mod vdi;
 mod vhdx;
+mod vmdk;
 mod vpc;
 mod windows;
 
@@ -161,6 +162,7 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &qed::Qed,
     &vdi::Vdi,
     &vhdx::Vhdx,
+    &vmdk::Vmdk,
     &vpc::Vpc,
 ];
 

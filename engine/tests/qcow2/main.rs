@@ -4,6 +4,8 @@ mod bitmaps;
 mod check;
 mod corpus;
 mod crash;
+mod differential;
+mod hostile;
 mod interop;
 mod model;
 mod shape;

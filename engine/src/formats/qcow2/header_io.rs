@@ -82,6 +82,7 @@ impl Qcow2 {
             return self.hold_recording_bitmaps(writer);
         }
         self.read_metadata().refuse_conflicts()?;
+        self.refuse_double_use(writer)?;
         let header = self.read_shared().header.clone();
         if header.incompatible.has(Incompatible::CORRUPT) {
             return Err(Error::corrupt(

@@ -39,7 +39,7 @@ impl Qcow2 {
             last = end.next_multiple_of(size);
         }
         if version < 3 && backed || first >= last {
-            self.zero_piece(&mut writer, offset, end, version >= 3 && first >= last, below)?;
+            self.zero_piece(&mut writer, offset, end, version >= 3 || !backed, below)?;
         } else {
             self.zero_piece(&mut writer, offset, first, true, below)?;
             self.clear_aligned(&mut writer, first, last, how)?;
