@@ -26,7 +26,10 @@ impl Random {
 }
 
 /// One operation, for qemu-io and for us.
-fn operation(random: &mut Random) -> (String, Box<dyn Fn(&dyn Image)>) {
+/// A line for qemu-io and the same for us.
+type Operation = (String, Box<dyn Fn(&dyn Image)>);
+
+fn operation(random: &mut Random) -> Operation {
     let at = random.below(SIZE / 512) * 512;
     let reach = [8, 200, 1000][random.below(3) as usize];
     let len = (1 + random.below(reach)) * 512;
