@@ -1,5 +1,7 @@
 //! The inventory: create, change, delete, the rules of the graph.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use common::{Lab, MIB, OVERLAY, code, json, new_image};

@@ -1,5 +1,7 @@
 //! Every kind of job, from the request to the bytes.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use std::time::Duration;
@@ -9,7 +11,7 @@ use futures::StreamExt;
 use serde_json::json;
 use vdisk_service::ErrorCode;
 use vdisk_service::model::{EventKind, ImageState, JobState};
-use vdisk_service::request::{Call, EventFilter, ImportSource, JobFilter, MapRequest, UpdateJob, WaitUntil};
+use vdisk_service::request::{Call, EventFilter, ImportSource, JobFilter, MapRequest, UpdateJob};
 
 const NONE: Call = Call { idempotency_key: None };
 
@@ -252,12 +254,7 @@ async fn a_cancelled_convert_leaves_nothing() {
     let source = lab.upload("source", Some("raw"), &sample(8 << 20, 7)).await.unwrap();
     let request = json(json!({"name": "copy", "format": "raw", "rate_limit": MIB}));
     let job = lab.service.convert_image(source.id, request, &NONE).await.unwrap();
-    let running = lab
-        .service
-        .wait_job(job.id, WaitUntil::StateChanges, Duration::from_secs(10))
-        .await
-        .unwrap();
-    assert_eq!(running.state, JobState::Running);
+    lab.until_running(&job).await;
     let cancelling = lab.service.cancel_job(job.id).await.unwrap();
     assert!(cancelling.cancel_requested || cancelling.state == JobState::Cancelled);
     let start = std::time::Instant::now();
@@ -274,10 +271,7 @@ async fn a_job_is_paused_slowed_and_resumed() {
     let source = lab.upload("source", Some("raw"), &bytes).await.unwrap();
     let request = json(json!({"name": "copy", "format": "raw", "rate_limit": 2 * MIB}));
     let job = lab.service.convert_image(source.id, request, &NONE).await.unwrap();
-    lab.service
-        .wait_job(job.id, WaitUntil::StateChanges, Duration::from_secs(10))
-        .await
-        .unwrap();
+    lab.until_running(&job).await;
     assert_eq!(lab.service.pause_job(job.id).await.unwrap().state, JobState::Paused);
     tokio::time::sleep(Duration::from_millis(700)).await;
     let before = lab.service.job(job.id).await.unwrap().progress.done_bytes;

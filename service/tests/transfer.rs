@@ -1,5 +1,7 @@
 //! Bytes in and out.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
+
 mod common;
 
 use common::{Lab, MIB, OVERLAY, body, code, collect, import, json, sample};
@@ -88,6 +90,36 @@ async fn an_interrupted_upload_goes_on_where_it_stopped() {
     );
     assert!(lab.data(image.id).await == bytes);
     lab.assert_tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrived_counts_even_when_the_request_is_dropped() {
+    let lab = Lab::new().await;
+    let image = announce(&lab, "disk", Some("raw")).await;
+    let first = stream::iter([Ok::<_, String>(Bytes::from(vec![7; 5000]))]);
+    let stuck = first.chain(stream::pending());
+    let upload = lab.service.upload(image.id, part(0, 10_000, 10_000), stuck);
+    assert!(
+        tokio::time::timeout(std::time::Duration::from_millis(300), upload)
+            .await
+            .is_err()
+    );
+    for _ in 0..100 {
+        if matches!(
+            lab.service.upload_status(image.id).await.unwrap(),
+            UploadStatus::Incomplete { received: 5000 }
+        ) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let rest = lab
+        .service
+        .upload(image.id, part(5000, 5000, 10_000), body(&[7; 5000], 999))
+        .await
+        .unwrap();
+    assert!(matches!(rest, UploadStatus::Complete(_)));
+    assert!(lab.data(image.id).await[..10_000] == [7; 10_000]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -73,6 +73,10 @@ impl JobControl {
 
     /// Takes over what the user wants now.
     pub fn wish(&self, wishes: Wishes) {
+        if wishes.wish == Wish::Cancel {
+            // Not unpaused first: a paused thread must not get on with a piece before it hears of the stop.
+            return self.stop(StopReason::Cancelled);
+        }
         let mut pace = self.lock();
         pace.paused = wishes.wish == Wish::Pause;
         if pace.limit != wishes.rate_limit {
@@ -81,19 +85,17 @@ impl JobControl {
         }
         drop(pace);
         self.changed.notify_all();
-        if wishes.wish == Wish::Cancel {
-            self.stop(StopReason::Cancelled);
-        }
     }
 
     /// Tells the job to stop. The first reason counts, but a lost lease overrules all: it forbids to write.
     pub fn stop(&self, reason: StopReason) {
+        // Before the waiting threads can see the reason: who stops waiting must find the token set.
+        self.cancel.cancel();
         let mut pace = self.lock();
         if pace.stop.is_none() || reason == StopReason::LeaseLost {
             pace.stop = Some(reason);
         }
         drop(pace);
-        self.cancel.cancel();
         self.changed.notify_all();
     }
 

@@ -13,6 +13,7 @@ mod paging;
 mod pools;
 #[cfg(test)]
 mod postgres_tests;
+mod receive;
 mod secrets;
 mod snapshots;
 mod statistics;

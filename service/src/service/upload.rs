@@ -1,22 +1,21 @@
 //! Files on their way in: parts are appended to a hidden file, which is looked at and shown when it is complete.
 
-use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt};
+use futures::Stream;
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncSeekExt, AsyncWriteExt, BufWriter};
 use vdisk_engine::{CancelToken, Control};
 
 use super::background::blocking;
 use super::locks::RequestLocks;
+use super::receive::{Feed, Receiver, feed, too_long, write_failed};
 use super::{Inner, Service};
 use crate::Bytes;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::jobs::take_in;
 use crate::model::{ImageId, ImageState};
-use crate::pool::{Access, FileName, PoolFolder, is_disk_full};
+use crate::pool::{Access, FileName, PoolFolder};
 use crate::request::{Checksum, UploadPart, UploadStatus};
 use crate::store::images::{Backing, ImageRecord};
 use crate::store::locks::LockMode;
@@ -40,22 +39,12 @@ impl Service {
         let pool = self.inner.pool(&record.image.pool)?;
         let receiver = Receiver::open(&self.inner, &pool, id, &part);
         let (locks, receiver) = locks.with(receiver).await?;
-        let (received, outcome) = receiver.receive(&part, body).await;
-        let mut tx = self.inner.store.begin().await?;
-        tx.record_upload(id, received).await?;
-        tx.commit().await?;
-        let (locks, ()) = locks.with(outcome).await?;
-        let complete = match part.total {
-            Some(total) => received == total,
-            None => !part.more,
-        };
-        if !complete {
-            locks.release().await;
-            return Ok(UploadStatus::Incomplete { received });
-        }
+        let (feeder, feed) = feed();
         let inner = self.inner.clone();
-        self.to_the_end(async move { complete_upload(&inner, locks, record, part.checksum).await })
-            .await
+        // On a task of its own: a transport may drop this future when the client goes away, and what arrived counts.
+        let work = self.to_the_end(async move { take_part(&inner, locks, record, receiver, part, feed).await });
+        let (outcome, ()) = tokio::join!(work, feeder.forward(body));
+        outcome
     }
 
     /// How far an upload is.
@@ -108,97 +97,31 @@ impl Service {
     }
 }
 
-/// The hidden file that parts are appended to.
-struct Receiver {
-    file: File,
-    start: u64,
-    /// Where the file may end at most.
-    limit: u64,
-}
-
-impl Receiver {
-    fn open(inner: &Inner, pool: &PoolFolder, id: ImageId, part: &UploadPart) -> Result<Self> {
-        let file = pool.open_file(&FileName::upload(id), Access::Create)?;
-        let failed = |error: std::io::Error| write_failed(&error);
-        // What lies behind was never acknowledged, or the client starts anew.
-        file.set_len(part.offset).map_err(failed)?;
-        let limit = part.total.unwrap_or(u64::MAX).min(inner.config.limits.upload_bytes);
-        Ok(Self {
-            file,
-            start: part.offset,
-            limit,
-        })
+/// Stores a part, notes how far the file is, and completes it if that was the last one.
+async fn take_part(
+    inner: &Arc<Inner>,
+    locks: RequestLocks,
+    record: ImageRecord,
+    receiver: Receiver,
+    part: UploadPart,
+    feed: Feed,
+) -> Result<UploadStatus> {
+    let (received, outcome) = receiver.receive(part, feed).await;
+    let recorded = async {
+        let mut tx = inner.store.begin().await?;
+        tx.record_upload(record.image.id, received).await?;
+        tx.commit().await
+    };
+    let (locks, ()) = locks.with(recorded.await.and(outcome)).await?;
+    let complete = match part.total {
+        Some(total) => received == total,
+        None => !part.more,
+    };
+    if complete {
+        return complete_upload(inner, locks, record, part.checksum).await;
     }
-
-    /// How many bytes of the file are stable afterwards, and how the part ended.
-    async fn receive<S, E>(self, part: &UploadPart, body: S) -> (u64, Result<()>)
-    where
-        S: Stream<Item = Result<Bytes, E>> + Send + Unpin,
-        E: std::fmt::Display + Send,
-    {
-        let keeper = match self.file.try_clone() {
-            Ok(keeper) => keeper,
-            Err(error) => return (self.start, Err(write_failed(&error))),
-        };
-        let outcome = self.append(part, body).await;
-        let drop_part = outcome
-            .as_ref()
-            .is_err_and(|(_, error)| error.code != ErrorCode::UploadInterrupted);
-        let (end, outcome) = match outcome {
-            Ok(end) => (end, Ok(())),
-            Err((_, error)) if drop_part => (self.start, Err(error)),
-            Err((end, error)) => (end, Err(error)),
-        };
-        let settled = blocking(move || {
-            keeper
-                .set_len(end)
-                .and_then(|()| keeper.sync_all())
-                .map_err(|error| write_failed(&error))
-        });
-        match settled.await {
-            Ok(()) => (end, outcome),
-            Err(error) => (self.start, Err(error)),
-        }
-    }
-
-    async fn append<S, E>(&self, part: &UploadPart, mut body: S) -> Result<u64, (u64, ServiceError)>
-    where
-        S: Stream<Item = Result<Bytes, E>> + Send + Unpin,
-        E: std::fmt::Display + Send,
-    {
-        let broken = |error: std::io::Error| (self.start, write_failed(&error));
-        let mut file = tokio::fs::File::from_std(self.file.try_clone().map_err(broken)?);
-        file.seek(std::io::SeekFrom::Start(self.start)).await.map_err(broken)?;
-        let mut file = BufWriter::with_capacity(BUFFER, file);
-        let mut end = self.start;
-        let mut interrupted = None;
-        while let Some(chunk) = body.next().await {
-            let chunk = match chunk {
-                Ok(chunk) => chunk,
-                Err(error) => {
-                    interrupted = Some(error.to_string());
-                    break;
-                }
-            };
-            let next = end.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
-            if next > self.limit {
-                return Err((self.start, too_long(self.limit)));
-            }
-            file.write_all(&chunk).await.map_err(broken)?;
-            end = next;
-        }
-        file.flush().await.map_err(broken)?;
-        let short = part.length.is_some_and(|length| end - self.start < length);
-        if interrupted.is_none() && !short {
-            return Ok(end);
-        }
-        let public = format!("the upload ended early; {end} bytes are stored, go on from there");
-        let error = ServiceError::new(ErrorCode::UploadInterrupted, public).with_range_total(end);
-        Err((
-            end,
-            error.with_internal(interrupted.unwrap_or_else(|| "the body was too short".to_owned())),
-        ))
-    }
+    locks.release().await;
+    Ok(UploadStatus::Incomplete { received })
 }
 
 /// Looks at a complete file and shows it, or says why not and removes it.
@@ -309,24 +232,9 @@ fn verify(pool: &PoolFolder, file: &str, checksum: Option<Checksum>) -> Result<(
     Err(ServiceError::new(ErrorCode::ChecksumMismatch, public))
 }
 
-fn too_long(limit: u64) -> ServiceError {
-    ServiceError::new(
-        ErrorCode::LimitExceeded,
-        format!("the file is longer than the {limit} bytes allowed or announced"),
-    )
-}
-
 fn not_uploading(why: &str) -> ServiceError {
     ServiceError::new(
         ErrorCode::ImageNotReady,
         format!("the image does not take a file: {why}"),
     )
-}
-
-fn write_failed(error: &std::io::Error) -> ServiceError {
-    if is_disk_full(error) {
-        let public = "there is no room for the file; this part was dropped";
-        return ServiceError::new(ErrorCode::InsufficientStorage, public).with_internal(error);
-    }
-    ServiceError::new(ErrorCode::Io, "the file cannot be stored").with_internal(error)
 }

@@ -115,6 +115,17 @@ impl Lab {
         collect(self.service.read_data(id, None).await.unwrap().body).await
     }
 
+    /// Waits until a worker has the job. (A wait for a change of state would miss one that was there already.)
+    pub async fn until_running(&self, job: &Job) {
+        for _ in 0..1000 {
+            if self.service.job(job.id).await.unwrap().state == JobState::Running {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("no worker took the job");
+    }
+
     pub async fn finish(&self, job: Job) -> Job {
         let done = self
             .service

@@ -1,0 +1,153 @@
+//! Parts of an upload on their way to the disk.
+
+use std::fs::File;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
+
+use futures::{Stream, StreamExt};
+use tokio::sync::mpsc;
+
+use super::Inner;
+use super::background::blocking;
+use crate::Bytes;
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::ImageId;
+use crate::pool::{Access, FileName, PoolFolder, is_disk_full};
+use crate::request::UploadPart;
+
+const BUFFER: usize = 1 << 20;
+/// Pieces that wait for the disk.
+const WAITING: usize = 8;
+
+/// What comes from the client.
+enum Piece {
+    Bytes(Bytes),
+    Broken(String),
+    /// The body is through; without it the client went away.
+    End,
+}
+
+/// The client's end of an upload.
+pub(super) struct Feeder(mpsc::Sender<Piece>);
+
+/// The disk's end of an upload.
+pub(super) struct Feed(mpsc::Receiver<Piece>);
+
+/// Both ends.
+pub(super) fn feed() -> (Feeder, Feed) {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    (Feeder(sender), Feed(receiver))
+}
+
+impl Feeder {
+    /// Hands a body over, as long as somebody takes it.
+    pub(super) async fn forward<S, E>(self, mut body: S)
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send + Unpin,
+        E: std::fmt::Display + Send,
+    {
+        while let Some(chunk) = body.next().await {
+            let (piece, last) = match chunk {
+                Ok(bytes) => (Piece::Bytes(bytes), false),
+                Err(error) => (Piece::Broken(error.to_string()), true),
+            };
+            if self.0.send(piece).await.is_err() || last {
+                return;
+            }
+        }
+        // Nobody takes it any more: the other end has said why.
+        let _ = self.0.send(Piece::End).await;
+    }
+}
+
+/// The hidden file that parts are appended to.
+pub(super) struct Receiver {
+    file: File,
+    start: u64,
+    /// Where the file may end at most.
+    limit: u64,
+}
+
+impl Receiver {
+    pub(super) fn open(inner: &Inner, pool: &PoolFolder, id: ImageId, part: &UploadPart) -> Result<Self> {
+        let file = pool.open_file(&FileName::upload(id), Access::Create)?;
+        let failed = |error: std::io::Error| write_failed(&error);
+        // What lies behind was never acknowledged, or the client starts anew.
+        file.set_len(part.offset).map_err(failed)?;
+        let limit = part.total.unwrap_or(u64::MAX).min(inner.config.limits.upload_bytes);
+        Ok(Self {
+            file,
+            start: part.offset,
+            limit,
+        })
+    }
+
+    /// Stores what comes until it ends. Says how many bytes of the file are stable afterwards, and how the part ended.
+    pub(super) async fn receive(self, part: UploadPart, feed: Feed) -> (u64, Result<()>) {
+        let start = self.start;
+        let stored = blocking(move || Ok(self.store(&part, feed))).await;
+        stored.unwrap_or_else(|error| (start, Err(error)))
+    }
+
+    fn store(&self, part: &UploadPart, mut feed: Feed) -> (u64, Result<()>) {
+        let mut end = self.start;
+        let mut outcome = self.append(part, &mut feed, &mut end);
+        // An interrupted part is kept; one that failed is dropped, to free the room that others need.
+        if outcome
+            .as_ref()
+            .is_err_and(|error| error.code != ErrorCode::UploadInterrupted)
+        {
+            end = self.start;
+        }
+        let settled = self.file.set_len(end).and_then(|()| self.file.sync_all());
+        if let Err(error) = settled {
+            (end, outcome) = (self.start, Err(write_failed(&error)));
+        }
+        (end, outcome)
+    }
+
+    fn append(&self, part: &UploadPart, feed: &mut Feed, end: &mut u64) -> Result<()> {
+        let broken = |error: std::io::Error| write_failed(&error);
+        let mut file = BufWriter::with_capacity(BUFFER, &self.file);
+        file.seek(SeekFrom::Start(self.start)).map_err(broken)?;
+        let why = loop {
+            match feed.0.blocking_recv() {
+                Some(Piece::Bytes(bytes)) => {
+                    let next = end.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+                    if next > self.limit {
+                        return Err(too_long(self.limit));
+                    }
+                    file.write_all(&bytes).map_err(broken)?;
+                    *end = next;
+                }
+                Some(Piece::Broken(error)) => break Some(error),
+                Some(Piece::End) => break None,
+                None => break Some("the client went away".to_owned()),
+            }
+        };
+        file.flush().map_err(broken)?;
+        let short = part.length.is_some_and(|length| *end - self.start < length);
+        match why {
+            None if !short => Ok(()),
+            why => {
+                let public = format!("the upload ended early; {end} bytes are stored, go on from there");
+                let error = ServiceError::new(ErrorCode::UploadInterrupted, public).with_range_total(*end);
+                Err(error.with_internal(why.unwrap_or_else(|| "the body was too short".to_owned())))
+            }
+        }
+    }
+}
+
+pub(super) fn too_long(limit: u64) -> ServiceError {
+    ServiceError::new(
+        ErrorCode::LimitExceeded,
+        format!("the file is longer than the {limit} bytes allowed or announced"),
+    )
+}
+
+pub(super) fn write_failed(error: &std::io::Error) -> ServiceError {
+    if is_disk_full(error) {
+        let public = "there is no room for the file; this part was dropped";
+        return ServiceError::new(ErrorCode::InsufficientStorage, public).with_internal(error);
+    }
+    ServiceError::new(ErrorCode::Io, "the file cannot be stored").with_internal(error)
+}
