@@ -1,6 +1,6 @@
 //! Listens, serves both transports on one port, and ends in bounded time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -44,12 +44,13 @@ pub async fn serve(listener: TcpListener, app: App, stop: impl Future<Output = (
     drop(listener);
     tracing::info!(grace_seconds = grace.as_secs(), "stopping");
     app.stopping.cancel();
-    let answered = tokio::time::timeout(grace, connections.shutdown());
-    let (answered, ()) = tokio::join!(answered, app.service.shutdown(grace));
-    match answered {
-        Ok(()) => tracing::info!("stopped"),
-        Err(_) => tracing::warn!("stopped while requests were still being answered"),
+    // Requests need the service, so they come first, with half of the time; jobs go on meanwhile.
+    let began = Instant::now();
+    if tokio::time::timeout(grace / 2, connections.shutdown()).await.is_err() {
+        tracing::warn!("some requests were not answered in time");
     }
+    app.service.shutdown(grace.saturating_sub(began.elapsed())).await;
+    tracing::info!("stopped");
 }
 
 fn builder() -> Builder<TokioExecutor> {

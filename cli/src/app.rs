@@ -106,6 +106,11 @@ pub fn sentence(error: &Error) -> String {
     }
 }
 
+/// Why an operation stopped halfway: a system error alone, as qemu-img tells it, or the engine's sentence.
+pub fn reason(error: &Error) -> String {
+    error.io_error().map_or_else(|| sentence(error), system_error)
+}
+
 fn busy(error: &Error) -> String {
     let (lock, _) = error.what().split_once(": ").unwrap_or((error.what(), ""));
     match error.place() {

@@ -1,15 +1,18 @@
 //! The stored file of an image: upload with resume, download with ranges.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use futures::TryStreamExt;
+use futures::{Stream, StreamExt, TryStreamExt};
 use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use vdisk_service::Bytes;
 use vdisk_service::ServiceError;
 use vdisk_service::request::{UploadPart, UploadStatus};
 
@@ -19,6 +22,10 @@ use super::extract::{ContentRange, ImagePath, RangeHeaders, announced_checksum};
 use super::problem::Answer;
 use super::reply::ImageBody;
 use crate::state::App;
+
+/// How much of a refused body is read on, and for how long.
+const DRAINED_BYTES: usize = 64 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(upload_file, download_file))
@@ -67,10 +74,14 @@ async fn upload_file(
         return Ok(status_of(app.service.upload_status(id).await?));
     };
     let metrics = app.metrics.clone();
-    let body = body
+    let mut body = body
         .into_data_stream()
         .inspect_ok(move |bytes| metrics.received(bytes.len()));
-    Ok(status_of(app.service.upload(id, part, body).await?))
+    let outcome = app.service.upload(id, part, &mut body).await;
+    if outcome.is_err() {
+        drain(body).await;
+    }
+    Ok(status_of(outcome?))
 }
 
 /// Download the image's file.
@@ -85,6 +96,16 @@ async fn upload_file(
         DownloadProblems))]
 async fn download_file(State(app): State<App>, ImagePath(id): ImagePath, ranges: RangeHeaders) -> Answer<Response> {
     send(&app, ranges, |range| app.service.read_file(id, range)).await
+}
+
+/// Reads on for a moment: a client that is cut off while it sends does not see why.
+async fn drain<E>(body: impl Stream<Item = Result<Bytes, E>> + Unpin) {
+    let mut left = DRAINED_BYTES;
+    let mut body = body.take_while(|chunk| {
+        left = left.saturating_sub(chunk.as_ref().map_or(left, Bytes::len));
+        std::future::ready(left > 0)
+    });
+    let _ = tokio::time::timeout(DRAIN_TIME, async { while body.next().await.is_some() {} }).await;
 }
 
 /// `None` when the request only asks how far the upload is.

@@ -9,7 +9,7 @@ use vdisk_engine::gate::{Gate, Reference, Role};
 use vdisk_engine::storage::{FileOptions, FileStorage, LockMode};
 use vdisk_engine::{Error, ErrorKind, Node, Result, StorageRef};
 
-use super::{Access, Opener, name, protocol};
+use super::{Access, Keys, Opener, name, protocol};
 use crate::app::Failure;
 
 /// What the gate opened for one chain, so that errors and listings can name it.
@@ -60,6 +60,8 @@ pub struct CliGate<'a> {
     pub access: Access,
     /// Where to note what was opened.
     pub trail: &'a Trail,
+    /// The storage whose data file the caller named, and how.
+    pub data_file: Option<(String, Keys)>,
 }
 
 impl Gate for CliGate<'_> {
@@ -106,7 +108,11 @@ impl CliGate<'_> {
             writable: reference.writable,
             ..self.access
         };
-        let opened = protocol::open_name(self.opener, &full, &access)?;
+        let named = self.data_file.as_ref().filter(|(of, _)| of == reference.from.name());
+        let opened = match (reference.role, named) {
+            (Role::DataFile, Some((_, keys))) => protocol::open(self.opener, keys.clone(), &access)?,
+            _ => protocol::open_name(self.opener, &full, &access)?,
+        };
         Ok(Node::new(opened.storage, reference.format.unwrap_or("raw")))
     }
 }

@@ -25,10 +25,14 @@ impl ImageStorage {
         Ok(())
     }
     fn grow_to(&self, end: u64) -> Result<()> {
-        if end > self.chain.virtual_size() {
-            self.set_len(end)?;
+        if end <= self.chain.virtual_size() {
+            return Ok(());
         }
-        Ok(())
+        // An image that cannot grow is to its user a disk that is full.
+        self.set_len(end).map_err(|_| {
+            let full = std::io::Error::from(rustix::io::Errno::NOSPC);
+            Error::io(format!("cannot grow to {end} bytes"), full).at(&self.name)
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`keyval`] and [`json`] read the text into a flat list of dotted keys ([`Keys`]); [`resolve`](open::Opener) turns that into storages
 //! and an engine [`Node`](vdisk_engine::Node); [`gate`] does the same for names found inside images.
 
+mod access;
 pub mod blkdebug;
 pub mod gate;
 pub mod image_storage;
@@ -15,5 +16,6 @@ pub mod open;
 pub mod protocol;
 pub mod shown;
 
+pub use access::Access;
 pub use keys::Keys;
-pub use open::{Access, Opener};
+pub use open::Opener;

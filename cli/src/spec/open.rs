@@ -3,102 +3,14 @@
 use serde_json::Value;
 use vdisk_engine::gate::BackingChoice;
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::{CacheMode, LockMode};
 use vdisk_engine::{Chain, ErrorKind, Limits, Node, OpenEnv, StorageRef, formats};
 
 use super::gate::{CliGate, Trail};
 use super::protocol::{self, OpenStorage};
 use super::shown::Shown;
-use super::{Keys, blkdebug, json, keyval};
+use super::{Access, Keys, blkdebug, json, keyval};
 use crate::app::{self, Failure};
 use crate::secrets::SecretStore;
-
-/// What an image is opened for.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Access {
-    /// It will be changed.
-    pub writable: bool,
-    /// Its metadata alone is wanted.
-    pub inspect: bool,
-    /// Others may write meanwhile; take no locks.
-    pub force_share: bool,
-    /// It is opened to be checked.
-    pub check: bool,
-    /// Nothing below it is wanted.
-    pub no_backing: bool,
-    /// The layer at this depth will be changed as well.
-    pub base: Option<usize>,
-    /// When writes are stable.
-    pub cache: CacheMode,
-}
-
-impl Access {
-    /// Reading, locked against writers unless `force_share`.
-    pub fn read(force_share: bool) -> Self {
-        Self {
-            force_share,
-            ..Self::default()
-        }
-    }
-    /// Reading and writing.
-    pub fn write() -> Self {
-        Self {
-            writable: true,
-            ..Self::default()
-        }
-    }
-    /// The same with a cache mode.
-    #[must_use]
-    pub fn cached(mut self, cache: CacheMode) -> Self {
-        self.cache = cache;
-        self
-    }
-    /// The same without what is below.
-    #[must_use]
-    pub fn alone(mut self) -> Self {
-        self.no_backing = true;
-        self
-    }
-    /// The lock that fits.
-    pub fn lock(&self) -> LockMode {
-        match self {
-            Self { force_share: true, .. } => LockMode::None,
-            Self { writable: true, .. } => LockMode::Write,
-            Self { inspect: true, .. } => LockMode::Inspect,
-            _ => LockMode::Read,
-        }
-    }
-    /// The same after the options that QEMU has for every node.
-    pub fn refined(self, keys: &mut Keys) -> Result<Self, Failure> {
-        let mut access = self;
-        if let Some(share) = keys.take_flag("force-share")? {
-            access.force_share |= share;
-        }
-        if keys.take_flag("read-only")? == Some(true) {
-            access.writable = false;
-        }
-        // A writable open of a read-only file fails all the same; a node name has no meaning without a monitor.
-        keys.take_flag("auto-read-only")?;
-        keys.take("node-name");
-        if let Some(mode) = keys
-            .take("discard")
-            .filter(|m| !["ignore", "unmap", "off", "on"].contains(&m.as_str()))
-        {
-            return Err(Failure::new(format!("Invalid discard option '{mode}'")));
-        }
-        if let Some(mode) = keys.take("detect-zeroes").filter(|m| m != "off") {
-            return Err(Failure::new(format!("detect-zeroes={mode} is not supported")));
-        }
-        let direct = keys.take_flag("cache.direct")?;
-        if keys.take_flag("cache.no-flush")? == Some(true) {
-            access.cache = CacheMode::Unsafe;
-        }
-        if let Some(direct) = direct {
-            access.cache = access.cache.with_direct(direct);
-        }
-        Ok(access)
-    }
-}
 
 /// A node with the name it is shown under.
 pub struct Resolved {
@@ -110,6 +22,8 @@ pub struct Resolved {
     pub protocol: String,
     /// The node is a protocol node that is used as an image (`driver=file`).
     pub bare: bool,
+    /// Options of the external data file, in place of the name in the header.
+    pub data_file: Option<Keys>,
 }
 
 /// An open chain with the names of its layers.
@@ -182,7 +96,7 @@ impl Opener {
         let trail = Trail::default();
         note_explicit(&resolved.node, &trail);
         let top = resolved.shown.name();
-        let chain = self.open_with(resolved.node, &access, &trail)?;
+        let chain = self.open_with(resolved.node, resolved.data_file, &access, &trail)?;
         let mut names = vec![top];
         names.extend(trail.shown());
         for layer in chain.layers().iter().skip(names.len()) {
@@ -258,6 +172,7 @@ impl Opener {
             shown: opened.shown,
             protocol: opened.driver,
             bare: true,
+            data_file: None,
         })
     }
 
@@ -269,6 +184,8 @@ impl Opener {
         access: &Access,
     ) -> Result<Resolved, Failure> {
         let (backing, below) = self.backing_choice(driver, &mut keys, access)?;
+        let data_file = Some(keys.take_below("data-file")).filter(|k| !k.is_empty());
+        take_cache_sizes(driver, &mut keys)?;
         let open_options = formats::by_name(driver)?.open_options();
         let (mut options, mut shown) = (Options::new(), Vec::new());
         for (key, value) in keys.iter() {
@@ -295,6 +212,7 @@ impl Opener {
             shown: name,
             protocol: file.driver,
             bare: false,
+            data_file,
         })
     }
 
@@ -340,16 +258,17 @@ impl Opener {
         Ok((BackingChoice::Explicit(Box::new(resolved.node)), Some(resolved.shown)))
     }
 
-    /// Opens the layers of a node.
-    pub fn open_chain(&self, node: Node, access: &Access) -> Result<Chain, Failure> {
-        self.open_with(node, access, &Trail::default())
+    /// Opens the layers of what was resolved.
+    pub fn open_chain(&self, resolved: Resolved, access: &Access) -> Result<Chain, Failure> {
+        self.open_with(resolved.node, resolved.data_file, access, &Trail::default())
     }
 
-    fn open_with(&self, node: Node, access: &Access, trail: &Trail) -> Result<Chain, Failure> {
+    fn open_with(&self, node: Node, data_file: Option<Keys>, access: &Access, trail: &Trail) -> Result<Chain, Failure> {
         let gate = CliGate {
             opener: self,
             access: *access,
             trail,
+            data_file: data_file.map(|keys| (node.storage.name().to_owned(), keys)),
         };
         let env = OpenEnv {
             writable: access.writable && !node.storage.is_read_only(),
@@ -371,6 +290,23 @@ impl Opener {
             }
         })
     }
+}
+
+/// QEMU's sizes of its own metadata caches; the engine's caches are bounded by its limits instead.
+fn take_cache_sizes(driver: &str, keys: &mut Keys) -> Result<(), Failure> {
+    const SIZES: &[&str] = &[
+        "cache-size",
+        "l2-cache-size",
+        "l2-cache-entry-size",
+        "refcount-cache-size",
+        "cache-clean-interval",
+    ];
+    for name in SIZES.iter().filter(|_| driver == "qcow2") {
+        if let Some(text) = keys.take(name) {
+            crate::text::size::parse(&text).map_err(|_| crate::options::not_a_size(name))?;
+        }
+    }
+    Ok(())
 }
 
 fn note_explicit(node: &Node, trail: &Trail) {

@@ -164,7 +164,7 @@ fn open_image(opener: &Opener, driver: &str, mut keys: Keys, access: &Access) ->
     keys.add("driver", driver);
     let resolved = opener.resolve_keys(keys, None, access)?;
     let shown = resolved.shown.clone();
-    let chain = opener.open_chain(resolved.node, access)?;
+    let chain = opener.open_chain(resolved, access)?;
     let storage = ImageStorage::new(chain, shown.name(), !access.writable);
     Ok(OpenStorage {
         storage: Arc::new(storage),

@@ -121,7 +121,8 @@ pub fn run(args: &Args) -> Outcome {
     check_usage(args)?;
     let opener = args.common.opener()?;
     let spec = Spec::new(file, args.format.as_deref(), args.image_opts)?;
-    let image = opener.open(spec, Access::write())?;
+    // Bitmaps say nothing about what is below, and the source may be built on the target.
+    let image = opener.open(spec, Access::write().alone())?;
     let top = image.chain.top();
     let mut job = Job {
         args,
@@ -212,7 +213,7 @@ impl Job<'_> {
             None => dirty(Some(into), source)?,
             Some(file) => {
                 let spec = Spec::name(file, self.args.source_format.as_deref());
-                let image = self.opener.open(spec, Access::read(false))?;
+                let image = self.opener.open(spec, Access::read(false).alone())?;
                 dirty(image.chain.top().bitmaps(), source)?
             }
         };

@@ -7,7 +7,7 @@ use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::storage::CacheMode;
 
 use super::Common;
-use crate::app::{Failure, Outcome};
+use crate::app::{self, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::progress::Meter;
 use crate::spec::open::Spec;
@@ -70,7 +70,8 @@ pub fn run(args: &Args) -> Outcome {
     let meter = Meter::new(args.progress && !args.quiet, rate);
     let empty_top = !args.drop && args.base.is_none();
     let copy = CopyOptions::default();
-    commit::commit(&image.chain, depth, empty_top, &copy, &meter.control())?;
+    commit::commit(&image.chain, depth, empty_top, &copy, &meter.control())
+        .map_err(|e| Failure::new(format!("Block job failed: {}", app::reason(&e))))?;
     meter.finish();
     if format.is_json() {
         let base = image.names.get(depth).map_or("", String::as_str);

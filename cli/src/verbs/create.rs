@@ -1,10 +1,10 @@
 //! `create`: a new, empty image.
 
-use std::fmt::Write as _;
+mod summary;
 
 use vdisk_engine::env::{BackingReference, CreateSpec};
 use vdisk_engine::formats::{self, FormatDriver};
-use vdisk_engine::options::{OptionSpec, Options};
+use vdisk_engine::options::Options;
 
 use super::{Common, target};
 use crate::app::{Failure, Outcome};
@@ -148,7 +148,7 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<u64, Failure> {
     };
     let size = size.ok_or_else(|| Failure::new("Image creation needs a size parameter"))?;
     if request.show {
-        output::line(&summary(request.file, driver, &shown, size, backing.as_ref()));
+        output::line(&summary::summary(request.file, driver, &shown, size, backing.as_ref()));
     }
     options::check_choices(&given, &table)?;
     let spec = CreateSpec {
@@ -213,56 +213,4 @@ fn size_over(opener: &Opener, file: &str, backing: &BackingReference, size: Opti
         )));
     }
     Ok(size.unwrap_or_else(|| below.chain.virtual_size()))
-}
-
-/// The line that says what is made.
-fn summary(
-    file: &str,
-    driver: &dyn FormatDriver,
-    given: &Options,
-    size: u64,
-    backing: Option<&BackingReference>,
-) -> String {
-    let mut out = format!("Formatting '{file}', fmt={}", driver.name());
-    for spec in ordered(driver) {
-        let value = match spec.name {
-            "size" => Some(size.to_string()),
-            "backing_file" => backing.map(|b| b.name.clone()),
-            "backing_fmt" => backing.and_then(|b| b.format.clone()),
-            // Off goes without saying for these.
-            "preallocation" | "data_file_raw" | "encryption" | "compat" => given.get(spec.name).map(str::to_owned),
-            name => given.get(name).or(spec.default).map(str::to_owned),
-        };
-        if let Some(value) = value {
-            let _ = write!(out, " {}={}", spec.name, value.replace(',', ",,"));
-        }
-    }
-    out
-}
-
-/// The options in the order in which qemu-img lists them here; those it does not have come last.
-fn ordered(driver: &dyn FormatDriver) -> Vec<OptionSpec> {
-    const ORDER: &[&str] = &[
-        "cluster_size",
-        "extended_l2",
-        "preallocation",
-        "compression_type",
-        "size",
-        "compat",
-        "backing_file",
-        "backing_fmt",
-        "data_file",
-        "data_file_raw",
-    ];
-    let place = |name: &str| ORDER.iter().position(|o| *o == name).unwrap_or(ORDER.len());
-    let mut table = options::create_table(driver);
-    match driver.name() {
-        "qcow2" => {}
-        // These list the size first.
-        _ => table.sort_by_key(|s| s.name != "size"),
-    }
-    if driver.name() == "qcow2" {
-        table.sort_by_key(|s| place(s.name));
-    }
-    table
 }

@@ -26,6 +26,7 @@ pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hint
         opener,
         access: Access::write(),
         trail: &trail,
+        data_file: None,
     };
     let env = CreateEnv {
         gate: &gate,

@@ -14,6 +14,9 @@ use crate::{Error, Result};
 /// Iterations between two looks at the cancel check: a few milliseconds.
 const STRIDE: u32 = 16 * 1024;
 
+/// Iterations from which on a thread for each block of the key is worth its start.
+const PARALLEL: u32 = 20_000;
+
 /// Derives `out.len()` bytes from a passphrase. `cancelled` is asked every few milliseconds.
 ///
 /// # Errors
@@ -23,7 +26,7 @@ pub fn pbkdf2(
     passphrase: &[u8],
     salt: &[u8],
     iterations: u32,
-    cancelled: &dyn Fn() -> bool,
+    cancelled: &(dyn Fn() -> bool + Sync),
     out: &mut [u8],
 ) -> Result<()> {
     if iterations == 0 {
@@ -42,27 +45,55 @@ fn derive<D: EagerHash>(
     passphrase: &[u8],
     salt: &[u8],
     iterations: u32,
-    cancelled: &dyn Fn() -> bool,
+    cancelled: &(dyn Fn() -> bool + Sync),
     out: &mut [u8],
-) -> Result<()> {
+) -> Result<()>
+where
+    Hmac<D>: Sync,
+{
     let keyed = <Hmac<D> as KeyInit>::new_from_slice(passphrase)
         .map_err(|_| Error::invalid("HMAC does not take this passphrase"))?;
     let block_len = keyed.clone().finalize().into_bytes().len();
-    for (block, index) in out.chunks_mut(block_len).zip(1_u32..) {
-        let mut first = keyed.clone();
-        first.update(salt);
-        first.update(&index.to_be_bytes());
-        let mut link = Zeroizing::new(first.finalize().into_bytes().to_vec());
-        block.copy_from_slice(link.get(..block.len()).unwrap_or_default());
-        let mut left = iterations - 1;
-        while left > 0 {
-            if cancelled() {
-                return Err(Error::cancelled());
-            }
-            let now = left.min(STRIDE);
-            chain(&keyed, &mut link, now, block);
-            left -= now;
+    let mut blocks = out.chunks_mut(block_len).zip(1_u32..);
+    if iterations < PARALLEL {
+        return blocks.try_for_each(|(block, index)| fill(&keyed, salt, iterations, cancelled, index, block));
+    }
+    // The blocks do not depend on each other.
+    std::thread::scope(|scope| {
+        let work = |(block, index)| {
+            let keyed = &keyed;
+            scope.spawn(move || fill(keyed, salt, iterations, cancelled, index, block))
+        };
+        let threads: Vec<_> = blocks.map(work).collect();
+        let ended = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err(Error::cancelled())));
+        ended.collect()
+    })
+}
+
+/// Computes block number `index` of the derived key, or its beginning.
+fn fill<D: EagerHash>(
+    keyed: &Hmac<D>,
+    salt: &[u8],
+    iterations: u32,
+    cancelled: &(dyn Fn() -> bool + Sync),
+    index: u32,
+    block: &mut [u8],
+) -> Result<()> {
+    let mut first = keyed.clone();
+    first.update(salt);
+    first.update(&index.to_be_bytes());
+    let mut link = Zeroizing::new(first.finalize().into_bytes().to_vec());
+    block.copy_from_slice(link.get(..block.len()).unwrap_or_default());
+    let mut left = iterations - 1;
+    while left > 0 {
+        if cancelled() {
+            return Err(Error::cancelled());
         }
+        let now = left.min(STRIDE);
+        chain(keyed, &mut link, now, block);
+        left -= now;
     }
     Ok(())
 }
@@ -85,7 +116,7 @@ pub fn measure_pbkdf2(
     len: usize,
     time: Duration,
     now: &dyn Fn() -> Duration,
-    cancelled: &dyn Fn() -> bool,
+    cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<u32> {
     let mut out = Zeroizing::new(vec![0; len]);
     let mut count: u32 = 1 << 12;

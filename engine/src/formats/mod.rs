@@ -16,7 +16,9 @@ mod raw;
 mod two_level;
 mod vdi;
 mod vhdx;
+mod vmdk;
 mod vpc;
+pub mod vvfat;
 mod windows;
 
 use crate::env::CreateSpec;
@@ -161,7 +163,9 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &qed::Qed,
     &vdi::Vdi,
     &vhdx::Vhdx,
+    &vmdk::Vmdk,
     &vpc::Vpc,
+    &vvfat::Vvfat,
 ];
 
 /// The driver of this name or alias.

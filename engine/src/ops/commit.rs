@@ -39,6 +39,13 @@ pub fn commit(chain: &Chain, base: usize, empty_top: bool, options: &CopyOptions
     if empty_top && formats::by_name(top.format())?.capabilities().make_empty {
         top.make_empty()?;
     }
+    // Formats that record a changing identity of the base (VHDX): the base is another one now, and the layer over it has to know.
+    if base == 1
+        && let Some(backing) = top.backing()
+        && top.check_below(image).is_err()
+    {
+        top.set_backing_over(Some(&backing), Some(image))?;
+    }
     image.close()?;
     top.close()
 }

@@ -73,10 +73,7 @@ pub fn map(chain: &Chain, start: u64, length: u64) -> Map<'_> {
 impl Map<'_> {
     fn step(&mut self) -> Result<Option<MapEntry>> {
         while self.next < self.end {
-            let mut extent = self.chain.extent(self.next, self.end - self.next)?;
-            // QEMU tells whole sectors: what follows the end of a file that ends inside one belongs to its last run.
-            let end = (self.next + extent.len).next_multiple_of(512).min(self.end);
-            extent.len = end - self.next;
+            let extent = self.chain.extent(self.next, self.end - self.next)?;
             let entry = MapEntry::new(self.next, &extent);
             self.next += extent.len;
             match &mut self.pending {

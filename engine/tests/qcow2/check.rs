@@ -1,1 +1,168 @@
-//! TBD
+//! Check and repair of damaged images.
+
+use std::sync::Arc;
+
+use vdisk_engine::image::{NothingBelow, Repair};
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::MemoryStorage;
+use vdisk_engine::{Control, Limits, OpenEnv, formats};
+
+use crate::support::{Files, Scratch, assert_qemu_clean, read_all};
+
+/// 64 KiB clusters: header 0, refcount table 1, block 2, L1 3, L2 4, data 5 to 14.
+fn sample() -> Vec<u8> {
+    let files = Files::default();
+    let storage = Arc::new(MemoryStorage::empty());
+    files.create_on(storage.clone(), 1 << 20, Options::new(), None);
+    let image = files.open_on(storage.clone(), true).unwrap();
+    image.write(0, &[3; 10 << 16], &NothingBelow).unwrap();
+    image.close().unwrap();
+    storage.contents()
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+}
+
+type Damage = (&'static str, fn(&mut Vec<u8>), bool);
+
+const L2: usize = 0x40000;
+const COPIED: u64 = 1 << 63;
+
+/// What is broken, how, and whether all data can be saved.
+const DAMAGES: &[Damage] = &[
+    ("a leak", |b| b[0x2_0000 + 2 * 20 + 1] = 1, true),
+    ("a refcount too low", |b| b[0x2_0000 + 2 * 6 + 1] = 0, true),
+    ("a refcount too high", |b| b[0x2_0000 + 2 * 6 + 1] = 9, true),
+    ("all refcounts lost", |b| b[0x2_0000..0x3_0000].fill(0), true),
+    ("no refcount block", |b| put(b, 0x1_0000, 0), true),
+    ("a refcount block unaligned", |b| put(b, 0x1_0000, 0x2_0200), true),
+    ("a refcount block past 2^55", |b| put(b, 0x1_0000, 1 << 55), true),
+    ("a refcount block twice", |b| put(b, 0x1_0008, 0x2_0000), true),
+    ("a copied flag missing", |b| put(b, L2 + 8, 0x6_0000), true),
+    (
+        "two entries for one cluster",
+        |b| put(b, L2 + 8, COPIED | 0x5_0000),
+        true,
+    ),
+    ("a cluster unaligned", |b| put(b, L2 + 8, COPIED | 0x5_2a00), false),
+    (
+        "reserved bits in L2",
+        |b| put(b, L2 + 8, COPIED | 0x6_0000 | 1 << 57),
+        false,
+    ),
+    ("data past the end", |b| put(b, L2 + 8, COPIED | 1 << 40), false),
+    ("data over the L2 table", |b| put(b, L2 + 8, COPIED | 0x4_0000), false),
+    ("data over the header", |b| put(b, L2 + 8, COPIED), true),
+    (
+        "data over a refcount block",
+        |b| put(b, L2 + 8, COPIED | 0x2_0000),
+        false,
+    ),
+    ("an L2 table unaligned", |b| put(b, 0x3_0000, COPIED | 0x4_2a00), false),
+    (
+        "an L2 table over the header's refcount block",
+        |b| put(b, 0x3_0000, COPIED | 0x2_0000),
+        false,
+    ),
+    (
+        "the L2 table is the L1 table",
+        |b| put(b, 0x3_0000, COPIED | 0x3_0000),
+        false,
+    ),
+    ("the corrupt bit", |b| b[79] |= 2, true),
+    ("the dirty bit", |b| b[79] |= 1, true),
+];
+
+#[test]
+fn repair_mends_every_damage_at_once_and_qemu_agrees() {
+    let scratch = Scratch::new();
+    let qemu = e2e::tools::have(&["qemu-img"]);
+    for (what, damage, saved) in DAMAGES {
+        let mut bytes = sample();
+        damage(&mut bytes);
+        let storage = Arc::new(MemoryStorage::new("damaged", bytes.clone()));
+        let limits = Limits::default();
+        let env = OpenEnv::closed(&limits).for_check();
+        let open = |env: &OpenEnv<'_>| {
+            formats::by_name("qcow2")
+                .unwrap()
+                .open(storage.clone(), &Options::new(), env)
+        };
+        let found = open(&env).unwrap().check(Repair::No, &Control::default()).unwrap();
+        let marked = what.ends_with("bit");
+        assert!(
+            marked || found.corruptions + found.leaks > 0 || *what == "data over the header",
+            "{what}: nothing found"
+        );
+        assert!(storage.contents() == bytes, "{what}: a check without repair wrote");
+        let image = open(&env.writable()).unwrap();
+        image.check(Repair::All, &Control::default()).unwrap();
+        image.close().unwrap();
+        let again = image.check(Repair::No, &Control::default()).unwrap();
+        assert_eq!(
+            (again.corruptions, again.leaks),
+            (0, 0),
+            "{what}: {:#?}",
+            again.messages
+        );
+        drop(image);
+        let image = open(&OpenEnv::closed(&limits).writable()).unwrap();
+        image.write(900_000, &[1; 1000], &NothingBelow).unwrap();
+        image.close().unwrap();
+        if *saved && *what != "two entries for one cluster" && *what != "data over the header" {
+            assert!(
+                read_all(&*image)[..10 << 16].iter().all(|b| *b == 3),
+                "{what}: data lost"
+            );
+        }
+        if qemu {
+            assert_qemu_clean(&storage.contents(), &scratch, false, what);
+        }
+    }
+}
+
+#[test]
+fn repairing_leaks_leaves_corruptions_alone() {
+    let mut bytes = sample();
+    bytes[0x2_0000 + 2 * 20 + 1] = 1;
+    let files = Files::default();
+    let storage = Arc::new(MemoryStorage::new("m", bytes));
+    let image = files.open_on(storage.clone(), true).unwrap();
+    let report = image.check(Repair::Leaks, &Control::default()).unwrap();
+    assert_eq!((report.leaks, report.leaks_fixed, report.corruptions_fixed), (0, 1, 0));
+    let mut bytes = sample();
+    bytes[0x2_0000 + 2 * 6 + 1] = 0;
+    let image = files.open_on(Arc::new(MemoryStorage::new("m", bytes)), true).unwrap();
+    let report = image.check(Repair::Leaks, &Control::default()).unwrap();
+    assert_eq!((report.corruptions, report.corruptions_fixed), (1, 0));
+}
+
+#[test]
+fn check_counts_what_qemu_counts() {
+    if !e2e::tools::have(&["qemu-img"]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let path = scratch.file("a.qcow2");
+    scratch.create(&path, 8 << 20, Options::new());
+    let image = scratch.open_writable(&path);
+    image.write(3 << 20, &[1; 500_000], &NothingBelow).unwrap();
+    image.write(0, &[2; 200_000], &NothingBelow).unwrap();
+    image.write_compressed(7 << 20, &[9; 65_536]).unwrap();
+    image.write_zeroes(1 << 20, 1 << 16, false, &NothingBelow).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let text = e2e::tools::ok("qemu-img", &["check", "--output=json", e2e::tools::arg(&path)]);
+    let theirs: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let ours = scratch.open(&path).check(Repair::No, &Control::default()).unwrap();
+    for (key, value) in [
+        ("image-end-offset", ours.image_end_offset),
+        ("total-clusters", ours.total_clusters),
+        ("allocated-clusters", ours.allocated_clusters),
+        ("fragmented-clusters", ours.fragmented_clusters),
+        ("compressed-clusters", ours.compressed_clusters),
+    ] {
+        assert_eq!(value, Some(theirs[key].as_u64().unwrap_or(0)), "{key}");
+    }
+}

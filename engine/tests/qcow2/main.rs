@@ -1,9 +1,13 @@
 //! qcow2 against its specification, its peers, crashes and hostile files.
 
+#![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
+
 mod bitmaps;
 mod check;
 mod corpus;
 mod crash;
+mod differential;
+mod hostile;
 mod interop;
 mod model;
 mod shape;

@@ -56,8 +56,11 @@ fn peers_read_what_we_write() {
 }
 
 #[test]
-fn a_file_that_was_never_finished_is_corrupt() {
+fn a_file_whose_filling_was_interrupted_is_corrupt() {
     let storage = created("cloop", 1 << 20, &[]);
+    let image = open_rw(storage.clone(), "cloop").unwrap();
+    image.write_compressed(0, &[1; 65536]).unwrap();
+    drop(image);
     assert_eq!(open_ro(storage, "cloop").err().unwrap().kind(), ErrorKind::Corrupt);
 }
 

@@ -53,6 +53,17 @@ impl Folder {
         env.writable = writable;
         Chain::open(Node::new(storage, format).with_options(options), &env)
     }
+    /// Opens an image and the layer below it, both for writing.
+    pub fn open_for_commit(&self, name: &str, below: &str, format: &str) -> Chain {
+        let limits = Limits::default();
+        let env = OpenEnv::closed(&limits).writable();
+        let layer = |name: &str| {
+            let storage = Arc::new(FileStorage::open(&self.path(name), FileOptions::write()).unwrap());
+            let driver = vdisk_engine::formats::by_name(format).unwrap();
+            driver.open(storage, &Options::new(), &env).unwrap()
+        };
+        Chain::from_layers(vec![layer(name), layer(below)]).unwrap()
+    }
     pub fn open(&self, name: &str, format: &str, writable: bool) -> Chain {
         self.open_with(name, format, writable, Options::new()).unwrap()
     }

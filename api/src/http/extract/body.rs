@@ -81,7 +81,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
         let path = error.path().to_string();
         let inner = error.into_inner();
         if inner.is_data() {
-            ServiceError::invalid(&path, inner.to_string()).into()
+            let detail = inner.to_string();
+            ServiceError::invalid(&field_at(&path, &detail), detail).into()
         } else {
             Problem::transport(TransportCode::MalformedBody, format!("the body is not JSON: {inner}"))
         }
@@ -95,6 +96,18 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
     Ok(value)
 }
 
+/// The path of the field at fault. For a missing field the path is that of the object it is missing in.
+fn field_at(path: &str, detail: &str) -> String {
+    let missing = detail
+        .strip_prefix("missing field `")
+        .and_then(|rest| rest.split('`').next());
+    match (missing, path) {
+        (Some(field), ".") => field.to_owned(),
+        (Some(field), object) => format!("{object}.{field}"),
+        (None, path) => path.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use vdisk_service::request::CreateImage;
@@ -103,7 +116,8 @@ mod tests {
 
     #[test]
     fn refusals_name_the_field() {
-        let cases: [(&str, u16, Option<&str>); 6] = [
+        let cases: [(&str, u16, Option<&str>); 7] = [
+            (r#"{"name": "a"}"#, 422, Some("format")),
             ("not json", 400, None),
             (r#"{"name": "a", "format": "raw"} x"#, 400, None),
             (r#"{"name": "a", "format": "raw", "colour": 1}"#, 422, Some("colour")),

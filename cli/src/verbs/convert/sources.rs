@@ -82,8 +82,5 @@ impl GuestSource for Salvage<'_> {
 }
 
 fn warn(what: &str, error: &vdisk_engine::Error) {
-    let why = error
-        .io_error()
-        .map_or_else(|| crate::app::sentence(error), crate::app::system_error);
-    crate::app::warning(&format!("{what}: {why}"));
+    crate::app::warning(&format!("{what}: {}", crate::app::reason(error)));
 }

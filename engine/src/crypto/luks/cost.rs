@@ -11,7 +11,7 @@ pub struct KeyWork<'a> {
     /// Bounds on iterations and memory.
     pub limits: &'a Limits,
     /// Asked every few milliseconds whether to stop.
-    pub cancelled: &'a dyn Fn() -> bool,
+    pub cancelled: &'a (dyn Fn() -> bool + Sync),
     /// Time since some fixed moment, to measure by; `None` when there is no clock.
     pub elapsed: &'a dyn Fn() -> Option<Duration>,
 }

@@ -39,6 +39,11 @@ impl Filling {
         }
     }
 
+    /// Whether anything was placed.
+    pub(super) fn is_started(&self) -> bool {
+        lock(&self.state).offsets.len() > 1
+    }
+
     /// Writes what was left out, then the table. May be called again after more blocks were placed.
     pub(super) fn finish(&self, image: &CloopImage) -> Result<()> {
         let mut state = lock(&self.state);

@@ -2,8 +2,9 @@
 //!
 //! Supported: reading; new images, filled once from the start to the end through the bulk writer or by compressed writes of whole
 //! blocks. Blocks that are never written are stored as zeroes by the flush. The virtual size is a whole number of blocks.
-//! Refused: other versions (`NotThisFormat`), plain writes and changes of finished images (`Unsupported`), files that were never
-//! finished (`Corrupt`).
+//! A new image that was never filled has a table of zeroes and nothing behind it, and reads as zeroes here; other readers refuse it.
+//! Refused: other versions (`NotThisFormat`), plain writes and changes of finished images (`Unsupported`), files whose filling was
+//! interrupted (`Corrupt`).
 
 mod fill;
 mod layout;

@@ -20,7 +20,9 @@ pub(super) struct CloopImage {
     pub(super) header: Header,
     offsets: Vec<u64>,
     last: Mutex<LastBlock>,
-    /// There while the image is new.
+    /// Nothing was ever stored: all blocks read as zeroes.
+    is_new: bool,
+    /// There while the image is new and open for writing.
     pub(super) filling: Option<Filling>,
 }
 
@@ -40,10 +42,11 @@ impl CloopImage {
         let offsets: Vec<u64> = raw.chunks_exact(8).map(be64).collect();
         let len = file.len()?;
         let is_new = offsets.iter().all(|o| *o == 0) && len == header.data_at();
-        if !(is_new && env.writable) {
+        if !is_new {
             layout::check_offsets(&header, &offsets, len)?;
         }
         Ok(Self {
+            is_new,
             filling: (is_new && env.writable).then(|| Filling::new(&header)),
             file,
             header,
@@ -104,17 +107,26 @@ impl Image for CloopImage {
     }
     fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         check_range(offset, len, self.virtual_size())?;
-        Ok(Extent {
-            len,
-            kind: ExtentKind::Compressed,
-        })
+        let kind = if self.is_new {
+            ExtentKind::Zero { at: None }
+        } else {
+            ExtentKind::Compressed
+        };
+        Ok(Extent { len, kind })
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         check_range(offset, buf.len() as u64, self.virtual_size())?;
-        if self.filling.is_some() {
-            return Err(Error::unsupported(
-                "a cloop image can be read after it was filled and opened again",
-            ));
+        match &self.filling {
+            Some(filling) if filling.is_started() => {
+                return Err(Error::unsupported(
+                    "a cloop image can be read after it was filled and opened again",
+                ));
+            }
+            _ if self.is_new => {
+                buf.fill(0);
+                return Ok(());
+            }
+            _ => {}
         }
         for piece in pieces(offset, buf.len(), self.header.block) {
             let Some(part) = buf.get_mut(piece.range) else { continue };

@@ -71,6 +71,11 @@ impl Filling {
         })
     }
 
+    /// Whether anything was placed.
+    pub(super) fn is_started(&self) -> bool {
+        !lock(&self.state).chunks.is_empty()
+    }
+
     /// Makes the chunks stable, then writes property list and trailer. May be called again after more chunks were placed.
     pub(super) fn finish(&self, image: &DmgImage) -> Result<()> {
         let state = lock(&self.state);

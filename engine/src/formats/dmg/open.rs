@@ -236,7 +236,7 @@ impl Image for DmgImage {
     }
     fn read(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<()> {
         check_range(offset, buf.len() as u64, self.size)?;
-        if self.filling.is_some() {
+        if self.filling.as_ref().is_some_and(Filling::is_started) {
             return Err(Error::unsupported(
                 "a dmg image can be read after it was filled and opened again",
             ));

@@ -1,15 +1,20 @@
 //! The space that a new image would need, by the same sums as qemu-img's.
 
 use super::create::Plan;
-use crate::Result;
+use super::layout::header::MAX_L1_BYTES;
 use crate::formats::{MeasureSpec, Measurement};
 use crate::image::Preallocation;
+use crate::{Error, Result};
 
 /// Tells the space for some data under some create options.
 pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
     let plan = Plan::new(spec.options, spec.backing)?;
     let size = 1u64 << plan.cluster_bits;
-    let virtual_size = spec.virtual_size.saturating_add(511) & !511;
+    let virtual_size = spec.virtual_size.checked_next_multiple_of(size).unwrap_or(!(size - 1));
+    let entry = if plan.extended_l2 { 16 } else { 8 };
+    if virtual_size.div_ceil(size).div_ceil(size / entry) * 8 > MAX_L1_BYTES {
+        return Err(Error::limit("the image size is too large; try a larger cluster size"));
+    }
     let fully_allocated = whole_file(&plan, virtual_size);
     let reserved = matches!(plan.preallocation, Preallocation::Falloc | Preallocation::Full);
     // With a layer below nobody can tell what will be stored here: as much as there is.

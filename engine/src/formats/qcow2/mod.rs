@@ -18,6 +18,7 @@ mod check;
 mod clusters;
 mod codec;
 mod create;
+mod double_use;
 mod grow;
 mod header_io;
 mod host;

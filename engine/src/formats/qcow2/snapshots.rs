@@ -259,6 +259,8 @@ impl Qcow2 {
             date_sec: u32::try_from(when.0).unwrap_or(u32::MAX),
             date_nsec: when.1,
             virtual_size: Some(shared.header.virtual_size),
+            // Outside of a running machine no instructions were counted; qemu-img stores that as 0.
+            icount: Some(0),
             known_extra: KNOWN_EXTRA,
             ..Snapshot::default()
         })

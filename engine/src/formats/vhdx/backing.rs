@@ -70,6 +70,9 @@ fn identity(image: &VhdxImage, backing: &BackingReference, below: Option<&dyn Im
     Ok(below.layer_id().and_then(|text| uuid::Uuid::parse_str(&text).ok()))
 }
 
+/// Bytes of the file that change: place and value.
+type Changes = Vec<(u64, Vec<u8>)>;
+
 impl VhdxImage {
     /// Makes partially present blocks whole, with zeroes for what is below.
     fn make_whole(&self, space: &mut Space) -> Result<()> {
@@ -100,7 +103,7 @@ impl VhdxImage {
     }
 
     /// What another parent makes of the metadata, and the bytes of the file that change.
-    fn metadata_with(&self, space: &Space, parent: Option<&Parent>) -> Result<(Disk, Vec<(u64, Vec<u8>)>)> {
+    fn metadata_with(&self, space: &Space, parent: Option<&Parent>) -> Result<(Disk, Changes)> {
         let mut disk = shared(&self.disk).clone();
         disk.parent = parent.cloned();
         let of = |id, entries: &[MetadataEntry]| {

@@ -365,7 +365,7 @@ const STRUCTURES: [(usize, usize, bool); 7] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(192))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn changed_bytes_never_panic(

@@ -225,7 +225,7 @@ fn run(kind: &str, ops: &[Op]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn it_is_a_byte_array_under_any_operations(
@@ -275,7 +275,7 @@ fn filled(is_overlay: bool, blocks: u64) -> (Vec<u8>, Vec<u8>) {
 #[test]
 fn a_crash_while_writing_loses_nothing_flushed() {
     for is_overlay in [false, true] {
-        let (bytes, content) = filled(is_overlay, 5);
+        let (bytes, content) = filled(is_overlay, 4);
         let old = if is_overlay { 0x55 } else { 0 };
         let work = |image: &dyn Image| {
             for block in [3u64, 2] {
@@ -501,18 +501,18 @@ fn new_blocks_never_show_what_a_crash_left_behind() {
 fn many_changed_pages_go_through_a_small_log() {
     let storage = Arc::new(MemoryStorage::new(
         "m",
-        create(4000 << 30, Options::new().with("block_size", "8M"), None).unwrap(),
+        create(700 << 30, Options::new().with("block_size", "1M"), None).unwrap(),
     ));
     let image = open_on(storage.clone()).unwrap();
     let bulk = image.bulk().unwrap();
-    // A block in each of 300 pages of the table, which is more than an entry holds.
-    for page in 0..300u64 {
-        bulk.place(page * 512 * (8 << 20), 4096, None).unwrap();
+    // A block in each of 140 pages of the table, which is more than an entry holds.
+    for page in 0..140u64 {
+        bulk.place(page * 512 * MIB, 4096, None).unwrap();
     }
     image.flush().unwrap();
     drop(image);
     let limits = Limits::default();
     let again = super::open::read(&(storage as StorageRef), &OpenEnv::closed(&limits)).unwrap();
-    assert_eq!(again.bat.iter().filter(|e| **e & 7 == 6).count(), 300);
+    assert_eq!(again.bat.iter().filter(|e| **e & 7 == 6).count(), 140);
     assert_eq!(again.findings.count, 0);
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::super::image::Qcow2;
 use super::super::layout::header::MAX_REFTABLE_BYTES;
 use super::super::layout::refcounts::RefcountWidth;
-use super::super::layout::words_to_be;
+use super::super::layout::{RefTableEntry, words_to_be};
 use super::super::writer::Writer;
 use super::Counts;
 use crate::{Error, Result};
@@ -43,7 +43,7 @@ impl Qcow2 {
         let structures = layout.start..layout.start + layout.blocks.len() as u64 + layout.table_clusters;
         let old = self.old_structures(writer, old_table);
         let count_of = |cluster: u64| {
-            let found = counts.get(cluster) - u64::from(old.contains(cluster)).min(counts.get(cluster));
+            let found = counts.get(cluster).saturating_sub(old.get(cluster));
             found + u64::from(structures.contains(&cluster))
         };
         let mut table = vec![0u64; ((layout.table_clusters * size) / 8) as usize];
@@ -76,17 +76,17 @@ impl Qcow2 {
         self.host.flush()
     }
 
-    /// The clusters of the present refcount structures: they were counted, but go away.
-    fn old_structures(&self, writer: &Writer, (at, len): (u64, u64)) -> super::super::clusters::ClusterSet {
+    /// The references of the present refcount structures: they were counted, but go away.
+    fn old_structures(&self, writer: &Writer, (at, len): (u64, u64)) -> Counts {
         let bits = self.geometry.cluster_bits;
-        let mut set = super::super::clusters::ClusterSet::default();
-        set.insert_range(at >> bits..(at + len) >> bits);
+        let mut old = Counts::default();
+        (at >> bits..(at + len) >> bits).for_each(|cluster| old.add(cluster, 1));
         for raw in writer.refcounts.table() {
-            if let Ok(Some(at)) = super::super::layout::RefTableEntry::decode(*raw, &self.geometry) {
-                set.insert(at >> bits);
+            if let Ok(Some(at)) = RefTableEntry::decode(*raw, &self.geometry) {
+                old.add(at >> bits, 1);
             }
         }
-        set
+        old
     }
 
     fn lay_out(&self, counts: &Counts, per_block: u64) -> Result<Layout> {

@@ -1,0 +1,109 @@
+//! streamOptimized as a stream.
+
+use std::sync::Arc;
+
+use super::tests::{GRAIN, assert_clean, created, open_on, stream_options, whole};
+use crate::image::{NothingBelow, Scratch};
+use crate::storage::MemoryStorage;
+use crate::{ErrorKind, StorageRef};
+
+#[test]
+fn many_workers_make_the_stream_that_one_makes() {
+    let size = 33 << 20;
+    let data: Vec<u8> = (0..size as usize).map(|i| (i / 1000 * 7) as u8).collect();
+    let one: StorageRef = Arc::new(MemoryStorage::new("d.vmdk", created(size, stream_options())));
+    let image = open_on(one.clone()).unwrap();
+    image.write(0, &data, &NothingBelow).unwrap();
+    image.close().unwrap();
+    let many = Arc::new(MemoryStorage::new("d.vmdk", created(size, stream_options())));
+    let image = open_on(many.clone()).unwrap();
+    let bulk = image.bulk().unwrap();
+    assert!(bulk.encodes() && bulk.unit() == GRAIN);
+    let mut placed = Vec::new();
+    for (number, grain) in data.chunks(GRAIN as usize).enumerate() {
+        let bytes = bulk.encode(grain, &mut Scratch::default()).unwrap().unwrap();
+        let at = bulk
+            .place(number as u64 * GRAIN, grain.len() as u64, Some(bytes.len() as u64))
+            .unwrap();
+        placed.push((at, bytes));
+    }
+    placed
+        .iter()
+        .rev()
+        .for_each(|(at, bytes)| bulk.store(at, bytes).unwrap());
+    assert!(whole(image.as_ref()) == data, "readable before the end is written");
+    image.close().unwrap();
+    let mut a = vec![0; one.len().unwrap() as usize];
+    one.read_at(0, &mut a).unwrap();
+    assert!(a == many.contents());
+    assert_clean(open_on(many).unwrap().as_ref());
+}
+
+#[test]
+fn a_stream_takes_whole_grains_in_rising_order_once() {
+    let storage: StorageRef = Arc::new(MemoryStorage::new("d.vmdk", created(4 * GRAIN + 512, stream_options())));
+    let image = open_on(storage.clone()).unwrap();
+    let refused = |offset, len: usize| image.write(offset, &vec![1; len], &NothingBelow).unwrap_err().kind();
+    assert_eq!(refused(512, 512), ErrorKind::Unsupported);
+    image.write(2 * GRAIN, &[1; GRAIN as usize], &NothingBelow).unwrap();
+    assert_eq!(refused(GRAIN, GRAIN as usize), ErrorKind::Unsupported);
+    assert_eq!(refused(2 * GRAIN, GRAIN as usize), ErrorKind::Unsupported);
+    image.flush().unwrap();
+    image.write(4 * GRAIN, &[2; 512], &NothingBelow).unwrap();
+    image.close().unwrap();
+    let content = whole(image.as_ref());
+    let again = open_on(storage).unwrap();
+    assert!(whole(again.as_ref()) == content && content[4 * GRAIN as usize..] == [2; 512]);
+    assert_eq!(
+        again.write(0, &[1; GRAIN as usize], &NothingBelow).unwrap_err().kind(),
+        ErrorKind::Unsupported
+    );
+}
+
+#[test]
+fn a_flushed_stream_survives_a_crash_of_what_follows() {
+    let bytes = created(600 * GRAIN, stream_options());
+    let storage = Arc::new(MemoryStorage::new("d.vmdk", bytes));
+    let image = open_on(storage.clone()).unwrap();
+    image.write(0, &[1; GRAIN as usize], &NothingBelow).unwrap();
+    image.flush().unwrap();
+    let flushed = storage.contents();
+    image.write(550 * GRAIN, &[2; GRAIN as usize], &NothingBelow).unwrap();
+    let after = storage.contents();
+    assert!(
+        after[..flushed.len()] == flushed,
+        "what was flushed is not written again"
+    );
+}
+
+#[test]
+fn a_stream_can_be_followed_by_its_markers() {
+    let storage = Arc::new(MemoryStorage::new("d.vmdk", created(600 * GRAIN, stream_options())));
+    let image = open_on(storage.clone()).unwrap();
+    for grain in [0, 5, 511, 512, 599] {
+        image.write(grain * GRAIN, &[1; GRAIN as usize], &NothingBelow).unwrap();
+    }
+    image.close().unwrap();
+    let bytes = storage.contents();
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    let (mut at, mut kinds) = (GRAIN as usize, Vec::new());
+    while at < bytes.len() {
+        let (value, size, kind) = (word(at), word(at + 8), word(at + 12));
+        let name = match (size, kind) {
+            (0, 0) => "end".to_owned(),
+            (0, 1) => "table".into(),
+            (0, 2) => "directory".into(),
+            (0, 3) => "footer".into(),
+            _ => format!("grain {}", value / 128),
+        };
+        kinds.push(name);
+        let data = if size > 0 {
+            (12 + size as usize).next_multiple_of(512)
+        } else {
+            512 + value as usize * 512
+        };
+        at += data;
+    }
+    let expected = "grain 0,grain 5,grain 511,table,grain 512,grain 599,table,directory,footer,end";
+    assert_eq!(kinds.join(","), expected);
+}

@@ -1,0 +1,16 @@
+//! Whole scenarios against the program itself, started as its users start it.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a broken precondition fails the test"
+)]
+
+mod client;
+mod grpc;
+mod http;
+mod killed;
+mod programs;
+mod python;
+mod story;
+mod vdiskd;
