@@ -1,5 +1,11 @@
 //! The messages and services of `proto/vdisk/v1`, and their descriptors.
 
+#![expect(
+    clippy::allow_attributes,
+    clippy::large_enum_variant,
+    reason = "the generated code is as it is"
+)]
+
 tonic::include_proto!("vdisk.v1");
 
 /// The encoded `FileDescriptorSet`, for reflection.

@@ -114,7 +114,7 @@ async fn upload_base(service: &Service, name: &str) -> Result<Image, Failure> {
 
 /// Text that compresses as a file system's does, or zeros.
 fn block_of(block: u64) -> Bytes {
-    if block % 4 != 0 {
+    if !block.is_multiple_of(4) {
         return Bytes::from(vec![0; BLOCK]);
     }
     let lines = (0_u64..).map(|line| format!("block {block} line {line} of an example disk\n"));

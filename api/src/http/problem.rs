@@ -18,21 +18,25 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 pub struct Problem {
     /// A URI for the kind of problem: `urn:vdisk:problem:` and the code.
     #[serde(rename = "type")]
-    pub kind: String,
+    #[schema(value_type = String)]
+    pub kind: Box<str>,
     /// The kind of problem in a few words; the same for every problem of this code.
-    pub title: String,
+    pub title: &'static str,
     /// The HTTP status.
     pub status: u16,
     /// Why, and how to go on.
-    pub detail: String,
+    #[schema(value_type = String)]
+    pub detail: Box<str>,
     /// Stable code for programs (`not_found`, `conflict_dependents`, ...).
-    pub code: String,
+    pub code: &'static str,
     /// The request field at fault (`options.cluster_size`).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub field: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub field: Option<Box<str>>,
     /// With `conflict_dependents`: ids of the images built on the one in question.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub dependents: Option<Vec<Uuid>>,
+    #[schema(value_type = Option<Vec<Uuid>>)]
+    pub dependents: Option<Box<[Uuid]>>,
     /// With `range_not_satisfiable` and `upload_offset_mismatch`: the size to go by, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub range_total: Option<u64>,
@@ -48,7 +52,7 @@ impl Problem {
     }
 
     /// Names the request field at fault.
-    pub fn with_field(mut self, field: impl Into<String>) -> Self {
+    pub fn with_field(mut self, field: impl Into<Box<str>>) -> Self {
         self.field = Some(field.into());
         self
     }
@@ -57,7 +61,7 @@ impl Problem {
     pub fn example(row: Row) -> Self {
         let conflict = row.code == ErrorCode::ConflictDependents.as_str();
         Self {
-            dependents: conflict.then(|| vec![Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a8057)]),
+            dependents: conflict.then(|| [Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a8057)].into()),
             ..Self::of(
                 row,
                 "a sentence that says what was expected and what was found".to_owned(),
@@ -67,11 +71,11 @@ impl Problem {
 
     fn of(row: Row, detail: String) -> Self {
         Self {
-            kind: format!("urn:vdisk:problem:{}", row.code),
-            title: row.title.to_owned(),
+            kind: format!("urn:vdisk:problem:{}", row.code).into(),
+            title: row.title,
             status: row.status.as_u16(),
-            detail,
-            code: row.code.to_owned(),
+            detail: detail.into(),
+            code: row.code,
             field: None,
             dependents: None,
             range_total: None,
@@ -89,8 +93,8 @@ impl From<ServiceError> for Problem {
         }
         let conflict = error.code == ErrorCode::ConflictDependents;
         Self {
-            field: error.field,
-            dependents: conflict.then_some(error.dependents),
+            field: error.field.map(Into::into),
+            dependents: conflict.then(|| error.dependents.into()),
             range_total: error.range_total,
             ..Self::of(row, error.public)
         }

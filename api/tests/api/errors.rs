@@ -53,7 +53,7 @@ async fn bodies_that_are_not_what_is_read_name_what_is_wrong() {
             r#"{"name": "a", "format": "raw", "options": {"x": []}}"#,
             422,
             "invalid_argument",
-            Some("options"),
+            Some("options.x"),
         ),
     ];
     for (kind, body, status, code, field) in cases {

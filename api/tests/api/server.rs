@@ -14,7 +14,6 @@ use vdisk_api::{App, server};
 /// A running server. Stopped and waited for with [`Server::stop`]; ended with its runtime otherwise.
 pub struct Server {
     pub url: String,
-    pub app: App,
     pub dir: TempDir,
     client: Client,
     stop: Option<oneshot::Sender<()>>,
@@ -39,14 +38,13 @@ impl Server {
         let until = async move {
             let _ = stopped.await;
         };
-        let task = tokio::spawn(server::serve(listener, app.clone(), until, Duration::from_secs(5)));
+        let task = tokio::spawn(server::serve(listener, app, until, Duration::from_secs(5)));
         let client = Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .unwrap();
         Self {
             url,
-            app,
             dir,
             client,
             stop: Some(stop),

@@ -54,11 +54,9 @@ where
     let keyed = <Hmac<D> as KeyInit>::new_from_slice(passphrase)
         .map_err(|_| Error::invalid("HMAC does not take this passphrase"))?;
     let block_len = keyed.clone().finalize().into_bytes().len();
-    let blocks = out.chunks_mut(block_len).zip(1_u32..);
+    let mut blocks = out.chunks_mut(block_len).zip(1_u32..);
     if iterations < PARALLEL {
-        return blocks
-            .map(|(block, index)| fill(&keyed, salt, iterations, cancelled, index, block))
-            .collect();
+        return blocks.try_for_each(|(block, index)| fill(&keyed, salt, iterations, cancelled, index, block));
     }
     // The blocks do not depend on each other.
     std::thread::scope(|scope| {

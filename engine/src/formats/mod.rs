@@ -18,6 +18,7 @@ mod vdi;
 mod vhdx;
 mod vmdk;
 mod vpc;
+pub mod vvfat;
 mod windows;
 
 use crate::env::CreateSpec;
@@ -164,6 +165,7 @@ pub const DRIVERS: &[&dyn FormatDriver] = &[
     &vhdx::Vhdx,
     &vmdk::Vmdk,
     &vpc::Vpc,
+    &vvfat::Vvfat,
 ];
 
 /// The driver of this name or alias.

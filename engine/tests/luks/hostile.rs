@@ -81,7 +81,7 @@ fn every_bad_field_has_its_error_at_once() {
         let found = metadata(Arc::new(MemoryStorage::new("bad", image)), &limits);
         assert_eq!(found.err().map(|e| e.kind()), Some(kind), "{name}, metadata");
         assert!(
-            start.elapsed() < Duration::from_millis(500),
+            start.elapsed() < Duration::from_secs(5),
             "{name} took {:?}",
             start.elapsed()
         );

@@ -204,7 +204,7 @@ fn resizing_survives() {
             write(image, model, 0, 100 << 10, 1)?;
             flush(image, model)?;
             image.resize(&Resize {
-                virtual_size: 40 << 20,
+                virtual_size: 4 << 20,
                 ..Resize::default()
             })?;
             write(image, model, 100 << 10, 100 << 10, 2)?;

@@ -503,3 +503,24 @@ fn the_cache_of_tables_is_bounded() {
         assert_eq!(buf, [n as u8; 100]);
     }
 }
+
+#[test]
+fn refcounts_that_call_used_clusters_free_mark_the_image_corrupt() {
+    // The L1 table's cluster has refcount 0: allocating would write over it.
+    let storage = Arc::new(MemoryStorage::new("hostile", with(&[(0x2_0000 + 2 * 3, &[0, 0])])));
+    let limits = Limits::default();
+    let env = OpenEnv::closed(&limits).writable();
+    let driver = formats::by_name("qcow2").unwrap();
+    let image = driver.open(storage.clone(), &Options::new(), &env).unwrap();
+    let l1 = storage.contents()[0x3_0000..0x4_0000].to_vec();
+    let error = image.write(900_000, &[9; 512], &NothingBelow).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(
+        image.write(0, &[9; 512], &NothingBelow).is_err(),
+        "nothing more is written"
+    );
+    drop(image);
+    assert!(storage.contents()[0x3_0000..0x4_0000] == l1);
+    assert_eq!(storage.contents()[79] & 2, 2, "the corrupt bit");
+    assert!(driver.open(storage, &Options::new(), &env).is_err());
+}

@@ -11,3 +11,4 @@ mod parallels;
 mod qcow;
 mod qed;
 mod support;
+mod vvfat;

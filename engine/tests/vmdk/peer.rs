@@ -125,11 +125,11 @@ fn qemu_reads_scattered_writes_zeroes_and_growth() {
         chain
             .top()
             .resize(&Resize {
-                virtual_size: 600 << 20,
+                virtual_size: 140 << 20,
                 ..Resize::default()
             })
             .unwrap();
-        chain.write(599 << 20, &pattern(100_000, 9)).unwrap();
+        chain.write(139 << 20, &pattern(100_000, 9)).unwrap();
         chain.top().close().unwrap();
         let content = contents(&chain);
         drop(chain);

@@ -81,8 +81,8 @@ impl Qcow2 {
         if lazy.is_none() && raw.is_none() {
             return Ok(());
         }
-        let mut writer = self.settled()?;
-        self.change_header(&mut writer, |shared| {
+        let writer = self.settled()?;
+        self.change_header(&writer, |shared| {
             let header = &mut shared.header;
             match lazy {
                 Some(true) => header.compatible |= Compatible::LAZY_REFCOUNTS,
@@ -99,10 +99,8 @@ impl Qcow2 {
     fn change_names(&self, options: &Options) -> Result<()> {
         if let Some(name) = options.get("data_file") {
             let name = Extension::DataFile(name.to_owned());
-            let mut writer = self.settled()?;
-            self.change_header(&mut writer, |s| {
-                s.extensions.replace(ExtensionKind::DATA_FILE, Some(name))
-            })?;
+            let writer = self.settled()?;
+            self.change_header(&writer, |s| s.extensions.replace(ExtensionKind::DATA_FILE, Some(name)))?;
             self.host.flush()?;
         }
         let (file, format) = (options.get("backing_file"), options.get("backing_fmt"));
@@ -128,9 +126,9 @@ impl Qcow2 {
     }
 
     fn upgrade(&self) -> Result<()> {
-        let mut writer = self.settled()?;
+        let writer = self.settled()?;
         let small = self.geometry.cluster_bits <= 12;
-        self.change_header(&mut writer, |shared| {
+        self.change_header(&writer, |shared| {
             shared.header.version = 3;
             if !small {
                 shared
@@ -147,7 +145,7 @@ impl Qcow2 {
         self.expand_zeroes(&mut writer)?;
         self.write_back(&mut writer)?;
         self.host.flush()?;
-        self.change_header(&mut writer, |shared| {
+        self.change_header(&writer, |shared| {
             shared.header.version = 2;
             shared.header.compatible = 0;
             shared.header.autoclear = 0;

@@ -80,10 +80,6 @@ impl Bitmap {
     pub fn granularity(&self) -> u64 {
         1 << self.granularity_bits
     }
-    /// Guest bytes that one cluster of bits stands for.
-    pub fn span(&self, geometry: &Geometry) -> u64 {
-        (geometry.cluster_size() * 8).saturating_mul(self.granularity())
-    }
 
     fn check(&self, kind: u8, flags: u32, geometry: &Geometry) -> Result<()> {
         if kind != DIRTY_TRACKING {

@@ -37,9 +37,10 @@ impl BulkWrite for Qcow2 {
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
         let (at, stored) = match encoded {
-            Some(stored) => (self.place_packed(&mut writer, offset, stored)?, stored),
-            None => (self.place_row(&mut writer, offset, len)?, len),
+            Some(stored) => (self.place_packed(&mut writer, offset, stored), stored),
+            None => (self.place_row(&mut writer, offset, len), len),
         };
+        let at = self.settle(&mut writer, at)?;
         self.note_write(&mut writer, offset, len)?;
         self.write_back_if_full(&mut writer)?;
         let file = if encoded.is_some() { 0 } else { self.host.data_index() };

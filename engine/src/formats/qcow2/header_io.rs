@@ -81,6 +81,11 @@ impl Qcow2 {
         if writer.prepared {
             return self.hold_recording_bitmaps(writer);
         }
+        if self.host.is_damaged() {
+            return Err(Error::corrupt(
+                "the image is marked corrupt and cannot be written before a repair",
+            ));
+        }
         self.read_metadata().refuse_conflicts()?;
         self.refuse_double_use(writer)?;
         let header = self.read_shared().header.clone();
@@ -109,11 +114,22 @@ impl Qcow2 {
     }
 
     /// Marks the image corrupt, so that nobody writes to it before a repair. Version 2 has no such mark.
-    pub fn mark_corrupt(&self, writer: &Writer) -> Result<()> {
-        if self.read_shared().header.version < 3 {
+    fn mark_corrupt(&self, writer: &Writer) -> Result<()> {
+        let header = self.read_shared().header.clone();
+        if header.version < 3 || header.incompatible.has(Incompatible::CORRUPT) {
             return Ok(());
         }
         self.change_header(writer, |s| s.header.incompatible.0 |= Incompatible::CORRUPT)?;
         self.host.flush()
+    }
+
+    /// What a change of guest data came to. When it met a contradiction in the metadata, the image is marked corrupt.
+    pub fn settle<T>(&self, writer: &mut Writer, done: Result<T>) -> Result<T> {
+        if done.is_err() && self.host.is_damaged() {
+            writer.prepared = false;
+            // The first error is the one to tell.
+            let _ = self.mark_corrupt(writer);
+        }
+        done
     }
 }

@@ -12,6 +12,8 @@ pub(super) struct Host {
     pub data: Option<StorageRef>,
     /// A flush failed: what the file holds is unknown until it is opened anew.
     failed: AtomicBool,
+    /// A contradiction was met while writing: the image is to be marked corrupt.
+    damaged: AtomicBool,
     /// The image is being created: nothing in it is worth an order of writes yet.
     pub unordered: AtomicBool,
     /// The data file's (or the main file's) length is at least this.
@@ -29,6 +31,7 @@ impl Host {
             file,
             data,
             failed: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
             unordered: AtomicBool::new(false),
             data_len: AtomicU64::new(0),
             wanted_len: AtomicU64::new(0),
@@ -110,8 +113,12 @@ impl Host {
         }
         Ok(())
     }
-    /// Refuses everything from now on.
-    pub fn give_up(&self) {
-        self.failed.store(true, Ordering::Relaxed);
+    /// A contradiction in the metadata was met while writing.
+    pub fn note_damage(&self) {
+        self.damaged.store(true, Ordering::Relaxed);
+    }
+    /// Whether one was met.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
     }
 }

@@ -10,10 +10,7 @@ use crate::{Error, Result};
 pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
     let plan = Plan::new(spec.options, spec.backing)?;
     let size = 1u64 << plan.cluster_bits;
-    let virtual_size = spec
-        .virtual_size
-        .checked_next_multiple_of(size)
-        .unwrap_or(u64::MAX & !(size - 1));
+    let virtual_size = spec.virtual_size.checked_next_multiple_of(size).unwrap_or(!(size - 1));
     let entry = if plan.extended_l2 { 16 } else { 8 };
     if virtual_size.div_ceil(size).div_ceil(size / entry) * 8 > MAX_L1_BYTES {
         return Err(Error::limit("the image size is too large; try a larger cluster size"));

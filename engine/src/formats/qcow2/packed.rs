@@ -15,10 +15,13 @@ impl Qcow2 {
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
         match packed {
-            None => self.write_range(&mut writer, offset, buf, &NothingBelow)?,
+            None => {
+                let done = self.write_range(&mut writer, offset, buf, &NothingBelow);
+                self.settle(&mut writer, done)?;
+            }
             Some(packed) => {
-                let at = self.place_packed(&mut writer, offset, packed.len() as u64)?;
-                self.host.file.write_at(at, &packed)?;
+                let at = self.place_packed(&mut writer, offset, packed.len() as u64);
+                self.host.file.write_at(self.settle(&mut writer, at)?, &packed)?;
             }
         }
         self.note_write(&mut writer, offset, buf.len() as u64)?;

@@ -260,7 +260,10 @@ impl Refcounts {
         let bits = self.geometry.cluster_bits;
         self.read_metadata()
             .refuse_data(range.start << bits, (range.end - range.start) << bits)
-            .map_err(|e| Error::corrupt("the refcounts call used clusters free; run a repair").because(e))?;
+            .map_err(|e| {
+                self.host.note_damage();
+                Error::corrupt("the refcounts call used clusters free; run a repair").because(e)
+            })?;
         self.change(range, Change::Up).map(|_| ())
     }
 

@@ -27,6 +27,7 @@ impl Qcow2 {
             L1Entry::Table { at, copied } => {
                 let refcount = writer.refcounts.get(at >> bits)?;
                 if refcount == 0 {
+                    self.host.note_damage();
                     return Err(Error::corrupt(format!(
                         "the L2 table at {at:#x} has refcount 0; run a repair"
                     )));
@@ -139,11 +140,16 @@ impl Qcow2 {
             return Ok(Some(at));
         }
         match writer.refcounts.get(at >> self.geometry.cluster_bits)? {
-            0 => Err(Error::corrupt(format!(
-                "the cluster at {at:#x} is used, but its refcount is 0; run a repair"
-            ))),
+            0 => {
+                self.host.note_damage();
+                Err(Error::corrupt(format!(
+                    "the cluster at {at:#x} is used, but its refcount is 0; run a repair"
+                )))
+            }
             1 if copied => {
-                self.read_metadata().refuse_data(at, 1)?;
+                self.read_metadata()
+                    .refuse_data(at, 1)
+                    .inspect_err(|_| self.host.note_damage())?;
                 Ok(Some(at))
             }
             _ => Ok(None),

@@ -27,27 +27,39 @@ impl Qcow2 {
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
         let how = if unmap { Clear::ZeroUnmap } else { Clear::Zero };
-        let (version, backed) = {
-            let shared = self.read_shared();
-            (shared.header.version, shared.backing.is_some())
-        };
-        let size = self.geometry.subcluster_size();
-        let end = offset + len;
-        let virtual_size = self.read_shared().header.virtual_size;
-        let (first, mut last) = (offset.next_multiple_of(size), end / size * size);
-        if end == virtual_size {
-            last = end.next_multiple_of(size);
-        }
-        if version < 3 && backed || first >= last {
-            self.zero_piece(&mut writer, offset, end, version >= 3 || !backed, below)?;
-        } else {
-            self.zero_piece(&mut writer, offset, first, true, below)?;
-            self.clear_aligned(&mut writer, first, last, how)?;
-            if last < end {
-                self.zero_piece(&mut writer, last, end, true, below)?;
-            }
-        }
+        let done = self.zero_parts(&mut writer, offset, offset + len, how, below);
+        self.settle(&mut writer, done)?;
         self.note_write(&mut writer, offset, len)
+    }
+
+    fn zero_parts(&self, writer: &mut Writer, from: u64, to: u64, how: Clear, below: &dyn Below) -> Result<()> {
+        let (version, backed, virtual_size) = self.basics();
+        let size = self.geometry.subcluster_size();
+        let first = from.next_multiple_of(size);
+        let last = if to == virtual_size {
+            to.next_multiple_of(size)
+        } else {
+            to / size * size
+        };
+        if version < 3 && backed || first >= last {
+            return self.zero_piece(writer, from, to, version >= 3 || !backed, below);
+        }
+        self.zero_piece(writer, from, first, true, below)?;
+        self.clear_aligned(writer, first, last, how)?;
+        if last < to {
+            self.zero_piece(writer, last, to, true, below)?;
+        }
+        Ok(())
+    }
+
+    /// Version, whether there is a layer below, virtual size.
+    fn basics(&self) -> (u32, bool, u64) {
+        let shared = self.read_shared();
+        (
+            shared.header.version,
+            shared.backing.is_some(),
+            shared.header.virtual_size,
+        )
     }
 
     /// Zeroes less than a subcluster (at most two pieces of two neighbours): by its flag where the rest is zero anyway, else by bytes.
@@ -117,10 +129,7 @@ impl Qcow2 {
 
     /// Whole clusters of one L2 table.
     fn clear_clusters(&self, writer: &mut Writer, guest: u64, count: u64, how: Clear) -> Result<()> {
-        let (version, backed) = {
-            let shared = self.read_shared();
-            (shared.header.version, shared.backing.is_some())
-        };
+        let (version, backed, _) = self.basics();
         let old = self.entries(guest, count)?;
         let new: Vec<_> = old.iter().map(|e| cleared(*e, how, version, backed)).collect();
         let Some(first) = old.iter().zip(&new).position(|(a, b)| a != b) else {
@@ -164,14 +173,7 @@ impl Qcow2 {
     pub fn discard_range(&self, offset: u64, len: u64) -> Result<()> {
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
-        let (version, backed, virtual_size) = {
-            let shared = self.read_shared();
-            (
-                shared.header.version,
-                shared.backing.is_some(),
-                shared.header.virtual_size,
-            )
-        };
+        let (version, backed, virtual_size) = self.basics();
         // Version 2 cannot say "zero": the layer below would show.
         if version < 3 && backed {
             return Ok(());
@@ -185,7 +187,8 @@ impl Qcow2 {
             end / size * size
         };
         if from < to {
-            self.clear_aligned(&mut writer, from, to, Clear::Discard)?;
+            let done = self.clear_aligned(&mut writer, from, to, Clear::Discard);
+            self.settle(&mut writer, done)?;
             self.note_write(&mut writer, from, to.min(virtual_size) - from)?;
         }
         Ok(())

@@ -8,6 +8,9 @@ use crate::{Error, Limits, Result};
 /// `parentCID` of a disk without a layer below.
 pub(super) const NO_PARENT: u32 = u32::MAX;
 
+/// Characters of an older text that may stand behind a descriptor: two CIDs that lost seven digits each.
+const REMAINS: usize = 14;
+
 /// How an extent may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
@@ -70,7 +73,7 @@ pub(super) fn looks_like_descriptor(head: &[u8]) -> bool {
 }
 
 impl Descriptor {
-    /// Parses a descriptor. NULs at the end are padding; anything else behind them is refused.
+    /// Parses a descriptor. NULs at the end are padding; more than a few characters behind them are refused.
     ///
     /// # Errors
     /// `Corrupt` that names the line, `Unsupported` for extents on raw devices, `LimitExceeded` for too many extents.
@@ -83,7 +86,7 @@ impl Descriptor {
         }
         let end = raw.iter().position(|b| *b == 0).unwrap_or(raw.len());
         let (text, padding) = raw.split_at(end);
-        if padding.iter().any(|b| *b != 0) {
+        if !is_padding(padding) {
             return Err(Error::corrupt("the descriptor's text is followed by other data"));
         }
         if let Some(b) = text.iter().find(|b| **b < b' ' && !b.is_ascii_whitespace()) {
@@ -182,6 +185,12 @@ impl Descriptor {
         let after = self.lines.iter().position(|l| key_of(l) == Some("createType"));
         self.lines.insert(after.map_or(self.lines.len(), |i| i + 1), new);
     }
+}
+
+/// NULs, and the few characters that remain of a longer text: QEMU leaves them when a new CID has fewer digits than the old one.
+fn is_padding(bytes: &[u8]) -> bool {
+    let rest: Vec<u8> = bytes.iter().copied().filter(|b| *b != 0).take(REMAINS + 1).collect();
+    rest.len() <= REMAINS && rest.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace())
 }
 
 fn key_of(line: &str) -> Option<&str> {
@@ -380,13 +389,19 @@ mod tests {
             ("RDONLY 10", "NOACCESS 10"),
             ("\"a b.vmdk\"", "\"\""),
             ("\"a b.vmdk\"", "a"),
-            ("10 ZERO\n", "10 ZERO\n\0binary"),
+            ("10 ZERO\n", "10 ZERO\n\0\x7f"),
+            ("10 ZERO\n", "10 ZERO\n\0RW 1 FLAT \"x\" 0\n"),
             ("10 ZERO\n", "10 ZERO\n\x01"),
         ] {
             let text = TEXT.replace(from, to);
             assert_ne!(text, TEXT);
             assert!(parse(&text).is_err(), "{from:?} -> {to:?}");
         }
+    }
+
+    #[test]
+    fn what_qemu_leaves_of_a_longer_text_is_padding() {
+        assert!(parse(&format!("{TEXT}\0\n\0\0")).is_ok());
     }
 
     #[test]

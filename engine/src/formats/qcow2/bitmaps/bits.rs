@@ -158,7 +158,7 @@ fn set_some(piece: &mut Piece, len: usize, from: u64, count: u64, dirty: bool) {
         let Some(byte) = bytes.get_mut((at / 8) as usize) else {
             return;
         };
-        if at % 8 == 0 && end - at >= 8 {
+        if at.is_multiple_of(8) && end - at >= 8 {
             *byte = if dirty { 0xff } else { 0 };
             at += 8;
             continue;

@@ -179,8 +179,6 @@ impl Header {
     pub const AT_L1: u64 = 36;
     pub const AT_REFTABLE: u64 = 48;
     pub const AT_SNAPSHOTS: u64 = 60;
-    pub const AT_INCOMPATIBLE: u64 = 72;
-    pub const AT_AUTOCLEAR: u64 = 88;
 
     /// Reads and checks the header at the start of `bytes`: the file's first bytes, as many as there are up to one cluster of 2 MiB.
     ///
