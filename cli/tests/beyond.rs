@@ -1,5 +1,7 @@
 //! What `vdisk` has beyond qemu-img, and what the tables of command lines cannot show.
 
+#![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
+
 mod common;
 
 use std::fs::{self, File};
@@ -8,8 +10,18 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{fails, ok, vdisk};
+use common::{ok, vdisk};
 use serde_json::Value;
+
+/// Runs `vdisk`, which must fail, and gives its exit code and messages.
+fn fails(folder: &Path, args: &[&str]) -> (i32, String) {
+    let out = vdisk(folder, args);
+    assert!(!out.status.success(), "vdisk {args:?} succeeded");
+    (
+        out.status.code().unwrap(),
+        String::from_utf8_lossy(&out.stderr).into_owned(),
+    )
+}
 
 /// A raw disk of 4 MiB with some data.
 fn disk(folder: &Path) {

@@ -61,7 +61,7 @@ async fn scene(verb: Verb) -> Scene {
     let request = json(json!({"name": "overlay", "format": OVERLAY, "backing": base.id}));
     let made = lab.service.convert_image(changed.id, request, &NONE).await.unwrap();
     let overlay = lab.succeed(made).await.result_image_id().unwrap();
-    let request = json(json!({"name": "packed", "format": "qcow"}));
+    let request = json(json!({"name": "packed", "format": OVERLAY}));
     let made = lab.service.convert_image(changed.id, request, &NONE).await.unwrap();
     let packed = lab.succeed(made).await.result_image_id().unwrap();
     let lab = reopen(lab, 0).await;
@@ -200,7 +200,7 @@ async fn kill_once(verb: Verb, after: Duration) {
         "{verb:?} killed after {after:?}: content"
     );
     lab.assert_tidy().await;
-    // Raw images and version 1 of qcow have nothing to check.
+    // Raw images have nothing to check.
     if let Ok(check) = lab.service.check_image(image, json(json!({})), &NONE).await {
         assert_eq!(
             lab.succeed(check).await.result.unwrap()["corruptions"],

@@ -205,31 +205,68 @@ async fn compress_rewrites_in_place() {
     let lab = Lab::new().await;
     let bytes = sample(4 << 20, 6);
     let source = lab.upload("source", Some("raw"), &bytes).await.unwrap();
-    let job = lab
-        .service
-        .convert_image(source.id, json(json!({"name": "c", "format": "qcow"})), &NONE)
-        .await
-        .unwrap();
-    let image = lab.succeed(job).await.result_image_id().unwrap();
-    let before = lab.service.image(image).await.unwrap();
-    let request = json(json!({"algorithm": "zlib"}));
-    let job = lab.service.compress_image(image, request, &NONE).await.unwrap();
-    lab.succeed(job).await;
-    let after = lab.service.image(image).await.unwrap();
-    assert!(
-        after.allocated_size < before.allocated_size,
-        "{} -> {}",
-        before.allocated_size,
-        after.allocated_size
-    );
-    assert_eq!(after.generation, before.generation);
-    assert!(lab.data(image).await == bytes);
+    for algorithm in ["zlib", "zstd"] {
+        let request = json(json!({"name": algorithm, "format": "qcow2"}));
+        let job = lab.service.convert_image(source.id, request, &NONE).await.unwrap();
+        let image = lab.succeed(job).await.result_image_id().unwrap();
+        let before = lab.service.image(image).await.unwrap();
+        let request = json(json!({"algorithm": algorithm}));
+        let job = lab.service.compress_image(image, request, &NONE).await.unwrap();
+        lab.succeed(job).await;
+        let after = lab.service.image(image).await.unwrap();
+        assert!(after.allocated_size < before.allocated_size, "{algorithm}");
+        assert_eq!(after.generation, before.generation);
+        assert!(lab.data(image).await == bytes);
+        let info = lab.service.image_info(image).await.unwrap();
+        assert_eq!(info["format-specific"]["data"]["compression-type"], algorithm);
+    }
     let refused = lab
         .service
         .compress_image(source.id, json(json!({"algorithm": "zlib"})), &NONE)
         .await;
     assert_eq!(code(refused), ErrorCode::Unsupported);
     lab.assert_tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_are_taken_applied_and_deleted() {
+    let lab = Lab::new().await;
+    let source = lab.upload("source", Some("raw"), &sample(1 << 20, 11)).await.unwrap();
+    let request = json(json!({"name": "disk", "format": "qcow2"}));
+    let job = lab.service.convert_image(source.id, request, &NONE).await.unwrap();
+    let image = lab.succeed(job).await.result_image_id().unwrap();
+    let before = lab.data(image).await;
+    let taken = lab.service.create_snapshot(image, "before", &NONE).await.unwrap();
+    assert_eq!(lab.service.snapshots(image).await.unwrap(), [taken]);
+    assert_eq!(
+        code(lab.service.create_snapshot(image, "before", &NONE).await),
+        ErrorCode::NameTaken
+    );
+    if lab.qemu_io(&image.to_string(), "qcow2", "write -P 1 0 64k") {
+        assert!(lab.data(image).await != before);
+    }
+    let request = json(json!({"name": "old", "format": "raw", "snapshot": "before"}));
+    let job = lab.service.convert_image(image, request, &NONE).await.unwrap();
+    let old = lab.succeed(job).await.result_image_id().unwrap();
+    assert!(lab.data(old).await == before);
+    let applied = lab.service.apply_snapshot(image, "before", &NONE).await.unwrap();
+    assert_eq!(applied.generation, 2);
+    assert!(lab.data(image).await == before);
+    lab.service.delete_snapshot(image, "before").await.unwrap();
+    assert!(lab.service.snapshots(image).await.unwrap().is_empty());
+    assert_eq!(
+        code(lab.service.delete_snapshot(image, "before").await),
+        ErrorCode::NotFound
+    );
+    assert_eq!(code(lab.service.snapshots(source.id).await), ErrorCode::Unsupported);
+    if let Some(mut qemu_img) = common::tool("qemu-img") {
+        let checked = qemu_img
+            .args(["check", "-q"])
+            .arg(lab.pool().join(image.to_string()))
+            .status()
+            .unwrap();
+        assert!(checked.success());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -177,7 +177,7 @@ fn open_image(opener: &Opener, driver: &str, mut keys: Keys, access: &Access) ->
 pub fn refuse_rest(keys: &Keys, driver: &str) -> Result<(), Failure> {
     match keys.iter().next() {
         None => Ok(()),
-        Some((key, Value::Null)) if key == "filename" => Ok(()),
+        Some(("filename", Value::Null)) => Ok(()),
         Some((key, _)) => Err(Failure::new(format!(
             "Block protocol '{driver}' doesn't support the option '{key}'"
         ))),

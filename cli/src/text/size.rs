@@ -15,8 +15,8 @@ pub enum NotANumber {
 pub fn parse(text: &str) -> Result<u64, NotANumber> {
     let text = text.trim_start_matches([' ', '\t', '\n']);
     let text = text.strip_prefix('+').unwrap_or(text);
-    if text.starts_with('-') {
-        return match parse(&text[1..]) {
+    if let Some(rest) = text.strip_prefix('-') {
+        return match parse(rest) {
             Ok(0) => Ok(0),
             Err(NotANumber::Syntax) => Err(NotANumber::Syntax),
             _ => Err(NotANumber::Range),

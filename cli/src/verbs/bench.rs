@@ -226,7 +226,7 @@ impl Load {
             } else {
                 chain.read(offset, &mut buf)?;
             }
-            if self.flush_interval > 0 && (i + 1) % self.flush_interval == 0 {
+            if self.flush_interval > 0 && (i + 1).is_multiple_of(self.flush_interval) {
                 chain.top().flush()?;
             }
         }

@@ -20,13 +20,3 @@ pub fn ok(folder: &Path, args: &[&str]) -> String {
     assert!(out.status.success(), "vdisk {args:?}: {}\n{error}", out.status);
     String::from_utf8(out.stdout).unwrap()
 }
-
-/// Runs `vdisk`, which must fail, and gives its exit code and messages.
-pub fn fails(folder: &Path, args: &[&str]) -> (i32, String) {
-    let out = vdisk(folder, args);
-    assert!(!out.status.success(), "vdisk {args:?} succeeded");
-    (
-        out.status.code().unwrap(),
-        String::from_utf8_lossy(&out.stderr).into_owned(),
-    )
-}

@@ -25,8 +25,10 @@ impl Random {
     }
 }
 
+type Apply = Box<dyn Fn(&dyn Image)>;
+
 /// One operation, for qemu-io and for us.
-fn operation(random: &mut Random) -> (String, Box<dyn Fn(&dyn Image)>) {
+fn operation(random: &mut Random) -> (String, Apply) {
     let at = random.below(SIZE / 512) * 512;
     let reach = [8, 200, 1000][random.below(3) as usize];
     let len = (1 + random.below(reach)) * 512;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::error::Result;
-use crate::model::{ImageId, Job, JobId};
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{ImageId, Job, JobId, JobState};
 use crate::pool::PoolFolder;
 use crate::store::images::{Backing, FileFacts, NewImage, Origin};
 use crate::store::jobs::{Ending, Fence};
@@ -106,10 +106,26 @@ pub async fn succeed(store: &Store, fence: Fence, done: Done) -> Result<Job> {
             remove_files(&done.obsolete);
             Ok(job)
         }
-        Err(error) => {
+        Err(error) => after_failed_record(store, fence, &done, error).await,
+    }
+}
+
+/// A failed commit may have been carried out all the same: only the database knows. What is on record stays.
+async fn after_failed_record(store: &Store, fence: Fence, done: &Done, error: ServiceError) -> Result<Job> {
+    match store.job(fence.job).await {
+        Ok(job) if job.state == JobState::Succeeded => {
+            remove_files(&done.obsolete);
+            Ok(job)
+        }
+        Ok(_) => {
             remove_files(&done.published);
             Err(error)
         }
+        // Nothing is known: another attempt, or the next start, finds out.
+        Err(_) => Err(ServiceError {
+            code: ErrorCode::LeaseLost,
+            ..error
+        }),
     }
 }
 

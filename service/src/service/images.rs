@@ -279,7 +279,9 @@ async fn forget(inner: &Inner, id: ImageId, holder: Uuid) {
         tx.forget_outcome(Outcome::Image(id)).await?;
         tx.unlock(holder).await?;
         tx.commit().await?;
-        for pool in inner.pools.values() {
+        // A commit that failed may have been carried out all the same: a file on record stays.
+        let recorded = inner.store.begin().await?.any_image(id).await?.is_some();
+        for pool in inner.pools.values().filter(|_| !recorded) {
             pool.remove(&FileName::published(id, 1))?;
         }
         Ok::<_, ServiceError>(())

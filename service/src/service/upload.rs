@@ -193,22 +193,31 @@ async fn accept(
         Ok(taken)
     });
     let taken = taken.await?;
-    let mut tx = inner.store.begin().await?;
-    tx.finish_upload(id, &FileName::published(id, 1), &taken.facts).await?;
-    if let (Some(base), Some(name)) = (backing, taken.backing_name) {
-        let generation = tx.image(base).await?.image.generation;
-        tx.set_backing(
-            id,
-            Some(&Backing {
-                id: base,
-                generation,
-                name,
-            }),
-        )
-        .await?;
+    let recorded = async {
+        let mut tx = inner.store.begin().await?;
+        tx.finish_upload(id, &FileName::published(id, 1), &taken.facts).await?;
+        if let (Some(base), Some(name)) = (backing, taken.backing_name) {
+            let generation = tx.image(base).await?.image.generation;
+            tx.set_backing(
+                id,
+                Some(&Backing {
+                    id: base,
+                    generation,
+                    name,
+                }),
+            )
+            .await?;
+        }
+        tx.commit().await
+    };
+    let recorded: Result<()> = recorded.await;
+    let Err(error) = recorded else { return Ok(()) };
+    // A commit that failed may have been carried out all the same: the record says where the file belongs.
+    let record = inner.store.image(id).await;
+    if record.is_ok_and(|record| record.image.state == ImageState::Uploading) {
+        pool.rename(&FileName::published(id, 1), &FileName::upload(id), false)?;
     }
-    let committed = tx.commit().await;
-    committed.inspect_err(|_| drop(pool.rename(&FileName::published(id, 1), &FileName::upload(id), false)))
+    Err(error)
 }
 
 fn verify(pool: &PoolFolder, file: &str, checksum: Option<Checksum>) -> Result<()> {

@@ -71,7 +71,7 @@ impl Store {
     /// Starts a write transaction; waits for the one before it.
     pub async fn begin(&self) -> Result<Tx> {
         let inner = match self.database {
-            Database::Sqlite => self.writer.begin_with("BEGIN IMMEDIATE").await?,
+            Database::Sqlite => self.begin_sqlite().await?,
             Database::Postgres => {
                 let mut inner = self.writer.begin().await?;
                 let lock = "SELECT value FROM counters WHERE name = 'writer' FOR UPDATE";
@@ -84,6 +84,19 @@ impl Store {
             now: self.clock.now(),
             changes: self.changes.clone(),
         })
+    }
+
+    /// SQLite ends a transaction by itself when the disk is full or fails. The pool does not learn of it and the
+    /// connection would refuse every later transaction: such a connection is replaced.
+    async fn begin_sqlite(&self) -> Result<Transaction<'static, Any>> {
+        match self.writer.begin_with("BEGIN IMMEDIATE").await {
+            Err(sqlx::Error::InvalidSavePointStatement) => {
+                tracing::warn!("replacing the database connection after a transaction that the database ended itself");
+                self.writer.acquire().await?.close().await?;
+                Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+            }
+            begun => Ok(begun?),
+        }
     }
 
     /// Becomes different after every write transaction of this process.

@@ -40,6 +40,20 @@ on_both_databases! {
     rolled_back_work_leaves_nothing,
 }
 
+/// As on a full disk, where SQLite ends the transaction and the connection pool does not learn of it.
+#[tokio::test]
+async fn a_transaction_that_sqlite_ended_does_not_wedge_the_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let TestStore { store, .. } = super::testing::open(&super::sqlite_url(&dir.path().join("db"))).await;
+    for _ in 0..3 {
+        let mut tx = store.begin().await.unwrap();
+        sqlx::query("ROLLBACK").execute(&mut *tx.inner).await.unwrap();
+        drop(tx);
+        add_job(&store, &new_job(0, &[])).await;
+    }
+    assert_eq!(store.open_jobs().await.unwrap().len(), 3);
+}
+
 async fn write<T>(store: &Store, work: impl AsyncFnOnce(&mut Tx) -> Result<T>) -> Result<T> {
     let mut tx = store.begin().await?;
     let done = work(&mut tx).await?;

@@ -15,7 +15,7 @@ use vdisk_service::request::{
 use vdisk_service::{Bytes, ErrorCode, Result, Service, ServiceConfig};
 
 /// The format of overlays in these tests.
-pub const OVERLAY: &str = "qed";
+pub const OVERLAY: &str = "qcow2";
 pub const MIB: u64 = 1 << 20;
 
 pub struct Lab {

@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Outcome {
     };
     let size = job.run(&opened)?;
     if let Some(spool) = stdout {
-        spool.to_stdout()?;
+        spool.send_to_stdout()?;
     } else {
         let pairs = [("filename", target.as_str().into()), ("virtual-size", size.into())];
         crate::verbs::report(format, &pairs);

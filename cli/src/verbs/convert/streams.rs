@@ -30,7 +30,7 @@ impl Spool {
         PathBuf::from(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
     /// Sends it to standard output.
-    pub fn to_stdout(mut self) -> Result<(), Failure> {
+    pub fn send_to_stdout(mut self) -> Result<(), Failure> {
         self.file.rewind().map_err(|e| failed("rewind", &e))?;
         let sent = io::copy(&mut self.file, &mut io::stdout().lock()).and_then(|_| io::Write::flush(&mut io::stdout()));
         sent.map_err(|e| failed("write standard output", &e))
