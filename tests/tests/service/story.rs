@@ -31,7 +31,11 @@ fn hex(bytes: &[u8]) -> String {
 
 #[track_caller]
 fn succeeded(ended: Ended) -> Ended {
-    assert_eq!((ended.state.as_str(), ended.error.as_deref()), ("succeeded", None), "{ended:?}");
+    assert_eq!(
+        (ended.state.as_str(), ended.error.as_deref()),
+        ("succeeded", None),
+        "{ended:?}"
+    );
     assert_eq!(Some(ended.done_bytes), ended.total_bytes, "{ended:?}");
     assert_eq!(ended.seen.first().map(String::as_str), Some("job.queued"), "{ended:?}");
     assert_eq!(ended.seen.last().map(String::as_str), Some("job.state"), "{ended:?}");
