@@ -315,8 +315,10 @@ mod tests {
                     }
                 }
             });
-            let mut opened = 0;
-            for _ in 0..20_000 {
+            let (mut opened, mut tries) = (0, 0);
+            // On a busy machine the other thread may have to be waited for.
+            while tries < 20_000 || (opened == 0 && tries < 5_000_000) {
+                tries += 1;
                 if let Ok(file) = pool.open_file("name", Access::Read) {
                     assert_eq!(std::io::read_to_string(file).unwrap(), "inside");
                     opened += 1;
