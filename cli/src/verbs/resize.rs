@@ -104,7 +104,7 @@ pub fn run(args: &Args) -> Outcome {
         shrink: args.shrink,
         preallocation,
     };
-    vdisk_engine::ops::resize::resize(image.chain.top(), &resize)?;
+    vdisk_engine::ops::resize::resize(&image.chain, &resize)?;
     if format.is_json() {
         let size = image.chain.virtual_size();
         super::report(

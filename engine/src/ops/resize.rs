@@ -1,13 +1,16 @@
-//! resize: changes the virtual size of one layer.
+//! resize: changes the virtual size of the top of a chain.
 
 use crate::image::Resize;
-use crate::{Error, Image, Result, formats};
+use crate::{Chain, Error, Result, formats};
 
-/// Grows or shrinks the image. The new part reads as zeroes.
+/// Grows or shrinks the top layer. The new part reads as zeroes, also where a longer layer below has data.
+///
+/// A crash after the size changed and before such data was hidden shows it; doing the same again is no help then, zeroing the part is.
 ///
 /// # Errors
 /// `InvalidArgument` when data would be lost without permission, `Unsupported` where the format cannot.
-pub fn resize(image: &dyn Image, to: &Resize) -> Result<()> {
+pub fn resize(chain: &Chain, to: &Resize) -> Result<()> {
+    let image = chain.top();
     let can = formats::by_name(image.format())?.capabilities();
     let now = image.virtual_size();
     let Some(virtual_size) = to.virtual_size.checked_next_multiple_of(can.size_multiple.max(1)) else {
@@ -28,5 +31,15 @@ pub fn resize(image: &dyn Image, to: &Resize) -> Result<()> {
         return Err(image.cannot("grow"));
     }
     image.resize(&Resize { virtual_size, ..*to })?;
+    hide_longer_base(chain, now)?;
     image.close()
+}
+
+/// What lies below and was cut off by the old size stays hidden.
+fn hide_longer_base(chain: &Chain, old_size: u64) -> Result<()> {
+    let end = chain.below(0).virtual_size().min(chain.virtual_size());
+    if end > old_size {
+        chain.write_zeroes(old_size, end - old_size, false)?;
+    }
+    Ok(())
 }

@@ -111,7 +111,7 @@ fn growing_adds_zeroes_and_keeps_the_rest() {
         let old = chain.virtual_size();
         chain.write(0, &vec![3; old as usize]).unwrap();
         resize(
-            chain.top(),
+            &chain,
             &Resize {
                 virtual_size: 50 << 20,
                 ..Resize::default()
@@ -144,13 +144,13 @@ fn shrinking_needs_permission_and_keeps_the_rest() {
             ..Resize::default()
         };
         assert_eq!(
-            resize(chain.top(), &to).unwrap_err().kind(),
+            resize(&chain, &to).unwrap_err().kind(),
             ErrorKind::InvalidArgument,
             "{}",
             driver.name()
         );
         to.shrink = true;
-        resize(chain.top(), &to).unwrap();
+        resize(&chain, &to).unwrap();
         drop(chain);
         let chain = files.open("disk", driver.name(), false).unwrap();
         assert_eq!(chain.virtual_size(), 5 << 20, "{}", driver.name());
@@ -205,6 +205,43 @@ fn an_overlay_shows_its_base_until_written_and_leaves_it_alone() {
         assert!(
             files.get("base").contents() == before,
             "{}: the base was changed",
+            driver.name()
+        );
+        assert_clean(&files, "top", driver);
+    }
+}
+
+#[test]
+fn what_a_longer_base_has_stays_hidden_when_an_overlay_grows() {
+    for driver in drivers(|d| {
+        d.capabilities().create && d.capabilities().write && d.capabilities().backing && d.capabilities().grow
+    }) {
+        let files = Files::default();
+        files.create("base", "raw", 3 << 20, None).unwrap();
+        let base = files.open("base", "raw", true).unwrap();
+        base.write(0, &vec![7; 3 << 20]).unwrap();
+        drop(base);
+        if files
+            .create("top", driver.name(), 1 << 20, Some(("base", "raw")))
+            .is_err()
+        {
+            continue; // A base of its own format only.
+        }
+        let top = files.open("top", driver.name(), true).unwrap();
+        let to = Resize {
+            virtual_size: 4 << 20,
+            ..Resize::default()
+        };
+        if resize(&top, &to).is_err_and(|e| e.kind() == ErrorKind::Unsupported) {
+            continue; // Overlays cannot be resized.
+        }
+        drop(top);
+        let bytes = contents(&files.open("top", driver.name(), false).unwrap());
+        let (old, new) = bytes.split_at(1 << 20);
+        assert!(old.iter().all(|b| *b == 7), "{}", driver.name());
+        assert!(
+            new.iter().all(|b| *b == 0),
+            "{}: the base shows in the new part",
             driver.name()
         );
         assert_clean(&files, "top", driver);

@@ -101,7 +101,7 @@ fn resize(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, co
         shrink: payload.shrink,
         preallocation: Preallocation::Off,
     };
-    ops::resize::resize(chain.top(), &to)?;
+    ops::resize::resize(&chain, &to)?;
     drop(chain);
     // Opened anew: layers may keep what they knew of their size.
     let chain = open_patiently(layers, &opening, control)?;
@@ -120,7 +120,8 @@ fn resize(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, co
     })
 }
 
-/// A base longer than the overlay was must not show through the new part: that reads as zeros.
+/// A base longer than the overlay was must not show through the new part. The engine hides it; an attempt that died in between did not,
+/// and the one after it finds the size changed already.
 fn hide_longer_base(chain: &vdisk_engine::Chain, layers: &[Layer], payload: &Payload) -> Result<()> {
     let Some(base) = layers.get(1) else { return Ok(()) };
     let end = base.record.image.virtual_size.min(chain.virtual_size());
