@@ -16,7 +16,7 @@ test *ARGS:
 # rewrite the generated documents
 update:
     cargo run -- openapi > openapi/openapi.json
-    VDISK_UPDATE=1 cargo test --workspace generated
+    VDISK_UPDATE=1 cargo test -p vdisk-engine --test formats_table
 
 # the tests that compare with qemu-img
 interop:
