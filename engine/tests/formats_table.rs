@@ -15,7 +15,10 @@ every create option.
 
 ";
 
-const COLUMNS: [(&str, fn(&Capabilities) -> bool); 14] = [
+/// A heading and what it says of a driver.
+type Column = (&'static str, fn(&Capabilities) -> bool);
+
+const COLUMNS: [Column; 14] = [
     ("create", |c| c.create),
     ("write", |c| c.write),
     ("backing", |c| c.backing),

@@ -204,6 +204,13 @@ fn open_flags(options: FileOptions) -> i32 {
     flags.bits() as i32
 }
 
+impl Drop for FileStorage {
+    /// Closing alone would not do: between fork and exec a child of another thread holds a copy of the descriptor, and the lock with it.
+    fn drop(&mut self) {
+        self.options.lock.release(&self.file);
+    }
+}
+
 impl Storage for FileStorage {
     fn name(&self) -> &str {
         &self.name
@@ -377,6 +384,17 @@ mod tests {
             storage.write_zeroes(end + 10, 5000, unmap).unwrap();
             assert_eq!(storage.len().unwrap(), end + 5010);
         }
+    }
+
+    #[test]
+    fn a_closed_file_is_free_though_a_copy_of_its_descriptor_lives_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let storage = FileStorage::create_new(&path, FileOptions::write()).unwrap();
+        let copy = storage.host_file().unwrap().0.try_clone().unwrap();
+        drop(storage);
+        FileStorage::open(&path, FileOptions::write()).unwrap();
+        drop(copy);
     }
 
     #[test]

@@ -109,7 +109,8 @@ impl LockMode {
         Ok(())
     }
 
-    fn release(self, file: &File) {
+    /// Lets go of what [`acquire`](Self::acquire) took, also for a copy of the descriptor that a child process may still hold.
+    pub(super) fn release(self, file: &File) {
         for byte in self.bytes() {
             // Unlocking a byte that is not locked is no error; anything else ends with the descriptor.
             let _ = set(file, byte, libc::F_UNLCK);
