@@ -1,4 +1,4 @@
-//! Mending: table entries that make no sense, refcounts, copied flags, in this order.
+//! Mending: table entries that name a place they do not need, refcounts, copied flags, in this order.
 //!
 //! Entries first, because what they referred to must not be counted. Then refcounts: raising them is always safe. Then flags, which must not
 //! claim a cluster that others use. The marks for "dirty" and "corrupt" go last, after a flush.
@@ -15,19 +15,18 @@ impl Qcow2 {
         let mut walk = self.walk(control)?;
         let mut fixed = 0;
         let mut messages = Vec::new();
-        if repair == Repair::All && !walk.bad.is_empty() {
+        if repair == Repair::All {
             fixed = self.mend_entries(&walk.bad)?;
+        }
+        if fixed > 0 {
             messages = std::mem::take(&mut walk.report.messages);
             self.reload(writer)?;
             walk = self.walk(control)?;
         }
-        let safe = if repair == Repair::Leaks && walk.report.corruptions > 0 {
-            // What looks like a leak may belong to what is broken.
-            Repair::No
-        } else {
-            repair
-        };
-        if repair == Repair::All && (walk.bad_refcounts || !self.blocks_suffice(&walk)) {
+        // What looks like a leak may be the data that a broken entry should point to: nothing is taken from it.
+        let unclear = !walk.bad.is_empty() || repair == Repair::Leaks && walk.report.corruptions > 0;
+        let safe = if unclear { Repair::No } else { repair };
+        if safe == Repair::All && (walk.bad_refcounts || !self.blocks_suffice(&walk)) {
             let found = walk.report.clone();
             self.compare_refcounts(&mut walk, Repair::No)?;
             let faults = walk.report.corruptions - found.corruptions + found.corruptions.min(1);
@@ -42,7 +41,7 @@ impl Qcow2 {
         } else {
             self.compare_refcounts(&mut walk, safe)?;
         }
-        let mend_flags = repair == Repair::All || safe == Repair::Leaks && walk.report.corruptions == 0;
+        let mend_flags = safe == Repair::All || safe == Repair::Leaks && walk.report.corruptions == 0;
         self.check_flags(&mut walk, mend_flags.then_some(&mut *writer))?;
         if repair != Repair::No {
             self.host.flush()?;
@@ -99,39 +98,27 @@ impl Qcow2 {
         self.host.flush()
     }
 
-    /// Takes out entries that make no sense; gives how many. What they should have said is lost: the guest reads zeroes (version 3), or
-    /// what is below.
+    /// Mends entries that name a place they do not need, and gives how many. An entry that should say where data is stays as it is: reading it
+    /// fails, which is better than zeroes in the place of data that somebody may still find.
     fn mend_entries(&self, bad: &[BadEntry]) -> Result<u64> {
         let mut fixed = 0;
         for entry in bad {
-            match *entry {
-                BadEntry::L1(index) => {
-                    let at = {
-                        let mut shared = self.write_shared();
-                        if let Some(slot) = shared.l1.get_mut(index) {
-                            *slot = 0;
-                        }
-                        shared.header.l1_offset + index as u64 * 8
-                    };
-                    self.host.file.write_at(at, &[0; 8])?;
-                }
-                BadEntry::L2 { table, index } => self.mend_l2(table, index)?,
+            if let BadEntry::L2 { table, index } = *entry {
+                fixed += u64::from(self.mend_l2(table, index)?);
             }
-            fixed += 1;
         }
         Ok(fixed)
     }
 
-    fn mend_l2(&self, table: u64, index: usize) -> Result<()> {
+    fn mend_l2(&self, table: u64, index: usize) -> Result<bool> {
         let step = self.geometry.entry_words();
         let at = table + (index * step) as u64 * 8;
         let mut words = words_from_be(&crate::storage::read_vec(self.host.file.as_ref(), at, step * 8)?);
-        let new = if self.read_shared().header.version >= 3 {
-            L2Entry::ZERO
-        } else {
-            L2Entry::UNALLOCATED
-        };
-        new.encode(&mut words, 0, &self.geometry);
-        self.host.file.write_at(at, &words_to_be(&words))
+        let version = self.read_shared().header.version;
+        let mended = L2Entry::drop_needless_place(&mut words, &self.geometry, version);
+        if mended {
+            self.host.file.write_at(at, &words_to_be(&words))?;
+        }
+        Ok(mended)
     }
 }

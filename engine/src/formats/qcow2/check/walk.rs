@@ -20,7 +20,7 @@ const READ_AHEAD: usize = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BadEntry {
     /// An entry of the active L1 table.
-    L1(usize),
+    L1,
     /// An entry of the L2 table at a host offset.
     L2 { table: u64, index: usize },
 }
@@ -247,7 +247,7 @@ impl<'a> Walk<'a> {
             };
             self.corruption(|| format!("ERROR {what} entry {index} ({raw:#x}): {why}"));
             if active {
-                self.bad.push(BadEntry::L1(index));
+                self.bad.push(BadEntry::L1);
             }
         }
     }

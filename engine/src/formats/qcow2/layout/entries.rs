@@ -140,6 +140,23 @@ impl L2Entry {
         Self::decode_extended(raw, map, geometry)
     }
 
+    /// Takes a place out of an entry that cannot be decoded or used, if the guest sees no data of it: zeroes that had space, or subclusters
+    /// of which none holds data. False, and nothing changed, for entries that stand for data.
+    pub fn drop_needless_place(words: &mut [u64], geometry: &Geometry, version: u32) -> bool {
+        let map = words.get(1).copied().unwrap_or(0);
+        let Some(raw) = words.first_mut().filter(|raw| **raw & COMPRESSED == 0) else {
+            return false;
+        };
+        let needless = match geometry.extended_l2 {
+            true => map as u32 == 0,
+            false => version >= 3 && *raw & ZERO != 0,
+        };
+        if needless {
+            *raw = if geometry.extended_l2 { 0 } else { ZERO };
+        }
+        needless
+    }
+
     fn decode_plain(raw: u64, geometry: &Geometry, version: u32) -> Result<Self> {
         if raw & COMPRESSED != 0 {
             return Self::decode_compressed(raw, geometry);
