@@ -65,13 +65,17 @@ impl Qcow2 {
     fn refuse_too_old(&self, options: &Options, version: u32) -> Result<()> {
         let wants = |name| options.flag(name).map(|v| v.unwrap_or(false));
         if version < 3 && wants("lazy_refcounts")? {
-            return Err(Error::invalid("lazy refcounts need compat=1.1 or above"));
+            return Err(Error::invalid(
+                "lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
+            ));
         }
         if wants("data_file_raw")? && self.read_shared().header.autoclear & Autoclear::RAW_DATA_FILE == 0 {
-            return Err(Error::unsupported("data_file_raw cannot be set on an existing image"));
+            return Err(Error::unsupported("data-file-raw cannot be set on existing images"));
         }
         if options.get("data_file").is_some() && !self.geometry.data_file {
-            return Err(Error::unsupported("an existing image cannot get an external data file"));
+            return Err(Error::unsupported(
+                "data-file can only be set for images that use an external data file",
+            ));
         }
         Ok(())
     }
