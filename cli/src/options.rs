@@ -86,9 +86,10 @@ const FILE: &[OptionSpec] = &[
 
 /// The options that the format itself has, without those of the file.
 pub fn of_format(format: &str, table: &[OptionSpec]) -> Vec<OptionSpec> {
-    // A raw image is its file: how space is reserved is a matter of the file.
-    let of_file =
-        |s: &&OptionSpec| FILE.iter().any(|f| f.name == s.name) || format == "raw" && s.name == "preallocation";
+    // A raw image is its file, and so is all but the header of a LUKS volume: how space is reserved is a matter of the file.
+    let of_file = |s: &&OptionSpec| {
+        FILE.iter().any(|f| f.name == s.name) || ["raw", "luks"].contains(&format) && s.name == "preallocation"
+    };
     table.iter().filter(|s| !of_file(s)).copied().collect()
 }
 
@@ -127,7 +128,7 @@ pub fn amend_table(driver: &dyn FormatDriver) -> Vec<OptionSpec> {
     }
     let mut table = create_table(driver);
     table.retain(|s| AMENDABLE.contains(&s.name));
-    if opens_with("encrypt.key-secret") {
+    if opens_with("encrypt.key-secret") && driver.capabilities().amend {
         table.extend_from_slice(ENCRYPT);
     }
     table

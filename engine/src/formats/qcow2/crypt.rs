@@ -13,16 +13,11 @@ use super::layout::{Crypt, Extensions, Header};
 use crate::crypto::luks::{
     EraseKeys, KeyEnv, KeyWork, LuksHeader, LuksSlot, LuksVolume, NewKey, VolumeLayout, describe,
 };
-use crate::crypto::{Secret, SectorCipher, legacy_qcow_cipher};
+use crate::crypto::{EncryptedBytes, Secret, SectorCipher, legacy_qcow_cipher};
 use crate::image::KeySlots;
 use crate::options::Options;
 use crate::storage::SliceStorage;
 use crate::{Error, ErrorKind, OpenEnv, Result, StorageRef};
-
-/// Bytes of an encrypted sector.
-const SECTOR: usize = 512;
-/// Bytes that are encrypted or decrypted at a time: what stays in a processor's own cache in between.
-const PIECE: usize = 128 << 10;
 
 /// How an image is encrypted, and its key where that is known.
 pub(super) struct Encryption {
@@ -185,85 +180,23 @@ fn place_of_header(file: &StorageRef, header: &Header, at: u64, len: u64) -> Res
     Ok(std::sync::Arc::new(SliceStorage::new(file.clone(), at, len)?))
 }
 
-/// The first part of a range up to a sector's end, where it does not begin or end a sector; 0 where whole sectors come first.
-fn partial_len(offset: u64, len: usize) -> usize {
-    let inside = (offset % SECTOR as u64) as usize;
-    if inside == 0 && len >= SECTOR {
-        0
-    } else {
-        len.min(SECTOR - inside)
-    }
-}
-
-/// The next part of a range: its length, and whether it is less than a sector.
-fn next_part(offset: u64, len: usize) -> (usize, bool) {
-    match partial_len(offset, len) {
-        0 => ((len - len % SECTOR).min(PIECE), false),
-        partial => (partial, true),
-    }
-}
-
 impl Qcow2 {
     /// Reads encrypted guest data.
-    pub fn read_encrypted(&self, by: &Encryption, mut guest: u64, mut at: u64, mut buf: &mut [u8]) -> Result<()> {
-        let cipher = by.cipher()?;
-        while !buf.is_empty() {
-            let (len, partial) = next_part(at, buf.len());
-            let (part, rest) = buf.split_at_mut(len);
-            if partial {
-                let (sector, inside) = self.read_sector(by, cipher, guest, at)?;
-                let wanted = sector.iter().skip(inside);
-                part.iter_mut().zip(wanted).for_each(|(to, from)| *to = *from);
-            } else {
-                self.read_stored(at, part)?;
-                cipher.decrypt(by.position(guest, at), part)?;
-            }
-            (guest, at, buf) = (guest + len as u64, at + len as u64, rest);
-        }
-        Ok(())
-    }
-
-    /// The sector that a place is in, and where in it.
-    fn read_sector(
-        &self,
-        by: &Encryption,
-        cipher: &SectorCipher,
-        guest: u64,
-        at: u64,
-    ) -> Result<([u8; SECTOR], usize)> {
-        let inside = at % SECTOR as u64;
-        let mut sector = [0; SECTOR];
-        self.read_stored(at - inside, &mut sector)?;
-        cipher.decrypt(by.position(guest, at) - inside, &mut sector)?;
-        Ok((sector, inside as usize))
+    pub fn read_encrypted(&self, by: &Encryption, guest: u64, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.stored(by.cipher()?, |io| io.load(by.position(guest, at), at, buf))
     }
 
     /// Writes guest data encrypted. Parts of sectors are for those who hold the writer's lock.
-    pub fn write_encrypted(&self, by: &Encryption, mut guest: u64, mut at: u64, mut bytes: &[u8]) -> Result<()> {
-        let cipher = by.cipher()?;
-        let mut piece = Vec::with_capacity(bytes.len().next_multiple_of(SECTOR).min(PIECE));
-        while !bytes.is_empty() {
-            let (len, partial) = next_part(at, bytes.len());
-            let (part, rest) = bytes.split_at(len);
-            piece.clear();
-            let mut start = 0;
-            if partial {
-                let (sector, inside) = self.read_sector(by, cipher, guest, at)?;
-                piece.extend_from_slice(&sector);
-                piece
-                    .iter_mut()
-                    .skip(inside)
-                    .zip(part)
-                    .for_each(|(to, from)| *to = *from);
-                start = inside as u64;
-            } else {
-                piece.extend_from_slice(part);
-            }
-            cipher.encrypt(by.position(guest, at) - start, &mut piece)?;
-            self.host.data().write_at(at - start, &piece)?;
-            (guest, at, bytes) = (guest + len as u64, at + len as u64, rest);
-        }
-        Ok(())
+    pub fn write_encrypted(&self, by: &Encryption, guest: u64, at: u64, bytes: &[u8]) -> Result<()> {
+        self.stored(by.cipher()?, |io| io.store(by.position(guest, at), at, bytes))
+    }
+
+    fn stored<T>(&self, cipher: &SectorCipher, work: impl FnOnce(&EncryptedBytes<'_>) -> Result<T>) -> Result<T> {
+        work(&EncryptedBytes {
+            cipher,
+            read: &|at, buf| self.read_stored(at, buf),
+            write: &|at, bytes| self.host.data().write_at(at, bytes),
+        })
     }
 
     /// # Errors
