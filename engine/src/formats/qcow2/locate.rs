@@ -202,16 +202,22 @@ impl Qcow2 {
         let shared = self.read_shared();
         let run = self.locate(&shared, offset, len)?;
         let file = self.host.data_index();
-        let place = |at| HostPlace { file, offset: at };
+        // Encrypted bytes have no place: what stands there is not what the guest sees, and QEMU names none either.
+        let place = |offset| self.encryption.is_none().then_some(HostPlace { file, offset });
         let (len, kind) = match run.kind {
             Kind::Unallocated => (run.len, ExtentKind::Unallocated),
-            Kind::Zero { at } => (run.len, ExtentKind::Zero { at: at.map(place) }),
+            Kind::Zero { at } => (run.len, ExtentKind::Zero { at: at.and_then(place) }),
             Kind::Packed { .. } => (self.packed_len(&shared, offset, len, run.len)?, ExtentKind::Compressed),
+            Kind::Data { at } if self.encryption.is_some() => {
+                self.check_data(at, run.len)?;
+                let (at, direct) = (None, false);
+                (run.len, ExtentKind::Data { at, direct })
+            }
             Kind::Data { at } => {
                 let inside = self.check_data(at, run.len)?;
                 // The file may end inside its last cluster: that rest is the driver's to fill with zeroes.
                 let (len, direct) = if inside > 0 { (inside, true) } else { (run.len, false) };
-                let at = Some(place(at));
+                let at = place(at);
                 (len, ExtentKind::Data { at, direct })
             }
         };

@@ -4,17 +4,19 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use super::cache::L2Cache;
 use super::codec::Codec;
+use super::crypt::Encryption;
 use super::host::Host;
 use super::image::{Qcow2, Shared};
 use super::layout::extensions::text;
 use super::layout::header::{V2_LEN, unknown_features};
-use super::layout::{Autoclear, Crypt, Extensions, Geometry, Header, Incompatible, words_from_be};
+use super::layout::{Autoclear, Extensions, Geometry, Header, Incompatible, words_from_be};
 use super::metadata::MetadataMap;
 use super::refcounts::Refcounts;
 use super::snapshot_table::{self, Snapshot};
 use super::writer::Writer;
 use crate::env::BackingReference;
 use crate::gate::{Reference, Role};
+use crate::options::Options;
 use crate::storage::read_padded;
 use crate::{Error, OpenEnv, Result, Storage, StorageRef};
 
@@ -88,13 +90,13 @@ fn backing_name(cluster: &[u8], header: &Header) -> Result<Option<String>> {
 }
 
 /// Opens an image.
-pub(super) fn open(storage: StorageRef, env: &OpenEnv<'_>) -> Result<Qcow2> {
+pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) -> Result<Qcow2> {
     let Preamble {
         header,
         extensions,
         backing,
     } = Preamble::read(storage.as_ref())?;
-    refuse_encryption(&header, env)?;
+    let encryption = Encryption::open(&storage, &header, &extensions, options, env)?.map(Arc::new);
     refuse_damaged(&header, env)?;
     let data = open_data_file(&storage, &header, &extensions, env)?;
     let geometry = Geometry {
@@ -127,6 +129,7 @@ pub(super) fn open(storage: StorageRef, env: &OpenEnv<'_>) -> Result<Qcow2> {
     let image = Qcow2 {
         geometry,
         codec: Codec::new(geometry.compression),
+        encryption,
         limits: env.limits.clone(),
         writer,
         metadata,
@@ -145,20 +148,6 @@ pub(super) fn open(storage: StorageRef, env: &OpenEnv<'_>) -> Result<Qcow2> {
         image.repair_dirty()?;
     }
     Ok(image)
-}
-
-fn refuse_encryption(header: &Header, env: &OpenEnv<'_>) -> Result<()> {
-    let name = match header.crypt {
-        Crypt::None => return Ok(()),
-        Crypt::Aes => "AES",
-        Crypt::Luks => "LUKS",
-    };
-    if env.metadata_only {
-        return Ok(());
-    }
-    Err(Error::unsupported(format!(
-        "{name} encrypted qcow2 images cannot be read yet"
-    )))
 }
 
 fn refuse_damaged(header: &Header, env: &OpenEnv<'_>) -> Result<()> {
@@ -271,6 +260,11 @@ pub(super) fn build_map(
         && bitmaps.directory_offset.saturating_add(bitmaps.directory_size) <= file_len
     {
         map.add(bitmaps.directory_offset, bitmaps.directory_size);
+    }
+    if let Some((at, len)) = extensions.crypto()
+        && at.saturating_add(len) <= file_len
+    {
+        map.add(at, len);
     }
     map
 }
