@@ -11,10 +11,12 @@ pub mod json;
 pub mod keys;
 pub mod keyval;
 pub mod name;
+mod nbd;
 mod null;
 pub mod open;
 pub mod protocol;
 pub mod shown;
+mod url;
 
 pub use access::Access;
 pub use keys::Keys;

@@ -1,4 +1,4 @@
-//! Storages by name or by options: files, block devices, images below images, blkdebug.
+//! Storages by name or by options: files, block devices, images below images, NBD exports, blkdebug.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use vdisk_engine::{Error, ErrorKind, StorageRef, formats};
 use super::image_storage::ImageStorage;
 use super::null::NullStorage;
 use super::shown::Shown;
-use super::{Access, Keys, Opener, blkdebug, name};
+use super::{Access, Keys, Opener, blkdebug, name, nbd};
 use crate::app::{self, Failure};
 
 /// A storage and the name it is shown under.
@@ -58,7 +58,7 @@ pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStor
         d if FILE_DRIVERS.contains(&d) => open_file(&driver, keys, access),
         "blkdebug" => blkdebug::open(opener, keys, access),
         "null-co" | "null-aio" => open_null(&driver, keys),
-        "nbd" => Err(Failure::new(format!("the protocol '{driver}' is not supported"))),
+        "nbd" => nbd::open(keys, access),
         d if formats::by_name(d).is_ok() => open_image(opener, &driver, keys, access),
         _ => Err(Failure::new(format!("Unknown driver '{driver}'"))),
     }

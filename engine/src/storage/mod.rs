@@ -5,6 +5,7 @@ mod faulty;
 mod file;
 mod lock;
 mod memory;
+mod nbd;
 mod new_file;
 mod slice;
 
@@ -16,6 +17,7 @@ pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;
+pub use nbd::{NbdAddress, NbdOptions, NbdStorage};
 pub use new_file::NewFile;
 pub use slice::SliceStorage;
 
