@@ -6,6 +6,7 @@
 mod access;
 pub mod blkdebug;
 pub mod gate;
+mod http;
 pub mod image_storage;
 pub mod json;
 pub mod keys;

@@ -3,6 +3,7 @@
 mod direct;
 mod faulty;
 mod file;
+mod http;
 mod lock;
 mod memory;
 mod nbd;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
+pub use http::{AllowAddress, HttpOptions, HttpStorage, is_public};
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;
 pub use nbd::{NbdAddress, NbdOptions, NbdStorage};
