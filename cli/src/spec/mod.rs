@@ -18,6 +18,7 @@ pub mod open;
 pub mod protocol;
 pub mod shown;
 mod url;
+mod vvfat;
 
 pub use access::Access;
 pub use keys::Keys;

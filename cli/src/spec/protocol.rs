@@ -11,7 +11,7 @@ use vdisk_engine::{Error, ErrorKind, StorageRef, formats};
 use super::image_storage::ImageStorage;
 use super::null::NullStorage;
 use super::shown::Shown;
-use super::{Access, Keys, Opener, blkdebug, http, name, nbd};
+use super::{Access, Keys, Opener, blkdebug, http, name, nbd, vvfat};
 use crate::app::{self, Failure};
 
 /// A storage and the name it is shown under.
@@ -28,7 +28,11 @@ const FILE_DRIVERS: &[&str] = &["file", "host_device", "host_cdrom"];
 
 /// Whether this is the name of a protocol that [`open`] knows.
 pub fn is_protocol(driver: &str) -> bool {
-    FILE_DRIVERS.contains(&driver) || matches!(driver, "blkdebug" | "http" | "https" | "nbd" | "null-co" | "null-aio")
+    FILE_DRIVERS.contains(&driver)
+        || matches!(
+            driver,
+            "blkdebug" | "http" | "https" | "nbd" | "null-co" | "null-aio" | "vvfat"
+        )
 }
 
 /// Opens a storage by its name.
@@ -60,6 +64,7 @@ pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStor
         "blkdebug" => blkdebug::open(opener, keys, access),
         "null-co" | "null-aio" => open_null(&driver, keys),
         "nbd" => nbd::open(keys, access),
+        "vvfat" => vvfat::open(keys, access),
         "http" | "https" => http::open(&driver, keys, access),
         d if formats::by_name(d).is_ok() => open_image(opener, &driver, keys, access),
         _ => Err(Failure::new(format!("Unknown driver '{driver}'"))),
@@ -80,6 +85,7 @@ fn driver_from_name(keys: &mut Keys, text: &str) -> Result<(), Failure> {
             keys.add("driver", "file");
         }
         "blkdebug" | "http" | "https" | "null-co" | "null-aio" => keys.add("driver", protocol),
+        "fat" => keys.add("driver", "vvfat"),
         "nbd" | "nbd+tcp" | "nbd+unix" | "nbds" | "nbds+tcp" | "nbds+unix" => keys.add("driver", "nbd"),
         other => return Err(Failure::new(format!("Unknown protocol '{other}'"))),
     }
