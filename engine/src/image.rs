@@ -270,6 +270,10 @@ pub trait Image: Send + Sync {
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
         None
     }
+    /// The error that reading and writing data gives because the image was opened without its key; `None` where nothing is missing.
+    fn missing_key(&self) -> Option<Error> {
+        None
+    }
     /// Key slots of an encrypted image.
     fn key_slots(&self) -> Option<&dyn KeySlots> {
         None

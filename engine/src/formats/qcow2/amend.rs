@@ -144,8 +144,8 @@ impl Qcow2 {
     }
 
     fn downgrade(&self) -> Result<()> {
-        let mut writer = self.settled()?;
         self.refuse_downgrade()?;
+        let mut writer = self.settled()?;
         self.expand_zeroes(&mut writer)?;
         self.write_back(&mut writer)?;
         self.host.flush()?;
