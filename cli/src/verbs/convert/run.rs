@@ -113,6 +113,10 @@ fn check_usage(args: &Args, list: Option<&str>) -> Result<(), Failure> {
         "Cannot enable copy offloading when -S is used",
     )?;
     wrong(
+        args.copy_range && args.salvage,
+        "Cannot use copy offloading in salvaging mode",
+    )?;
+    wrong(
         args.skip_broken_bitmaps && !args.bitmaps,
         "Use of --skip-broken-bitmaps requires --bitmaps",
     )?;

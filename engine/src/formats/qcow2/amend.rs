@@ -165,17 +165,24 @@ impl Qcow2 {
         let header = &shared.header;
         let bitmaps = shared.extensions.bitmaps().is_some() && header.autoclear & Autoclear::BITMAPS != 0;
         let hindrance = [
-            (header.refcount_order != 4, "refcounts that are not 16 bits wide"),
-            (self.geometry.extended_l2, "extended L2 entries"),
-            (self.geometry.data_file, "an external data file"),
-            (header.compression != Compression::Zlib, "zstd compression"),
-            (!shared.snapshots.is_empty(), "internal snapshots"),
-            (bitmaps, "dirty bitmaps"),
+            (self.geometry.data_file, "cannot downgrade an image with a data file"),
+            (header.refcount_order != 4, "compat=0.10 requires refcount_bits=16"),
+            (
+                self.geometry.extended_l2,
+                "cannot downgrade an image with incompatible features 0x10 set",
+            ),
+            (
+                header.compression != Compression::Zlib,
+                "cannot downgrade an image with zstd compression",
+            ),
+            (
+                !shared.snapshots.is_empty(),
+                "cannot downgrade an image with internal snapshots",
+            ),
+            (bitmaps, "cannot downgrade an image with dirty bitmaps"),
         ];
         match hindrance.iter().find(|(there, _)| *there) {
-            Some((_, what)) => Err(Error::unsupported(format!(
-                "an image with {what} cannot become compat=0.10"
-            ))),
+            Some((_, what)) => Err(Error::unsupported(*what)),
             None => Ok(()),
         }
     }
