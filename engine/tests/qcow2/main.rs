@@ -5,7 +5,6 @@
 mod bitmaps;
 mod check;
 mod corpus;
-mod crash;
 mod differential;
 mod hostile;
 mod interop;

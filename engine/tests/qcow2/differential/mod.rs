@@ -94,9 +94,6 @@ fn run(seed: u64) -> usize {
         done: &done,
         leaks,
     };
-    if trace {
-        std::mem::forget(scratch);
-    }
     pair.compare();
     worked
 }
