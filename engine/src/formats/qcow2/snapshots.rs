@@ -426,6 +426,7 @@ impl Snapshots for Qcow2 {
             geometry: self.geometry,
             host: Arc::new(Host::new(self.host.file.clone(), self.host.data.clone())),
             codec: Codec::new(self.geometry.compression),
+            encryption: self.encryption.clone(),
             limits: self.limits.clone(),
             writer: None,
             metadata: self.metadata.clone(),
