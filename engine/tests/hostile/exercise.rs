@@ -79,10 +79,11 @@ pub fn exercise(format: &str, bytes: &[u8], guest: Option<&[u8]>, what: &str) {
     if let Some(chain) = typed(what, "check", alone(&env.for_check())) {
         typed(what, "check", chain.top().check(Repair::No, &Control::default()));
     }
-    assert_eq!(
-        gate.0.load(Ordering::Relaxed),
-        0,
-        "{what}: info or check opened a second file"
+    // The data of an image of several files is in files that its descriptor names: the gate is asked, and refuses.
+    let asked = gate.0.load(Ordering::Relaxed);
+    assert!(
+        asked == 0 || format == "vmdk",
+        "{what}: info or check asked for a second file"
     );
     if let Some(chain) = typed(what, "open", Chain::open(node(bytes, format), &env)) {
         typed(

@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
 
+mod corpus;
 mod exercise;
 mod fields;
 mod samples;
