@@ -5,8 +5,24 @@ use vdisk_engine::formats::DRIVERS;
 use crate::exercise::exercise;
 use crate::samples::sample;
 
-fn number(name: &str, default: u64) -> u64 {
+pub fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+/// A small generator, so that a change is its seed.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+    pub fn below(&mut self, end: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % end.max(1)
+    }
 }
 
 fn formats() -> impl Iterator<Item = &'static str> {
@@ -34,13 +50,8 @@ fn an_image_changed_at_random_is_answered() {
     for format in formats() {
         let good = sample(format);
         for index in 0..wanted {
-            let mut state = (seed << 32 | index).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-            let mut below = |end: usize| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
-                (state >> 33) as usize % end
-            };
+            let mut random = Random::new(seed << 32 | index);
+            let mut below = |end| random.below(end);
             let mut bad = good.clone();
             for _ in 0..1 + below(6) {
                 let reach = [64, 512, 4096, 70_000, good.len()][below(5)].min(good.len());
