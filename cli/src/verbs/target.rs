@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use vdisk_engine::env::CreateSpec;
+use vdisk_engine::env::{CreateSpec, Secrets as _};
 use vdisk_engine::image::{BitmapInfo, Bitmaps};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{CacheMode, FileStorage};
@@ -18,6 +18,7 @@ use crate::spec::{Access, Opener, name, protocol};
 /// A file that did not exist before is removed again when this fails.
 pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hints: &Hints) -> Result<(), Failure> {
     let plain = local_path(path)?;
+    refuse_binary_passphrase(opener, &spec.options)?;
     let existed = std::fs::symlink_metadata(plain).is_ok();
     let storage = create_file(plain).map_err(|e| cannot_create(path, &e))?;
     hints.apply(&storage);
@@ -44,6 +45,17 @@ pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hint
         }
         Failure::from(e)
     })
+}
+
+/// QEMU takes passphrases as UTF-8 text alone: an image with another one could not be opened by it.
+fn refuse_binary_passphrase(opener: &Opener, options: &Options) -> Result<(), Failure> {
+    let id = options.get("key-secret").or(options.get("encrypt.key-secret"));
+    match id.map(|id| (id, opener.secrets.get(id))) {
+        Some((id, Ok(secret))) if std::str::from_utf8(&secret).is_err() => {
+            Err(Failure::new(format!("Data from secret {id} is not valid UTF-8")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What the file system is told about a new file.

@@ -7,7 +7,7 @@ use vdisk_engine::options::Options;
 use vdisk_engine::storage::{Fault, FaultyStorage, MemoryStorage};
 use vdisk_engine::{Image, Result};
 
-use crate::support::{Files, Scratch, assert_qemu_clean, read_all};
+use crate::support::{Files, Scratch, assert_qemu_clean, opening, read_all};
 
 const SIZE: u64 = 400 << 10;
 
@@ -59,9 +59,14 @@ fn at_every_change(options: &[(&str, &str)], leaks: bool, script: &dyn Fn(&dyn I
     }
     files.create_on(fresh.clone(), SIZE, create, None);
     let start = fresh.contents();
+    let owned: Vec<_> = options
+        .iter()
+        .map(|(name, value)| (*name, (*value).to_owned()))
+        .collect();
+    let with = opening(&owned);
     let total = {
         let storage = Arc::new(FaultyStorage::new(start.clone()));
-        let image = files.open_on(storage.clone(), true).unwrap();
+        let image = files.open_with(storage.clone(), true, &with).unwrap();
         script(&*image, &mut Model::new()).unwrap();
         image.close().unwrap();
         storage.changes()
@@ -72,7 +77,7 @@ fn at_every_change(options: &[(&str, &str)], leaks: bool, script: &dyn Fn(&dyn I
         for n in 0..total {
             let what = format!("{options:?} {fault:?} at change {n} of {total}");
             let storage = Arc::new(FaultyStorage::new(start.clone()));
-            let image = files.open_on(storage.clone(), true).unwrap();
+            let image = files.open_with(storage.clone(), true, &with).unwrap();
             storage.plan(n, fault);
             let mut model = Frozen {
                 model: Model::new(),
@@ -85,7 +90,7 @@ fn at_every_change(options: &[(&str, &str)], leaks: bool, script: &dyn Fn(&dyn I
             let again = Arc::new(MemoryStorage::new("left", left));
             // A writable open repairs what is marked dirty.
             let image = files
-                .open_on(again.clone(), true)
+                .open_with(again.clone(), true, &with)
                 .unwrap_or_else(|e| panic!("{what}: {e}"));
             model.model.check(&read_all(&*image), &what);
             let report = image
@@ -174,6 +179,24 @@ fn writes_zeroes_and_discards_survive() {
     for options in SHAPES {
         at_every_change(options, true, &writes);
     }
+}
+
+#[test]
+fn encrypted_writes_and_resizing_survive() {
+    let luks = [
+        ("cluster_size", "4096"),
+        ("encrypt.format", "luks"),
+        ("encrypt.key-secret", "s"),
+        ("encrypt.cipher-alg", "aes-128"),
+        ("encrypt.iter-time", "10"),
+    ];
+    at_every_change(&luks, true, &|image, model| {
+        writes(image, model)?;
+        image.resize(&Resize {
+            virtual_size: 1 << 20,
+            ..Resize::default()
+        })
+    });
 }
 
 #[test]
