@@ -277,8 +277,13 @@ impl Opener {
         if below.is_empty() {
             return Ok((BackingChoice::FromImage, None));
         }
+        // The layer that a commit writes to may be named by options as well.
         let access = Access {
-            writable: false,
+            writable: access.base == Some(1),
+            base: access
+                .base
+                .and_then(|depth| depth.checked_sub(1))
+                .filter(|depth| *depth > 0),
             inspect: false,
             check: false,
             ..*access
