@@ -110,6 +110,9 @@ impl Image for Qcow2 {
         self.refuse_outside(offset, len)?;
         self.find_extent(offset, len)
     }
+    fn reserves_space(&self) -> bool {
+        self.claims_more_than_it_occupies().unwrap_or(false)
+    }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.refuse_outside(offset, buf.len() as u64)?;
         self.read_own(offset, buf)

@@ -146,11 +146,21 @@ impl Qcow2 {
                 Err(error) => return Err(error),
             };
             let in_cluster = geometry.in_cluster(at);
-            let cluster_end = (at - in_cluster).saturating_add(geometry.cluster_size()).min(end);
+            let cluster = at - in_cluster;
+            let cluster_end = cluster.saturating_add(geometry.cluster_size()).min(end);
             match entry {
                 L2Entry::Compressed { at: place, len } => {
                     let fits = extend(run, cluster_end - at, Kind::Packed { at: place, len });
                     return Ok(if fits { cluster_end } else { at });
+                }
+                L2Entry::Standard { at: host, subs, .. } if !geometry.extended_l2 => {
+                    let alike = L2Entry::alike(table, geometry.l2_index(at), host.is_some(), geometry);
+                    let alike_end = cluster.saturating_add(alike << geometry.cluster_bits).min(end);
+                    let (kind, _) = self.sub_run(subs, host, in_cluster);
+                    if !extend(run, alike_end - at, kind) {
+                        return Ok(at);
+                    }
+                    at = alike_end;
                 }
                 L2Entry::Standard { at: host, subs, .. } => {
                     while at < cluster_end {

@@ -36,6 +36,7 @@ mod options;
 mod packed;
 mod read;
 mod refcounts;
+mod reserved;
 mod resize;
 mod snapshot_table;
 mod snapshots;

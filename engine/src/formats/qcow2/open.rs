@@ -20,6 +20,9 @@ use crate::options::Options;
 use crate::storage::read_padded;
 use crate::{Error, OpenEnv, Result, Storage, StorageRef};
 
+/// Bytes that are read first: header, extensions and backing name of nearly every image.
+const FIRST_READ: u64 = 4096;
+
 /// The first cluster: header, extensions, backing name.
 pub(super) struct Preamble {
     pub header: Header,
@@ -28,15 +31,26 @@ pub(super) struct Preamble {
 }
 
 impl Preamble {
-    /// Reads and checks the first cluster.
+    /// Reads and checks what is used of the first cluster.
     pub fn read(storage: &dyn Storage) -> Result<Self> {
         let len = storage.len()?;
-        let mut first = vec![0; len.min(512) as usize];
-        storage.read_at(0, &mut first)?;
-        let bits = super::layout::be32(&first, 20).unwrap_or(9).clamp(9, 21);
-        let mut cluster = vec![0; len.min(1 << bits) as usize];
-        storage.read_at(0, &mut cluster)?;
-        Self::parse(&cluster)
+        let mut bytes = vec![0; len.min(FIRST_READ) as usize];
+        storage.read_at(0, &mut bytes)?;
+        let used = Self::used_len(&bytes);
+        if used > FIRST_READ {
+            bytes.resize(len.min(used) as usize, 0);
+            storage.read_at(0, &mut bytes)?;
+        }
+        Self::parse(&bytes)
+    }
+
+    /// Bytes of the first cluster that may be in use: all, or up to the end of the backing file name, which comes last.
+    fn used_len(start: &[u8]) -> u64 {
+        let cluster = 1 << super::layout::be32(start, 20).unwrap_or(9).clamp(9, 21);
+        match (super::layout::be64(start, 8), super::layout::be32(start, 16)) {
+            (Ok(at), Ok(len)) if at != 0 => at.saturating_add(u64::from(len)).min(cluster),
+            _ => cluster,
+        }
     }
 
     fn parse(cluster: &[u8]) -> Result<Self> {
