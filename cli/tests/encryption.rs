@@ -312,7 +312,7 @@ fn no_secret_is_ever_said() {
         format!("secret,id=a,data={word},keyid=none,iv=AAAA"),
         format!("secret,id=a,data={word},keyid=a"),
         format!("secret,id=a,data={word},file=secret.txt"),
-        format!("secret,id=a,file=secret.txt,format=base64"),
+        "secret,id=a,file=secret.txt,format=base64".to_owned(),
         format!("secret,data={word}"),
         format!("{{\"qom-type\": \"secret\", \"id\": \"a\", \"data\": \"{word}\""),
         format!("{{\"qom-type\": \"secret\", \"id\": \"a\", \"data\": \"{word}\", \"more\": 1}}"),
