@@ -324,3 +324,63 @@ fn no_secret_is_ever_said() {
         assert!(!text.contains(word), "{object} says: {text}");
     }
 }
+
+#[test]
+fn each_layer_of_an_encrypted_chain_takes_its_own_secret() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let (dir, data) = folder();
+    let objects = [
+        "--object",
+        "secret,id=one,data=first",
+        "--object",
+        "secret,id=two,data=second",
+    ];
+    let base = "encrypt.format=luks,encrypt.key-secret=one,encrypt.iter-time=10";
+    let top = "encrypt.format=luks,encrypt.key-secret=two,encrypt.iter-time=10";
+    ok(
+        dir.path(),
+        &[
+            &["convert"],
+            &objects[..],
+            &["-O", "qcow2", "-o", base, "disk.raw", "base.qcow2"],
+        ]
+        .concat(),
+    );
+    let create = ["-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "-o", top, "top.qcow2"];
+    ok(dir.path(), &[&["create", "-q"], &objects[..], &create].concat());
+    let chain = "driver=qcow2,file.filename=top.qcow2,encrypt.key-secret=two,backing.encrypt.key-secret=one";
+    ok(
+        dir.path(),
+        &[
+            &["convert"],
+            &objects[..],
+            &["--image-opts", chain, "-O", "raw", "ours.raw"],
+        ]
+        .concat(),
+    );
+    peer(
+        dir.path(),
+        "qemu-img",
+        &[
+            &["convert"],
+            &objects[..],
+            &["--image-opts", chain, "-O", "raw", "theirs.raw"],
+        ]
+        .concat(),
+    );
+    assert!(fs::read(dir.path().join("ours.raw")).unwrap() == data);
+    assert!(fs::read(dir.path().join("theirs.raw")).unwrap() == data);
+    let without = "driver=qcow2,file.filename=top.qcow2,encrypt.key-secret=two";
+    let out = vdisk(
+        dir.path(),
+        &[
+            &["convert"],
+            &objects[..],
+            &["--image-opts", without, "-O", "raw", "x.raw"],
+        ]
+        .concat(),
+    );
+    assert!(String::from_utf8_lossy(&out.stderr).contains("encrypt.key-secret"));
+}

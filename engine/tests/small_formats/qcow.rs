@@ -136,38 +136,6 @@ fn a_crash_at_any_change_keeps_what_was_flushed() {
 }
 
 #[test]
-fn an_encrypted_image_is_refused_but_described() {
-    if !have(&["qemu-img"]) {
-        return;
-    }
-    let dir = TempDir::new().unwrap();
-    let path = dir.path().join("a.qcow");
-    ok(
-        "qemu-img",
-        &[
-            "create",
-            "-q",
-            "-f",
-            "qcow",
-            "--object",
-            "secret,id=s,data=x",
-            "-o",
-            "encrypt.format=aes,encrypt.key-secret=s",
-            arg(&path),
-            "1M",
-        ],
-    );
-    let error = open_ro(file(&path, false), "qcow").err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::Unsupported);
-    let limits = vdisk_engine::Limits::default();
-    let env = vdisk_engine::OpenEnv::closed(&limits).metadata_only();
-    let driver = vdisk_engine::formats::by_name("qcow").unwrap();
-    let image = driver.open(file(&path, false), &options(&[]), &env).unwrap();
-    assert!(image.info().unwrap().encrypted);
-    assert!(image.read(0, &mut [0; 512]).is_err());
-}
-
-#[test]
 fn the_corpus_reads_as_its_manifest_says() {
     corpus_matches(&["qcow"], "qcow");
 }
