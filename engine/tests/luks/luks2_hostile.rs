@@ -50,7 +50,7 @@ fn refusal(image: Vec<u8>) -> Option<ErrorKind> {
     let opened = open_on(Arc::new(MemoryStorage::new("bad", image.clone())), b"letmein").err();
     let shown = metadata(Arc::new(MemoryStorage::new("bad", image)), &Limits::default()).err();
     assert!(
-        start.elapsed() < Duration::from_millis(500),
+        start.elapsed() < Duration::from_secs(3),
         "took {:?}",
         start.elapsed()
     );
