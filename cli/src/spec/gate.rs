@@ -18,6 +18,8 @@ pub struct Trail {
     /// Names of the layers below the top, in order.
     layers: Mutex<Vec<Layer>>,
     names: Mutex<HashMap<String, String>>,
+    /// Options for the layers that images name themselves, by the storage of the image.
+    below: Mutex<HashMap<String, Keys>>,
 }
 
 #[derive(Debug, Clone)]
@@ -46,6 +48,15 @@ impl Trail {
         });
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         names.insert(storage.to_owned(), shown.to_owned());
+    }
+    /// Notes options for layers that images name themselves.
+    pub fn note_below(&self, options: Vec<(String, Keys)>) {
+        let mut below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
+        below.extend(options);
+    }
+    fn take_below(&self, storage: &str) -> Option<Keys> {
+        let mut below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
+        below.remove(storage)
     }
     fn count(&self) -> usize {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -97,7 +108,9 @@ impl CliGate<'_> {
             inspect: false,
             ..self.access
         };
-        let resolved = self.opener.resolve_name(&full, reference.format, &access)?;
+        let given = self.trail.take_below(reference.from.name()).unwrap_or_default();
+        let mut resolved = self.opener.resolve_over(&full, given, reference.format, &access)?;
+        self.trail.note_below(std::mem::take(&mut resolved.below));
         self.trail.add(resolved.node.storage.name(), &resolved.shown.name());
         Ok(resolved.node)
     }

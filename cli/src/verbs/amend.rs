@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use vdisk_engine::Error;
 use vdisk_engine::crypto::luks::{KeyEnv, KeyWork};
 use vdisk_engine::env::BackingReference;
 use vdisk_engine::env::Secrets as _;
@@ -130,7 +131,8 @@ fn change_keys(
         work,
         random: &target::random,
     };
-    keys::change_keys(top, options, image.key_secret.as_deref(), force, &opener.secrets, &env)?;
+    keys::change_keys(top, options, image.key_secret.as_deref(), force, &opener.secrets, &env)
+        .map_err(|error| Failure::new(said(&error, options)))?;
     Ok(())
 }
 
@@ -146,6 +148,35 @@ fn refuse_other_backing(given: &Options, now: Option<BackingReference>) -> Resul
         "Cannot amend the backing file\nYou can use '{} rebase' instead.",
         crate::app::name()
     )))
+}
+
+/// What is wrong with a change of keys, in the words that scripts around qemu-img look for.
+fn said(error: &Error, options: &Options) -> String {
+    let what = error.what();
+    let slot = what.strip_prefix("key slot ").and_then(|rest| rest.split(' ').next());
+    let last = what.starts_with("this would erase the last key");
+    match (slot, options.get("keyslot")) {
+        (Some(slot), _) if what.ends_with("holds no key") => {
+            format!("Given keyslot {slot} is already erased (inactive) ")
+        }
+        (Some(slot), _) if what.contains("holds a key") => {
+            format!("Refusing to overwrite active keyslot {slot} - please erase it first")
+        }
+        (_, Some(slot)) if last => format!(
+            "Attempt to erase the only active keyslot {slot} which will erase all the data in the image irreversibly - refusing operation"
+        ),
+        (_, None) if last => {
+            "All the active keyslots match the (old) password that was given and erasing them will erase all the \
+                              data in the image irreversibly - refusing operation"
+                .to_owned()
+        }
+        _ if what.starts_with("no key slot is empty") => "Can't add a keyslot - all keyslots are in use".to_owned(),
+        _ if what.starts_with("no key slot opens") && options.get("state") == Some("inactive") => {
+            "No keyslots match given (old) password for erase operation".to_owned()
+        }
+        _ if what.starts_with("option 'state' is needed") => "Parameter 'state' is missing".to_owned(),
+        _ => crate::app::sentence(error),
+    }
 }
 
 fn refuse_fixed(driver: &dyn FormatDriver) -> Result<(), Failure> {

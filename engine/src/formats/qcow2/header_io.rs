@@ -69,6 +69,9 @@ impl Qcow2 {
             .and_then(|bytes| self.host.file.write_at(0, &bytes));
         if written.is_err() {
             (shared.header, shared.extensions, shared.backing) = before;
+            // A part of the new one may be in the file. The first error is the one to tell.
+            let _ = compose(&mut shared.header, &mut shared.extensions, shared.backing.as_ref())
+                .and_then(|bytes| self.host.file.write_at(0, &bytes));
         }
         written
     }

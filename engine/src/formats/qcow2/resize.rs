@@ -46,6 +46,10 @@ impl Qcow2 {
         self.host.flush()?;
         self.resize_bitmaps(&mut writer, new)?;
         if new < old {
+            if self.geometry.data_file && self.host.data().can_resize() {
+                self.host.data().set_len(new)?;
+                self.host.forget_len();
+            }
             self.cut_file(&mut writer)?;
         }
         Ok(())
@@ -84,7 +88,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Order: what lies past the new end is given back before the header says so, so that growing again shows zeroes.
+    /// Order: what lies past the new end is given back before the header says so, so that growing again shows zeroes. Files are cut when
+    /// nothing refers to what lies past their new end.
     fn shrink(&self, writer: &mut Writer, old: u64, to: &Resize) -> Result<()> {
         let new = to.virtual_size;
         if !to.shrink {
@@ -103,12 +108,7 @@ impl Qcow2 {
             self.forget_clusters(writer, from, table_end)?;
         }
         self.drop_tables(writer, keep)?;
-        self.write_back(writer)?;
-        if self.geometry.data_file && self.host.data().can_resize() {
-            self.host.data().set_len(new)?;
-            self.host.forget_len();
-        }
-        Ok(())
+        self.write_back(writer)
     }
 
     fn forget_clusters(&self, writer: &mut Writer, from: u64, to: u64) -> Result<()> {
