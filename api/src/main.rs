@@ -20,7 +20,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Openapi => Ok(std::io::stdout().write_all(document::json().as_bytes())?),
-        Command::Healthcheck(options) => healthcheck::run(&options),
+        Command::Healthcheck(options) => healthcheck::run(options),
         Command::Serve(options) => runtime()?.block_on(serve::run(options)),
         Command::Token(options) => runtime()?.block_on(token::run(options)),
         Command::Quickstart(options) => runtime()?.block_on(quickstart::run(options)),

@@ -10,8 +10,10 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 use vdisk_service::ServiceConfig;
 use vdisk_service::config::MasterKey;
+use vdisk_service::model::Role;
 
 use crate::access::{Authentication, Hosts, Policy};
+use crate::tls::TlsFiles;
 
 /// Where the service listens when nothing else is said.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
@@ -32,6 +34,18 @@ pub struct Options {
     /// A name under which the service may be called, besides loopback ones; may be repeated
     #[arg(long, env = "VDISKD_HOST", value_name = "NAME", value_delimiter = ',')]
     pub host: Vec<String>,
+    /// PEM file with the server's certificate, intermediate ones behind it: serves TLS
+    #[arg(long, env = "VDISKD_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the certificate's private key
+    #[arg(long, env = "VDISKD_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// PEM file with the authorities that sign clients' certificates: connections without one are refused
+    #[arg(long, env = "VDISKD_CLIENT_CA", value_name = "FILE")]
+    pub client_ca: Option<PathBuf>,
+    /// Role of clients with a certificate and no token: reader, operator or admin [default: none, they need a token]
+    #[arg(long, env = "VDISKD_CLIENT_CERT_ROLE", value_name = "ROLE")]
+    pub client_cert_role: Option<Role>,
     /// Refuse requests without a token on a loopback address too; elsewhere they are refused anyway
     #[arg(long, env = "VDISKD_REQUIRE_TOKEN", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub require_token: Option<bool>,
@@ -133,6 +147,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Who may ask for what.
     pub policy: Policy,
+    /// How connections are secured.
+    pub tls: Option<TlsFiles>,
     /// The service's part.
     pub service: ServiceConfig,
     /// How long the end may take.
@@ -141,6 +157,14 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// What to log.
     pub log: String,
+}
+
+impl Settings {
+    /// How an address of ours is written as a URL.
+    pub fn url(&self, address: SocketAddr) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{address}")
+    }
 }
 
 impl Options {
@@ -159,6 +183,10 @@ impl Options {
             data_dir: self.data_dir.or(below.data_dir),
             listen: self.listen.or(below.listen),
             host: if self.host.is_empty() { below.host } else { self.host },
+            tls_cert: self.tls_cert.or(below.tls_cert),
+            tls_key: self.tls_key.or(below.tls_key),
+            client_ca: self.client_ca.or(below.client_ca),
+            client_cert_role: self.client_cert_role.or(below.client_cert_role),
             require_token: self.require_token.or(below.require_token),
             open_metrics: self.open_metrics.or(below.open_metrics),
             allow_unauthenticated: self.allow_unauthenticated.or(below.allow_unauthenticated),
@@ -191,8 +219,10 @@ impl Options {
             return Err("--allow-unauthenticated and --require-token contradict each other".to_owned());
         }
         let required = !allow && (self.require_token == Some(true) || !listen.ip().is_loopback());
+        let tls = self.tls()?;
         Ok(Settings {
             listen,
+            tls,
             policy: Policy {
                 hosts: Hosts::of(listen, self.host.clone()),
                 authentication: if required {
@@ -200,7 +230,7 @@ impl Options {
                 } else {
                     Authentication::Open
                 },
-                certificate_role: None,
+                certificate_role: self.client_cert_role,
                 open_metrics: self.open_metrics == Some(true),
             },
             grace: Duration::from_secs(self.shutdown_grace_seconds.unwrap_or(20)),
@@ -208,6 +238,22 @@ impl Options {
             log: self.log.clone().unwrap_or_else(|| DEFAULT_LOG.to_owned()),
             service: self.service()?,
         })
+    }
+
+    fn tls(&self) -> Result<Option<TlsFiles>, String> {
+        if self.client_cert_role.is_some() && self.client_ca.is_none() {
+            return Err("--client-cert-role needs --client-ca: nothing else says whose certificates count".to_owned());
+        }
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => Ok(Some(TlsFiles {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                client_ca: self.client_ca.clone(),
+            })),
+            (None, None) if self.client_ca.is_some() => Err("--client-ca needs --tls-cert and --tls-key".to_owned()),
+            (None, None) => Ok(None),
+            _ => Err("--tls-cert and --tls-key go together".to_owned()),
+        }
     }
 
     fn service(self) -> Result<ServiceConfig, String> {
@@ -258,7 +304,7 @@ mod tests {
             .get_arguments()
             .filter(|arg| !["help"].contains(&arg.get_id().as_str()))
             .collect();
-        assert_eq!(options.len(), 19);
+        assert_eq!(options.len(), 23);
         for option in options {
             let key = option.get_id().as_str();
             let variable = option.get_env().and_then(|name| name.to_str()).map(str::to_owned);
@@ -282,6 +328,38 @@ mod tests {
         assert_eq!(settings.log, "debug");
         assert_eq!(settings.service.default_pool, "a");
         assert_eq!(settings.service.pools.keys().collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn the_files_of_tls_go_together() {
+        let decided = |arguments: &[&str]| {
+            let arguments = ["vdiskd"].iter().chain(arguments);
+            Program::try_parse_from(arguments)
+                .unwrap()
+                .options
+                .decide()
+                .map(|settings| settings.tls)
+        };
+        assert_eq!(decided(&[]), Ok(None));
+        let tls = decided(&[
+            "--tls-cert",
+            "c",
+            "--tls-key",
+            "k",
+            "--client-ca",
+            "a",
+            "--client-cert-role",
+            "reader",
+        ]);
+        assert_eq!(tls.unwrap().unwrap().client_ca, Some("a".into()));
+        for broken in [
+            &["--tls-cert", "c"][..],
+            &["--tls-key", "k"],
+            &["--client-ca", "a"],
+            &["--client-cert-role", "admin"],
+        ] {
+            assert!(decided(broken).is_err(), "{broken:?}");
+        }
     }
 
     #[test]

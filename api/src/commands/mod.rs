@@ -35,7 +35,7 @@ pub enum Command {
     /// Print the OpenAPI document
     Openapi,
     /// Ask a running service whether it is alive; exit status 0 when it is
-    Healthcheck(healthcheck::Healthcheck),
+    Healthcheck(Configured),
 }
 
 /// Options, and the file they may come from.

@@ -17,5 +17,6 @@ mod jobs;
 mod names;
 mod pages;
 mod server;
+mod tls;
 mod transfer;
 mod upload_abuse;
