@@ -4,8 +4,17 @@ use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto");
-    let files =
-        ["access", "common", "format", "image", "job", "pool", "secret"].map(|name| format!("vdisk/v1/{name}.proto"));
+    let files = [
+        "access",
+        "common",
+        "format",
+        "image",
+        "inspection",
+        "job",
+        "pool",
+        "secret",
+    ]
+    .map(|name| format!("vdisk/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={}", root.join(file).display());
     }

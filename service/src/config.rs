@@ -44,6 +44,9 @@ pub struct ServiceConfig {
     pub audit_entries: u32,
     /// The key that seals secrets, 32 bytes; `None` keeps one in `data_dir/master.key`, made at first start, mode 0600.
     pub master_key: Option<MasterKey>,
+    /// The program that files of unknown origin are parsed by, in a process of its own: `vdiskd` itself. `None` parses them
+    /// in this process.
+    pub inspector: Option<PathBuf>,
     /// Bounds on what requests may ask for.
     pub limits: ServiceLimits,
     /// Where time comes from.
@@ -125,6 +128,7 @@ impl ServiceConfig {
             event_retention: Duration::from_secs(24 * 3600),
             audit_entries: 100_000,
             master_key: None,
+            inspector: None,
             limits: ServiceLimits::default(),
             clock: Arc::new(SystemClock),
         }

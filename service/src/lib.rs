@@ -15,6 +15,7 @@ pub mod model;
 mod pool;
 mod queue;
 pub mod request;
+pub mod sandbox;
 mod secrets;
 mod service;
 mod store;

@@ -59,6 +59,7 @@ pub const TABLE: &[(&str, &str, &str, Need)] = &[
     ("GET",    "/v1/images/{id}/file",                      "ImageService/DownloadFile",     READ),
     ("GET",    "/v1/images/{id}/data",                      "ImageService/DownloadData",     READ),
     ("GET",    "/v1/images/{id}/info",                      "ImageService/GetImageInfo",     READ),
+    ("GET",    "/v1/images/{id}/inspection",                "ImageService/InspectImage",     READ),
     ("GET",    "/v1/images/{id}/chain",                     "ImageService/GetChain",         READ),
     ("GET",    "/v1/images/{id}/dependents",                "ImageService/ListDependents",   READ),
     ("GET",    "/v1/images/{id}/map",                       "ImageService/GetMap",           READ),

@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vdisk_service::Timestamp;
 use vdisk_service::model::{
-    AuditEntry, ChainLayer, CreateOptionInfo, Extent, FormatInfo, Image, ImageState, Job, JobKind, JobProgress,
-    JobState, JobStep, MapPage, MeasureReport, OptionType, Page, Pool, Role, Secret, Snapshot, Token,
+    AuditEntry, ChainLayer, CreateOptionInfo, Detected, Extent, FormatInfo, FoundReference, Image, ImageState,
+    Inspection, InspectionLimits, Job, JobKind, JobProgress, JobState, JobStep, MapPage, MeasureReport, OptionType,
+    Page, ParsedIn, Pool, Role, Secret, Snapshot, Token, Verdict,
 };
 
 use super::image_layout::Chain;
@@ -74,6 +75,7 @@ fn answer(schema: &str) -> Option<Value> {
             extents: vec![extent()],
             next_cursor: None,
         }),
+        "Inspection" => value(inspection()),
         "Chain" => value(Chain {
             layers: vec![layer(IMAGE, "web-1", 0), layer(BASE, "debian-13", 1)],
         }),
@@ -186,6 +188,38 @@ fn secret() -> Secret {
         id: SECRET,
         name: "luks-web".to_owned(),
         created_at: THEN,
+    }
+}
+
+fn inspection() -> Inspection {
+    Inspection {
+        verdict: Verdict::Accepted,
+        claimed_format: Some("qcow2".to_owned()),
+        format: "qcow2".to_owned(),
+        detected: vec![Detected {
+            format: "qcow2".to_owned(),
+            confidence: 100,
+        }],
+        file_size: 196_616,
+        virtual_size: Some(10 * GIB),
+        encrypted: false,
+        references: vec![FoundReference {
+            role: "backing".to_owned(),
+            name: BASE.to_string(),
+            format: Some("qcow2".to_owned()),
+        }],
+        features: vec!["compat=1.1".to_owned(), "compression-type=zlib".to_owned()],
+        limits: InspectionLimits {
+            virtual_size: 1 << 50,
+            table_bytes: 128 << 20,
+            decompressed_bytes: 64 << 20,
+        },
+        findings: Vec::new(),
+        parsed_in: ParsedIn {
+            child: true,
+            landlock: true,
+            seccomp: true,
+        },
     }
 }
 

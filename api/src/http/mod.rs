@@ -18,6 +18,7 @@ mod image_data;
 mod image_file;
 mod image_flatten;
 mod image_import;
+mod image_inspection;
 mod image_layout;
 mod image_map;
 mod image_measure;
@@ -51,6 +52,7 @@ pub fn api() -> OpenApiRouter<App> {
     let routers = [
         images::router(),
         image_import::router(),
+        image_inspection::router(),
         image_layout::router(),
         image_map::router(),
         image_file::router(),

@@ -13,6 +13,7 @@ mod errors;
 mod full_disk;
 mod grpc;
 mod images;
+mod inspection;
 mod jobs;
 mod names;
 mod pages;

@@ -8,6 +8,7 @@ mod events;
 mod formats;
 mod images;
 mod imports;
+mod inspect;
 mod jobs;
 mod locks;
 mod open;

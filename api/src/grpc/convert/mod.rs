@@ -3,6 +3,7 @@
 
 mod access;
 mod image;
+mod inspection;
 mod job;
 mod rest;
 mod value;
