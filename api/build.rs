@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "job",
         "pool",
         "secret",
+        "webhook",
     ]
     .map(|name| format!("vdisk/v1/{name}.proto"));
     for file in &files {
@@ -26,7 +27,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
     tonic_prost_build::configure()
         // Its value must not get into a log.
-        .skip_debug(["vdisk.v1.CreateSecretRequest", "vdisk.v1.CreateTokenResponse"])
+        .skip_debug([
+            "vdisk.v1.CreateSecretRequest",
+            "vdisk.v1.CreateTokenResponse",
+            "vdisk.v1.CreateWebhookRequest",
+        ])
         .bytes(".vdisk.v1.UploadFileRequest")
         .bytes(".vdisk.v1.DownloadResponse")
         .compile_fds(descriptors)?;

@@ -89,6 +89,9 @@ pub struct Options {
     /// Parse files of unknown origin in a child process with bounded rights; false parses them in this one [default: true]
     #[arg(long, env = "VDISKD_SANDBOX", value_name = "BOOL")]
     pub sandbox: Option<bool>,
+    /// Let webhooks go to this machine and its link
+    #[arg(long, env = "VDISKD_WEBHOOKS_ANYWHERE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub webhooks_anywhere: Option<bool>,
     /// Seconds that running jobs and requests get at the end [default: 20]
     #[arg(long, env = "VDISKD_SHUTDOWN_GRACE_SECONDS", value_name = "N")]
     pub shutdown_grace_seconds: Option<u64>,
@@ -204,6 +207,7 @@ impl Options {
             max_virtual_size: self.max_virtual_size.or(below.max_virtual_size),
             master_key_file: self.master_key_file.or(below.master_key_file),
             sandbox: self.sandbox.or(below.sandbox),
+            webhooks_anywhere: self.webhooks_anywhere.or(below.webhooks_anywhere),
             shutdown_grace_seconds: self.shutdown_grace_seconds.or(below.shutdown_grace_seconds),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
@@ -277,6 +281,7 @@ impl Options {
         config.limits.virtual_size = self.max_virtual_size.unwrap_or(config.limits.virtual_size);
         // The link stays good when the file behind the running program is replaced.
         config.inspector = (self.sandbox != Some(false)).then(|| "/proc/self/exe".into());
+        config.webhooks_anywhere = self.webhooks_anywhere == Some(true);
         config.master_key = self.master_key_file.as_deref().map(read_key).transpose()?;
         Ok(config)
     }

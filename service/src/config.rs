@@ -40,6 +40,8 @@ pub struct ServiceConfig {
     pub idempotency_retention: Duration,
     /// How long events can be resumed.
     pub event_retention: Duration,
+    /// Whether webhooks may go to this machine and its link.
+    pub webhooks_anywhere: bool,
     /// Entries that the audit log keeps.
     pub audit_entries: u32,
     /// The key that seals secrets, 32 bytes; `None` keeps one in `data_dir/master.key`, made at first start, mode 0600.
@@ -84,6 +86,8 @@ pub struct ServiceLimits {
     pub open_jobs: u64,
     /// Bytes of a secret's value.
     pub secret_bytes: usize,
+    /// Webhooks that may be registered.
+    pub webhooks: u64,
     /// Labels of an image, and characters of a label's key or value.
     pub labels: usize,
     /// Characters of a label's key or value.
@@ -102,6 +106,7 @@ impl Default for ServiceLimits {
             map_page_max: 10_000,
             open_jobs: 10_000,
             secret_bytes: 64 << 10,
+            webhooks: 64,
             labels: 64,
             label_chars: 256,
         }
@@ -126,6 +131,7 @@ impl ServiceConfig {
             max_attempts: 5,
             idempotency_retention: Duration::from_secs(48 * 3600),
             event_retention: Duration::from_secs(24 * 3600),
+            webhooks_anywhere: false,
             audit_entries: 100_000,
             master_key: None,
             inspector: None,

@@ -19,6 +19,7 @@ pub mod sandbox;
 mod secrets;
 mod service;
 mod store;
+mod webhooks;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use config::ServiceConfig;

@@ -94,6 +94,10 @@ pub const TABLE: &[(&str, &str, &str, Need)] = &[
     ("POST",   "/v1/tokens",                                "TokenService/CreateToken",      RULE),
     ("GET",    "/v1/tokens/{id}",                           "TokenService/GetToken",         RULE),
     ("DELETE", "/v1/tokens/{id}",                           "TokenService/RevokeToken",      RULE),
+    ("GET",    "/v1/webhooks",                              "WebhookService/ListWebhooks",   RULE),
+    ("POST",   "/v1/webhooks",                              "WebhookService/CreateWebhook",  RULE),
+    ("GET",    "/v1/webhooks/{id}",                         "WebhookService/GetWebhook",     RULE),
+    ("DELETE", "/v1/webhooks/{id}",                         "WebhookService/DeleteWebhook",  RULE),
     ("GET",    "/v1/audit",                                 "AuditService/ListAudit",        RULE),
 ];
 

@@ -5,14 +5,14 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vdisk_service::Timestamp;
 use vdisk_service::model::{
-    AuditEntry, ChainLayer, CreateOptionInfo, Detected, Extent, FormatInfo, FoundReference, Image, ImageState,
-    Inspection, InspectionLimits, Job, JobKind, JobProgress, JobState, JobStep, MapPage, MeasureReport, OptionType,
-    Page, ParsedIn, Pool, Role, Secret, Snapshot, Token, Verdict,
+    AuditEntry, ChainLayer, CreateOptionInfo, Detected, EventKind, Extent, FormatInfo, FoundReference, Image,
+    ImageState, Inspection, InspectionLimits, Job, JobKind, JobProgress, JobState, JobStep, MapPage, MeasureReport,
+    OptionType, Page, ParsedIn, Pool, Role, Secret, Snapshot, Token, Verdict, Webhook,
 };
 
 use super::image_layout::Chain;
 use super::reply::{
-    AuditList, FormatList, ImageBody, ImageList, JobList, PoolList, SecretList, SnapshotList, TokenList,
+    AuditList, FormatList, ImageBody, ImageList, JobList, PoolList, SecretList, SnapshotList, TokenList, WebhookList,
 };
 
 /// What a watcher sees of a short job.
@@ -26,6 +26,7 @@ const JOB: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a8059);
 const SECRET: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a805a);
 const TOKEN: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a805b);
 const ENTRY: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a805c);
+const HOOK: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a805e);
 const THEN: Timestamp = Timestamp(1_777_896_000_000);
 const LATER: Timestamp = Timestamp(1_777_896_001_250);
 const GIB: u64 = 1 << 30;
@@ -53,6 +54,9 @@ fn request(schema: &str) -> Option<Value> {
         "UpdateJob" => json!({"rate_limit": 100_000_000, "priority": 5}),
         "NewSecret" => json!({"name": "luks-web", "value": "correct horse battery staple"}),
         "NewToken" => json!({"name": "ci", "role": "operator", "expires_in_days": 90}),
+        "NewWebhook" => {
+            json!({"url": "https://hooks.example/vdisk", "secret": "4f1d8a0c9b7e6d5f", "events": ["job.state"]})
+        }
         "CreateSnapshot" => json!({"name": "before-upgrade"}),
         _ => return None,
     })
@@ -65,6 +69,7 @@ fn answer(schema: &str) -> Option<Value> {
         "Pool" => value(pool()),
         "Secret" => value(secret()),
         "Token" => value(token()),
+        "Webhook" => value(webhook()),
         "CreatedToken" => value(token()).map(|mut made| {
             made["token"] = json!("vdiskd_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789-_AbCdE");
             made
@@ -101,6 +106,7 @@ fn list(schema: &str) -> Option<Value> {
         "SecretList" => value(SecretList::from(page(secret()))),
         "TokenList" => value(TokenList::from(page(token()))),
         "AuditList" => value(AuditList::from(page(audit_entry()))),
+        "WebhookList" => value(WebhookList::from(vec![webhook()])),
         "PoolList" => value(PoolList::from(vec![pool()])),
         "SnapshotList" => value(SnapshotList::from(vec![snapshot()])),
         "FormatList" => value(FormatList::from(vec![format()])),
@@ -233,6 +239,18 @@ fn token() -> Token {
     }
 }
 
+fn webhook() -> Webhook {
+    Webhook {
+        id: HOOK,
+        url: "https://hooks.example/vdisk".to_owned(),
+        events: vec![EventKind::JobState],
+        delivered: 41,
+        failures: 0,
+        problem: None,
+        created_at: THEN,
+    }
+}
+
 fn audit_entry() -> AuditEntry {
     AuditEntry {
         id: ENTRY,
@@ -302,7 +320,8 @@ fn format() -> FormatInfo {
 mod tests {
     use vdisk_service::request::{
         CheckRequest, CommitRequest, CompareRequest, CompressRequest, ConvertRequest, CreateImage, FlattenRequest,
-        ImportImage, MeasureRequest, NewSecret, NewToken, RebaseRequest, ResizeRequest, UpdateImage, UpdateJob,
+        ImportImage, MeasureRequest, NewSecret, NewToken, NewWebhook, RebaseRequest, ResizeRequest, UpdateImage,
+        UpdateJob,
     };
 
     use super::*;
@@ -329,6 +348,7 @@ mod tests {
         reads::<UpdateJob>("UpdateJob");
         reads::<NewSecret>("NewSecret");
         reads::<NewToken>("NewToken");
+        reads::<NewWebhook>("NewWebhook");
         reads::<super::super::snapshots::CreateSnapshot>("CreateSnapshot");
     }
 }

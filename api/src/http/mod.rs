@@ -35,6 +35,7 @@ mod secrets;
 mod snapshots;
 mod system;
 mod tokens;
+mod webhooks;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -73,6 +74,7 @@ pub fn api() -> OpenApiRouter<App> {
         formats::router(),
         secrets::router(),
         tokens::router(),
+        webhooks::router(),
         system::router(),
     ];
     routers

@@ -44,7 +44,31 @@ impl Server {
     }
 
     async fn start_over(change: impl FnOnce(&mut ServiceConfig), policy: Policy, tls: Option<&TlsFiles>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), change, policy, tls).await
+    }
+
+    /// Ends the server as a signal would, and starts another on its folder.
+    pub async fn restart(self, change: impl FnOnce(&mut ServiceConfig)) -> Self {
+        let Self {
+            dir,
+            service,
+            stop,
+            task,
+            ..
+        } = self;
+        // Every handle to the service keeps its folder taken.
+        drop(service);
+        let _ = stop.unwrap().send(());
+        task.await.unwrap();
+        Self::start_in(dir, change, Policy::default(), None).await
+    }
+
+    async fn start_in(
+        dir: TempDir,
+        change: impl FnOnce(&mut ServiceConfig),
+        policy: Policy,
+        tls: Option<&TlsFiles>,
+    ) -> Self {
         let mut config = ServiceConfig::new(dir.path().join("data"));
         config.poll_interval = Duration::from_millis(50);
         config.progress_interval = Duration::from_millis(20);

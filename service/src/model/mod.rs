@@ -12,6 +12,7 @@ mod pool;
 mod secret;
 mod snapshot;
 mod statistics;
+mod webhook;
 
 pub use access::{AuditEntry, Role, Token, TokenId};
 pub use event::{Event, EventKind};
@@ -25,6 +26,7 @@ pub use pool::Pool;
 pub use secret::{Secret, SecretId};
 pub use snapshot::Snapshot;
 pub use statistics::{JobSum, Statistics};
+pub use webhook::{Webhook, WebhookId};
 
 /// Gives an enum of unit variants its stable text form, in JSON, in the schema and in the database alike. Each variant has
 /// one line of documentation.

@@ -24,6 +24,7 @@ mod stream;
 mod transfer;
 mod upload;
 mod verbs;
+mod webhooks;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

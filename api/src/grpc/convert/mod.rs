@@ -8,5 +8,6 @@ mod job;
 mod rest;
 mod value;
 mod verb;
+mod webhook;
 
 pub use value::{id_of, one_of, page, structure, token};
