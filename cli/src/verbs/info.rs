@@ -75,7 +75,7 @@ fn collect(args: &Args, spec: Spec<'_>) -> Result<Vec<Facts>, Failure> {
     let opener = args.common.opener()?;
     let access = Access {
         inspect: true,
-        ..Access::read(args.force_share).alone()
+        ..Access::read(args.force_share).alone().keyless()
     };
     let mut seen = vec![spec.text.to_owned()];
     let mut all = vec![facts(&opener.open(spec, access)?)?];

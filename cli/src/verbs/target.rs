@@ -106,7 +106,7 @@ fn cannot_create(path: &str, error: &vdisk_engine::Error) -> Failure {
 }
 
 /// Random bytes from the system.
-fn random(buf: &mut [u8]) {
+pub fn random(buf: &mut [u8]) {
     let mut rest = buf;
     while !rest.is_empty() {
         match rustix::rand::getrandom(&mut *rest, rustix::rand::GetRandomFlags::empty()) {
