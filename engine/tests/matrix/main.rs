@@ -40,7 +40,7 @@ const MIB: u64 = 1 << 20;
 fn raw(path: &Path, size: u64) -> Chain {
     let file = std::fs::File::create(path).unwrap();
     file.set_len(size).unwrap();
-    let mut put = |at: u64, len: u64, seed: u64| {
+    let put = |at: u64, len: u64, seed: u64| {
         let len = len.min(size.saturating_sub(at));
         let bytes: Vec<u8> = (0..len).map(|i| (i / 97 * 31 + seed) as u8 | 1).collect();
         file.write_all_at(&bytes, at).unwrap();
