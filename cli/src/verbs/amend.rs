@@ -136,20 +136,6 @@ fn change_keys(
     Ok(())
 }
 
-/// A layer below is changed by `rebase`, which sees to it that the content stays.
-fn refuse_other_backing(given: &Options, now: Option<BackingReference>) -> Result<(), Failure> {
-    let (name, format) = (given.get("backing_file"), given.get("backing_fmt"));
-    let same = |given: Option<&str>, now: Option<&String>| given.is_none() || given == now.map(String::as_str);
-    let (now_name, now_format) = now.map_or((None, None), |b| (Some(b.name), b.format));
-    if same(name, now_name.as_ref()) && same(format, now_format.as_ref()) {
-        return Ok(());
-    }
-    Err(Failure::new(format!(
-        "Cannot amend the backing file\nYou can use '{} rebase' instead.",
-        crate::app::name()
-    )))
-}
-
 /// What is wrong with a change of keys, in the words that scripts around qemu-img look for.
 fn said(error: &Error, options: &Options) -> String {
     let what = error.what();
@@ -177,6 +163,20 @@ fn said(error: &Error, options: &Options) -> String {
         _ if what.starts_with("option 'state' is needed") => "Parameter 'state' is missing".to_owned(),
         _ => crate::app::sentence(error),
     }
+}
+
+/// A layer below is changed by `rebase`, which sees to it that the content stays.
+fn refuse_other_backing(given: &Options, now: Option<BackingReference>) -> Result<(), Failure> {
+    let (name, format) = (given.get("backing_file"), given.get("backing_fmt"));
+    let same = |given: Option<&str>, now: Option<&String>| given.is_none() || given == now.map(String::as_str);
+    let (now_name, now_format) = now.map_or((None, None), |b| (Some(b.name), b.format));
+    if same(name, now_name.as_ref()) && same(format, now_format.as_ref()) {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "Cannot amend the backing file\nYou can use '{} rebase' instead.",
+        crate::app::name()
+    )))
 }
 
 fn refuse_fixed(driver: &dyn FormatDriver) -> Result<(), Failure> {
