@@ -70,16 +70,17 @@ fn our_map(chain: &Chain) -> Map {
     merged(entries.map(|e| (e.start, e.length, e.depth as u64, e.present, e.zero && !e.data)))
 }
 
-/// Without what may differ: holes of raw files below; a growing overlay needs zeroes only as far as the base reaches, where qemu-img
+/// Without what may differ: what is stored below (holes of raw files, and how much around a change a commit copies); a growing overlay needs zeroes only as far as the base reaches, where qemu-img
 /// stores them to the end; our rebase stores zeroes as such, where qemu-img stores data.
 fn comparable(map: &Map, rebased: bool, grown: bool) -> Map {
     merged(
         map.iter()
             .map(|&(start, len, depth, present, zero)| match (rebased, grown) {
                 (true, true) => (start, len, 0, false, false),
-                (false, true) if zero && depth == 0 => (start, len, 0, false, true),
+                _ if depth > 0 => (start, len, depth, false, false),
+                (false, true) if zero => (start, len, 0, false, true),
                 (true, _) => (start, len, depth, present, false),
-                (false, _) => (start, len, depth, present, zero && depth == 0),
+                (false, _) => (start, len, depth, present, zero),
             }),
     )
 }
