@@ -8,7 +8,7 @@ use vdisk_engine::gate::{Gate, Node, Reference};
 use vdisk_engine::image::BackingReference;
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{LoggedOp, MemoryStorage, StorageExtent};
-use vdisk_engine::{Chain, CreateEnv, Error, Limits, OpenEnv, Result, Storage, StorageRef, formats, ops};
+use vdisk_engine::{Chain, CreateEnv, Error, Limits, OpenEnv, Result, Storage, StorageRef, ops};
 
 /// Files by name.
 pub type Files = Vec<(String, Vec<u8>)>;
@@ -137,11 +137,11 @@ impl Lab {
 
 /// How to open a file as an image: with a key where there are keys.
 fn node(storage: StorageRef, format: &str) -> Node {
-    let keyed = formats::by_name(format).is_ok_and(|d| d.open_options().iter().any(|o| o.name == "key-secret"));
     let node = Node::new(storage, format);
-    match keyed && format == "luks" {
-        true => node.with_options(Options::new().with("key-secret", "key")),
-        false => node,
+    match format {
+        "luks" => node.with_options(Options::new().with("key-secret", "key")),
+        "qcow2" => node.with_options(Options::new().with("encrypt.key-secret", "key")),
+        _ => node,
     }
 }
 

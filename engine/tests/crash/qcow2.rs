@@ -20,6 +20,10 @@ const SHAPES: [&str; 7] = [
     "cluster_size=4096,data_file=data,data_file_raw=on",
 ];
 
+/// Its keys cost time at every open: for writes alone.
+const ENCRYPTED: &str =
+    "cluster_size=4096,encrypt.format=luks,encrypt.key-secret=key,encrypt.cipher-alg=aes-128,encrypt.iter-time=10";
+
 type Script<'s> = &'s dyn Fn(&Lab, &mut Model<'_>) -> Result<()>;
 
 fn options(text: &str) -> Options {
@@ -55,8 +59,13 @@ fn start(shape: &str, backed: bool) -> Files {
 
 /// Runs a script on images of all shapes that `fits` accepts, by power cuts and by failures.
 fn run(name: &str, backed: bool, fits: impl Fn(&str) -> bool, script: Script<'_>) {
+    let shapes = SHAPES.iter().filter(|s| fits(s) && !(backed && s.contains("raw")));
+    run_shapes(name, backed, shapes, script);
+}
+
+fn run_shapes<'a>(name: &str, backed: bool, shapes: impl IntoIterator<Item = &'a &'a str>, script: Script<'_>) {
     let (mut states, mut failures) = (0, 0);
-    for shape in SHAPES.iter().filter(|s| fits(s) && !(backed && s.contains("raw"))) {
+    for shape in shapes {
         let scenario = Scenario {
             name: format!("{name}, {shape}"),
             format: "qcow2",
@@ -116,6 +125,19 @@ fn writes(lab: &Lab, model: &mut Model<'_>) -> Result<()> {
 fn writes_and_zeroes() {
     run("writes", false, any, &writes);
     run("writes over a base", true, any, &writes);
+}
+
+#[test]
+fn encrypted_writes() {
+    run_shapes("encrypted writes", false, &[ENCRYPTED], &|lab, model| {
+        with_top(lab, model, |chain, model| {
+            model.write(chain, 2048, 20 << 10, 1)?;
+            model.flush(chain)?;
+            model.write(chain, 300 << 10, 10 << 10, 2)?;
+            model.write(chain, 16 << 10, 512, 3)?;
+            model.flush(chain)
+        })
+    });
 }
 
 #[test]
