@@ -80,6 +80,11 @@ fn run(seed: u64) -> usize {
             },
             false => step.by_us(&ours).map(|()| String::new()).map_err(|e| format!("{e:?}")),
         };
+        // Refused by us in any image of that kind, by qemu-img only where it has clusters or other sizes.
+        let refused = ["refcounts of 1 bit have no room", "with internal snapshots"];
+        if result.as_ref().is_err_and(|e| refused.iter().any(|r| e.contains(r))) && peer_worked {
+            return worked;
+        }
         let line = format!("{step:?}: {peer_worked} {result:?}\n");
         if trace {
             eprint!("{line}");
