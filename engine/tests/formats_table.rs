@@ -10,9 +10,15 @@ use vdisk_engine::formats::{Capabilities, DRIVERS};
 
 const INTRODUCTION: &str = "# Formats
 
-What each driver can do. This page is generated from the drivers' `Capabilities`; `GET /v1/formats` and `vdisk formats` give the same with
-every create option.
+What each driver can do, and what of it qemu-img 10.0.2 can: **yes** both, **+** this program alone, **qemu** qemu-img alone. This page is
+generated from the drivers' `Capabilities` and from what qemu-img answers; `GET /v1/formats` and `vdisk formats` give the drivers' part with every
+create option.
 
+";
+
+const STORAGES: &str = "
+Where images lie: files, block devices, [NBD exports](nbd.md) (read, written and converted to; TLS is missing), [web servers](http.md) (read) and
+folders ([vvfat](vvfat.md), read).
 ";
 
 /// A heading and what it says of a driver.
@@ -35,6 +41,69 @@ const COLUMNS: [Column; 14] = [
     ("measure", |c| c.measure),
 ];
 
+/// What qemu-img 10.0.2 does with each format, by the names of the columns; `read` is one of them. What it says of itself is compared
+/// with this where it is installed.
+const PEER: &[(&str, &[&str])] = &[
+    (
+        "raw",
+        &["read", "create", "write", "discard", "grow", "shrink", "measure"],
+    ),
+    ("bochs", &["read"]),
+    ("cloop", &["read"]),
+    ("dmg", &["read"]),
+    (
+        "luks",
+        &["read", "create", "write", "grow", "shrink", "encryption", "measure"],
+    ),
+    ("parallels", &["read", "create", "write", "discard", "check", "repair"]),
+    (
+        "qcow2",
+        &[
+            "read",
+            "create",
+            "write",
+            "backing",
+            "rebase",
+            "discard",
+            "compress",
+            "grow",
+            "shrink",
+            "check",
+            "repair",
+            "snapshots",
+            "bitmaps",
+            "encryption",
+            "measure",
+        ],
+    ),
+    // `convert -c` to qcow fails at its end.
+    ("qcow", &["read", "create", "write", "backing", "encryption"]),
+    (
+        "qed",
+        &[
+            "read", "create", "write", "backing", "rebase", "grow", "check", "repair",
+        ],
+    ),
+    ("vdi", &["read", "create", "write", "check"]),
+    ("vhdx", &["read", "create", "write", "check", "repair"]),
+    ("vmdk", &["read", "create", "write", "backing", "compress", "check"]),
+    ("vpc", &["read", "create", "write"]),
+    ("vvfat", &["read", "write"]),
+];
+
+fn peer_can(format: &str, what: &str) -> bool {
+    PEER.iter().any(|(name, list)| *name == format && list.contains(&what))
+}
+
+fn mark(format: &str, what: &str, ours: bool) -> &'static str {
+    match (ours, peer_can(format, what)) {
+        (true, true) => "yes",
+        (true, false) => "+",
+        (false, true) => "qemu",
+        (false, false) => "",
+    }
+}
+
 fn table() -> String {
     let mut text = String::from(INTRODUCTION);
     let names: Vec<_> = COLUMNS.iter().map(|(name, _)| *name).collect();
@@ -43,13 +112,14 @@ fn table() -> String {
     for driver in DRIVERS {
         let marks: Vec<_> = COLUMNS
             .iter()
-            .map(|(_, has)| if has(driver.capabilities()) { "yes" } else { "" })
+            .map(|(what, has)| mark(driver.name(), what, has(driver.capabilities())))
             .collect();
         let name = match driver.name() {
             "raw" => "raw".to_owned(),
             name => format!("[{name}]({name}.md)"),
         };
-        writeln!(text, "| {name} | yes | {} |", marks.join(" | ")).unwrap();
+        let read = mark(driver.name(), "read", true);
+        writeln!(text, "| {name} | {read} | {} |", marks.join(" | ")).unwrap();
     }
     writeln!(text).unwrap();
     for driver in DRIVERS {
@@ -61,6 +131,7 @@ fn table() -> String {
         };
         writeln!(text, "- **{}**{also}: {}", driver.name(), driver.description()).unwrap();
     }
+    text.push_str(STORAGES);
     text
 }
 
@@ -88,4 +159,91 @@ fn every_format_with_a_header_has_its_page() {
             driver.name()
         );
     }
+}
+
+/// A qemu-img that is asked what it can do.
+struct Peer {
+    folder: tempfile::TempDir,
+    format: &'static str,
+}
+
+impl Peer {
+    fn run(&self, args: &[&str]) -> bool {
+        let program = e2e::tools::find("qemu-img").unwrap();
+        let out = std::process::Command::new(program)
+            .args(args)
+            .current_dir(self.folder.path())
+            .output()
+            .unwrap();
+        out.status.success()
+    }
+    fn create(&self, name: &str, more: &[&str]) -> bool {
+        let f = self.format;
+        match f {
+            "luks" => self.run(
+                &[
+                    &["create", "-f", f, "--object", SECRET, "-o", "key-secret=k,iter-time=10"],
+                    more,
+                    &[name, "4M"],
+                ]
+                .concat(),
+            ),
+            _ => self.run(&[&["create", "-f", f], more, &[name, "4M"]].concat()),
+        }
+    }
+    fn can(&self, what: &str) -> bool {
+        let f = self.format;
+        // No question to qemu-img tells these apart; deriving keys takes it seconds for each question about LUKS.
+        if ["write", "discard", "encryption"].contains(&what) || f == "luks" && what != "create" {
+            return peer_can(f, what);
+        }
+        let _ = fs::remove_file(self.folder.path().join("i"));
+        if what == "compress" {
+            let more: &[&str] = if f == "vmdk" {
+                &["-o", "subformat=streamOptimized"]
+            } else {
+                &[]
+            };
+            return self.run(&[&["convert", "-c", "-O", f], more, &["raw", "i"]].concat());
+        }
+        let made = self.create("i", &[]);
+        match what {
+            "create" => made,
+            "backing" => self.create("o", &["-b", "i", "-F", f]),
+            "rebase" => self.create("o", &["-b", "i", "-F", f]) && self.run(&["rebase", "-u", "-f", f, "-b", "", "o"]),
+            "grow" => self.run(&["resize", "-f", f, "i", "8M"]),
+            "shrink" => self.run(&["resize", "--shrink", "-f", f, "i", "2M"]),
+            "check" => self.run(&["check", "-f", f, "i"]),
+            "repair" => self.run(&["check", "-r", "all", "-f", f, "i"]),
+            "snapshots" => self.run(&["snapshot", "-c", "s", "i"]),
+            "bitmaps" => self.run(&["bitmap", "--add", "-f", f, "i", "b"]),
+            "measure" => self.run(&["measure", "-O", f, "--size", "4M"]),
+            other => unreachable!("no question for {other}"),
+        }
+    }
+}
+
+const SECRET: &str = "secret,id=k,data=open";
+
+#[test]
+fn what_the_table_says_of_qemu_img_is_what_it_does() {
+    if !e2e::tools::have(&["qemu-img"]) {
+        return;
+    }
+    let mut wrong = Vec::new();
+    for driver in DRIVERS {
+        let peer = Peer {
+            folder: tempfile::tempdir().unwrap(),
+            format: driver.name(),
+        };
+        fs::write(peer.folder.path().join("raw"), vec![1; 1 << 20]).unwrap();
+        // What it cannot create is asked for nothing else.
+        let creates = peer_can(driver.name(), "create");
+        for (what, _) in COLUMNS.iter().filter(|(what, _)| creates || *what == "create") {
+            if peer.can(what) != peer_can(driver.name(), what) {
+                wrong.push(format!("{}: {what}", driver.name()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "the table is wrong about {wrong:?}");
 }

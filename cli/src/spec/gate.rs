@@ -94,7 +94,7 @@ impl Gate for CliGate<'_> {
     }
 
     fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
-        let path = name::relative_to(reference.from.name(), reference.name);
+        let path = path_of(reference);
         let path = path.strip_prefix("file:").unwrap_or(&path);
         Ok(Arc::new(create_file(path)?))
     }
@@ -116,7 +116,7 @@ impl CliGate<'_> {
     }
 
     fn part(&self, reference: &Reference<'_>) -> std::result::Result<Node, Failure> {
-        let full = name::relative_to(reference.from.name(), reference.name);
+        let full = path_of(reference);
         let access = Access {
             writable: reference.writable,
             ..self.access
@@ -127,6 +127,14 @@ impl CliGate<'_> {
             _ => protocol::open_name(self.opener, &full, &access)?,
         };
         Ok(Node::new(opened.storage, reference.format.unwrap_or("raw")))
+    }
+}
+
+/// Names in images are relative to the image, but QEMU takes the name of a data file as it stands.
+fn path_of(reference: &Reference<'_>) -> String {
+    match reference.role {
+        Role::DataFile => reference.name.to_owned(),
+        Role::Backing | Role::Extent => name::relative_to(reference.from.name(), reference.name),
     }
 }
 

@@ -32,9 +32,7 @@ impl Qcow2 {
             return Err(Error::limit(format!("a virtual size of {new} bytes is too large")));
         }
         if snapshots > 0 && version < 3 {
-            return Err(Error::unsupported(
-                "a version 2 image with internal snapshots cannot be resized: it does not record their sizes",
-            ));
+            return Err(Error::unsupported("can't resize a v2 image which has snapshots"));
         }
         self.hold_all_bitmaps(&mut writer)?;
         if new < old {
@@ -71,12 +69,10 @@ impl Qcow2 {
             Preallocation::Off if mirrors => Preallocation::Metadata,
             how => how,
         };
-        if how != Preallocation::Off && self.read_shared().backing.is_some() && !self.geometry.extended_l2 {
-            return Err(Error::invalid(
-                "an image with a backing file cannot be grown with preallocation",
-            ));
-        }
-        self.preallocate(writer, old, new, how)
+        // A reserved cluster hides the layer below it, which still shows in the first part of the cluster that the old size ends in.
+        let hides = self.read_shared().backing.is_some() && !self.geometry.extended_l2;
+        let from = if hides { end } else { old };
+        self.preallocate(writer, from, new, how)
     }
 
     /// Writes zeroes over stored data of a range.
@@ -184,7 +180,7 @@ impl Qcow2 {
         let raw_data = self.read_shared().header.autoclear & Autoclear::RAW_DATA_FILE != 0;
         if raw_data && backing.is_some() {
             return Err(Error::invalid(
-                "a backing file and data_file_raw cannot be used together",
+                "backing file and data-file-raw cannot be used at the same time",
             ));
         }
         self.prepare(&mut writer)?;
