@@ -137,7 +137,11 @@ impl Scenario<'_> {
             std::fs::write(dir.path().join(name), bytes).unwrap();
         }
         let out = std::process::Command::new("qemu-img")
-            .args(["check", "-f", self.format, "top"])
+            .args(["check", "--object", "secret,id=key,data=open sesame", "--image-opts"])
+            .arg(format!(
+                "driver={},file.filename=top,encrypt.key-secret=key",
+                self.format
+            ))
             .current_dir(dir.path())
             .output()
             .unwrap();
