@@ -18,6 +18,9 @@ pub fn rebase_unsafe(image: &dyn Image, backing: Option<&BackingReference>) -> R
     image.close()
 }
 
+/// A rebase that dies and is begun anew passes over what the top has by then: at most so much is copied again.
+const FLUSH_EVERY: u64 = 56 << 20;
+
 /// Puts the top of `chain` on `new_base` (`None`: on nothing) without changing what it shows: where old and new base differ, the old
 /// content is copied into the top first.
 ///
@@ -49,7 +52,11 @@ pub fn rebase(
         fresh: false,
         is_zero: false,
     };
-    pipeline::copy(&source, &target, options, control)?;
+    let options = CopyOptions {
+        flush_every: FLUSH_EVERY,
+        ..*options
+    };
+    pipeline::copy(&source, &target, &options, control)?;
     top.flush()?;
     top.set_backing_over(backing, new_base.map(Chain::top))?;
     top.close()

@@ -11,7 +11,7 @@ mod secrets;
 
 pub use check::check_structures;
 pub use create::{NewDisk, create_disk, publish, try_random};
-pub use facts::file_facts;
+pub use facts::{file_facts, fingerprint};
 pub use gate::explicit_node;
 pub use identify::{Identity, identify};
 pub use open::{Layer, Opening, base_changed, open_chain, was_changed_by_others};

@@ -32,6 +32,8 @@ pub struct Opening<'a> {
     pub for_check: bool,
     /// Only metadata is wanted.
     pub metadata_only: bool,
+    /// Who asks holds the lock already, by another opening.
+    pub unlocked: bool,
     /// Bounds.
     pub limits: &'a Limits,
     /// Keys.
@@ -46,6 +48,7 @@ impl<'a> Opening<'a> {
             top_only: false,
             for_check: false,
             metadata_only: false,
+            unlocked: false,
             limits,
             secrets,
         }
@@ -67,10 +70,12 @@ pub fn open_chain(layers: &[Layer], opening: &Opening<'_>) -> Result<Chain> {
         layers
     };
     check_bases(layers)?;
-    let lock = if opening.metadata_only {
-        LockMode::Inspect
-    } else {
-        LockMode::Read
+    let lock = match opening {
+        Opening { unlocked: true, .. } => LockMode::None,
+        Opening {
+            metadata_only: true, ..
+        } => LockMode::Inspect,
+        _ => LockMode::Read,
     };
     let gate = InventoryGate {
         layers,

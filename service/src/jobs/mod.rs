@@ -7,6 +7,7 @@ mod compare;
 mod compress;
 mod context;
 mod convert;
+mod fill;
 mod flatten;
 mod import;
 mod plan;
@@ -18,7 +19,7 @@ mod sources;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
-pub use context::JobContext;
+pub use context::{JobContext, sweep};
 
 use crate::error::{Result, ServiceError};
 use crate::model::JobKind;
@@ -66,6 +67,14 @@ const KINDS: &[&dyn JobRunner] = &[
 pub fn find(kind: JobKind) -> Result<&'static dyn JobRunner> {
     let found = KINDS.iter().find(|runner| runner.kind() == kind).copied();
     found.ok_or_else(|| ServiceError::internal(format!("no runner for jobs of kind {kind}")))
+}
+
+/// Tells in a result that the target was read back, and what its content's digest is.
+fn note_digest(result: &mut Value, digest: Option<String>) {
+    if let (Value::Object(keys), Some(digest)) = (result, digest) {
+        keys.insert("digest".to_owned(), digest.into());
+        keys.insert("digest_kind".to_owned(), vdisk_engine::ops::digest::NONZERO_KIND.into());
+    }
 }
 
 /// Reads a payload that the same program wrote.
