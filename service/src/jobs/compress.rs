@@ -156,6 +156,10 @@ struct Rewriting<'a> {
 }
 
 impl Fill for Rewriting<'_> {
+    fn needs(&self, _control: &Control) -> Result<u64> {
+        Ok(0) // Less than the old file has, but who knows how much.
+    }
+
     fn create(&self) -> Result<NewFile> {
         self.work.create(self.old, self.info, self.work.top()?, self.secrets)
     }

@@ -143,6 +143,28 @@ impl JobContext {
         tx.commit().await
     }
 
+    /// Makes sure that a new file has room in a pool beside what other jobs there were promised and have not written yet.
+    ///
+    /// # Errors
+    /// `insufficient_storage`, `lease_lost`.
+    pub async fn reserve(&self, pool: &PoolFolder, bytes: u64) -> Result<()> {
+        let mut tx = self.inner.store.begin().await?;
+        let mut promised = 0_u64;
+        for (job, reserved) in tx.reservations(pool.name(), self.job()).await? {
+            promised = promised.saturating_add(reserved.saturating_sub(pool.staged_bytes(job)?));
+        }
+        let free = pool.space()?.free;
+        if bytes > free.saturating_sub(promised) {
+            let public = format!(
+                "the new image needs {bytes} bytes; pool '{}' has {free} free, {promised} of them promised to other jobs",
+                pool.name()
+            );
+            return Err(ServiceError::new(ErrorCode::InsufficientStorage, public));
+        }
+        tx.reserve_space(self.fence, bytes).await?;
+        tx.commit().await
+    }
+
     /// Whether the job will go on elsewhere or later: what it has done so far is wanted.
     pub fn is_handed_on(&self) -> bool {
         matches!(

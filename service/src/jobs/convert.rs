@@ -13,7 +13,7 @@ use vdisk_engine::storage::NewFile;
 use vdisk_engine::{Chain, Control, OpenEnv};
 
 use super::context::{open_patiently, pool_of};
-use super::fill::{Fill, Filling};
+use super::fill::{Fill, Filling, space_for};
 use super::sources::DifferenceTo;
 use super::{JobContext, JobRunner, note_digest, parse, plan};
 use crate::clock::Timestamp;
@@ -189,6 +189,20 @@ struct Work {
 }
 
 impl Fill for Work {
+    fn needs(&self, control: &Control) -> Result<u64> {
+        if !self.base.is_empty() {
+            return Ok(0); // What differs from the base is known once it is copied.
+        }
+        let options = plan::engine_options(&self.request.options);
+        space_for(
+            &self.open_source()?,
+            &self.request.format,
+            &options,
+            self.request.compress,
+            control,
+        )
+    }
+
     fn create(&self) -> Result<NewFile> {
         self.create_target(self.open_source()?.virtual_size())
     }

@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use vdisk_engine::ops::convert::{Mark, Segments};
-use vdisk_engine::ops::digest;
+use vdisk_engine::ops::{digest, measure};
 use vdisk_engine::storage::NewFile;
-use vdisk_engine::{Chain, Control, Error};
+use vdisk_engine::{Chain, Control, Error, formats};
 
 use super::JobContext;
-use crate::disk::{Layer, fingerprint};
+use super::context::open_patiently;
+use crate::disk::{Layer, OpenSecrets, Opening, fingerprint};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::pool::PoolFolder;
 use crate::store::jobs::{FillingEntry, JournalEntry};
@@ -29,6 +30,8 @@ const TRIES: u32 = 5;
 
 /// What is particular to a kind of job.
 pub trait Fill {
+    /// Bytes that it will take on disk, as far as that can be known before.
+    fn needs(&self, control: &Control) -> Result<u64>;
     /// Makes the empty file.
     fn create(&self) -> Result<NewFile>;
     /// Fills it, or goes on filling it.
@@ -100,6 +103,8 @@ impl Filling {
             }
         }
         self.note(None)?;
+        let bytes = work.needs(&control.uncounted())?;
+        self.runtime.block_on(self.context.reserve(&self.pool, bytes))?;
         let file = work.create()?;
         match self.complete(work, &file, None, verify, control) {
             Ok(digest) => Ok(Filled { file, digest }),
@@ -216,6 +221,32 @@ impl Filling {
     }
 }
 
+/// Bytes on disk of a new image with the content of a chain. What compression will save is not known: such a target is said to need
+/// nothing.
+///
+/// # Errors
+/// What reading the chain's tables says.
+pub fn space_for(
+    chain: &Chain,
+    format: &str,
+    options: &vdisk_engine::options::Options,
+    compress: bool,
+    control: &Control,
+) -> Result<u64> {
+    if compress {
+        return Ok(0);
+    }
+    let data = measure::data_ranges(chain, control)?;
+    let bytes = data.iter().map(|(_, len)| *len).sum();
+    let can = formats::by_name(format)?.capabilities();
+    match measure::measure(format, chain.virtual_size(), &data, options, false) {
+        // Holes count in the length of a file, and take no space.
+        Ok(found) if found.required == found.fully_allocated && can.zero => Ok(bytes),
+        Ok(found) => Ok(found.required),
+        Err(_) => Ok(bytes),
+    }
+}
+
 /// Whether beginning with an empty file may do better.
 fn is_about_the_file(error: &ServiceError) -> bool {
     use ErrorCode::{CorruptImage, Denied, FormatMismatch, InvalidArgument, LimitExceeded, Unsupported, WrongKey};
@@ -264,4 +295,37 @@ pub fn digest_of(chain: &Chain, end: u64, control: &Control) -> Result<String> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What the guest sees before an in-place job changes anything, up to a byte. Kept for later attempts, which find it changed.
+pub async fn digest_before(context: &JobContext, layers: &[Layer], end: u64) -> Result<String> {
+    let mut entry = context.journal().await?;
+    if let Some(digest) = entry.digest_before {
+        return Ok(digest);
+    }
+    context.step("reading what the guest sees").await?;
+    let digest = read_digest(context, layers, end).await?;
+    entry.digest_before = Some(digest.clone());
+    context.keep(&entry).await?;
+    Ok(digest)
+}
+
+/// Makes sure that the guest sees the same after an in-place job.
+///
+/// # Errors
+/// `corrupt_image`.
+pub async fn require_digest(context: &JobContext, layers: &[Layer], end: u64, before: &str) -> Result<()> {
+    context.step("comparing what the guest sees now").await?;
+    same(before, &read_digest(context, layers, end).await?)
+}
+
+async fn read_digest(context: &JobContext, layers: &[Layer], end: u64) -> Result<String> {
+    let (layers, limits) = (layers.to_vec(), context.inner.limits.clone());
+    context
+        .blocking(move |control| {
+            let secrets = OpenSecrets::default();
+            let chain = open_patiently(&layers, &Opening::read(&limits, &secrets), control)?;
+            digest_of(&chain, end, control)
+        })
+        .await
 }
