@@ -34,6 +34,18 @@ pub enum TransportCode {
     UnsupportedMediaType,
     /// A web page of another site sent the request.
     CrossOrigin,
+    /// The request calls the service by a name that is not its own.
+    UnknownHost,
+    /// The path and query are longer than any client needs.
+    TargetTooLong,
+    /// The header fields are larger than any client needs.
+    HeadersTooLarge,
+    /// The body did not arrive in time.
+    BodyTooSlow,
+    /// The request carries no token that counts.
+    Unauthenticated,
+    /// The caller's role does not allow the request.
+    Forbidden,
 }
 
 impl TransportCode {
@@ -46,6 +58,12 @@ impl TransportCode {
         Self::BodyTooLarge,
         Self::UnsupportedMediaType,
         Self::CrossOrigin,
+        Self::UnknownHost,
+        Self::TargetTooLong,
+        Self::HeadersTooLarge,
+        Self::BodyTooSlow,
+        Self::Unauthenticated,
+        Self::Forbidden,
     ];
 
     /// Its row.
@@ -88,6 +106,42 @@ impl TransportCode {
                 S::FORBIDDEN,
                 Code::PermissionDenied,
                 "request of another site",
+            ),
+            Self::UnknownHost => (
+                "unknown_host",
+                S::MISDIRECTED_REQUEST,
+                Code::PermissionDenied,
+                "not a name of this service",
+            ),
+            Self::TargetTooLong => (
+                "target_too_long",
+                S::URI_TOO_LONG,
+                Code::InvalidArgument,
+                "path or query too long",
+            ),
+            Self::HeadersTooLarge => (
+                "headers_too_large",
+                S::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                Code::ResourceExhausted,
+                "header fields too large",
+            ),
+            Self::BodyTooSlow => (
+                "body_too_slow",
+                S::REQUEST_TIMEOUT,
+                Code::DeadlineExceeded,
+                "body did not arrive in time",
+            ),
+            Self::Unauthenticated => (
+                "unauthenticated",
+                S::UNAUTHORIZED,
+                Code::Unauthenticated,
+                "token required",
+            ),
+            Self::Forbidden => (
+                "forbidden",
+                S::FORBIDDEN,
+                Code::PermissionDenied,
+                "role does not allow it",
             ),
         };
         Row {

@@ -3,6 +3,7 @@
 //! Handlers are a few lines over one [`vdisk_service::Service`]. What the service says is turned into statuses by one table
 //! ([`errors`]), and the OpenAPI document is generated from the handlers and the service's own types.
 
+pub mod access;
 pub mod commands;
 pub mod errors;
 mod grpc;

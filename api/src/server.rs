@@ -1,5 +1,7 @@
 //! Listens, serves both transports on one port, and ends in bounded time.
 
+use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -10,9 +12,11 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceExt;
 
 use crate::App;
+use crate::access::limits::CONNECTIONS;
 use crate::http::router;
 
 /// How long a client may take to send a request's head.
@@ -21,17 +25,20 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const STREAMS: u32 = 100;
 /// HTTP/2 connections whose other end is silent are asked this often whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Bytes of the header fields of an HTTP/2 request.
+const HEADER_LIST: u32 = 32 << 10;
 
 /// Serves until `stop` is ready, then answers what has been asked and ends, within `grace`: event streams and long polls
 /// end at once, jobs that run are waited for and handed back to the queue if they take longer.
 pub async fn serve(listener: TcpListener, app: App, stop: impl Future<Output = ()>, grace: Duration) {
     let connections = GracefulShutdown::new();
     let (builder, routes) = (builder(), router(app.clone()));
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut stop = std::pin::pin!(stop);
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => accept(&builder, &connections, stream, routes.clone()),
+            accepted = next(&listener, &places) => match accepted {
+                Ok((stream, place)) => accept(&builder, &connections, place, stream, routes.clone()),
                 Err(error) => {
                     // Out of file descriptors, most likely: give connections time to end.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -53,6 +60,12 @@ pub async fn serve(listener: TcpListener, app: App, stop: impl Future<Output = (
     tracing::info!("stopped");
 }
 
+/// The next connection once there is a place for it: beyond the bound, clients wait in the listener's queue.
+async fn next(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+    Ok((listener.accept().await?.0, place))
+}
+
 fn builder() -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
@@ -63,11 +76,18 @@ fn builder() -> Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEADER_LIST)
         .keep_alive_interval(KEEPALIVE);
     builder
 }
 
-fn accept(builder: &Builder<TokioExecutor>, connections: &GracefulShutdown, stream: TcpStream, routes: Router) {
+fn accept(
+    builder: &Builder<TokioExecutor>,
+    connections: &GracefulShutdown,
+    place: OwnedSemaphorePermit,
+    stream: TcpStream,
+    routes: Router,
+) {
     // Answers are written whole, so waiting to fill packets only delays them.
     let _ = stream.set_nodelay(true);
     let service =
@@ -78,5 +98,6 @@ fn accept(builder: &Builder<TokioExecutor>, connections: &GracefulShutdown, stre
         if let Err(error) = connection.await {
             tracing::debug!(error, "a connection broke");
         }
+        drop(place);
     });
 }

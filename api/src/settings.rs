@@ -11,6 +11,8 @@ use serde::{Deserialize, Deserializer};
 use vdisk_service::ServiceConfig;
 use vdisk_service::config::MasterKey;
 
+use crate::access::{Authentication, Hosts, Policy};
+
 /// Where the service listens when nothing else is said.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
 /// Where the service keeps its files when nothing else is said.
@@ -27,7 +29,16 @@ pub struct Options {
     /// Address to listen on, for HTTP and gRPC alike [default: 127.0.0.1:8080]
     #[arg(long, env = "VDISKD_LISTEN", value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
-    /// Listen on an address that others can reach although requests are not authenticated
+    /// A name under which the service may be called, besides loopback ones; may be repeated
+    #[arg(long, env = "VDISKD_HOST", value_name = "NAME", value_delimiter = ',')]
+    pub host: Vec<String>,
+    /// Refuse requests without a token on a loopback address too; elsewhere they are refused anyway
+    #[arg(long, env = "VDISKD_REQUIRE_TOKEN", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub require_token: Option<bool>,
+    /// Serve /metrics to requests without a token
+    #[arg(long, env = "VDISKD_OPEN_METRICS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub open_metrics: Option<bool>,
+    /// Serve requests without a token on an address that others can reach
     #[arg(long, env = "VDISKD_ALLOW_UNAUTHENTICATED", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub allow_unauthenticated: Option<bool>,
     /// Database: sqlite:PATH or postgres://... [default: SQLite in the data folder]
@@ -120,6 +131,8 @@ fn pool_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PoolFold
 pub struct Settings {
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Who may ask for what.
+    pub policy: Policy,
     /// The service's part.
     pub service: ServiceConfig,
     /// How long the end may take.
@@ -145,6 +158,9 @@ impl Options {
         Self {
             data_dir: self.data_dir.or(below.data_dir),
             listen: self.listen.or(below.listen),
+            host: if self.host.is_empty() { below.host } else { self.host },
+            require_token: self.require_token.or(below.require_token),
+            open_metrics: self.open_metrics.or(below.open_metrics),
             allow_unauthenticated: self.allow_unauthenticated.or(below.allow_unauthenticated),
             database: self.database.or(below.database),
             pool: if self.pool.is_empty() { below.pool } else { self.pool },
@@ -165,18 +181,28 @@ impl Options {
     /// What follows from them.
     ///
     /// # Errors
-    /// An address that others can reach without the explicit choice for it; a master key that cannot be read.
+    /// Options that contradict each other; a master key that cannot be read.
     pub fn decide(self) -> Result<Settings, String> {
         let listen = self
             .listen
             .map_or_else(|| DEFAULT_LISTEN.parse().map_err(|_| "no address".to_owned()), Ok)?;
-        if !listen.ip().is_loopback() && self.allow_unauthenticated != Some(true) {
-            let why = "others can reach it and requests are not authenticated; put an authenticating proxy in front of a \
-                       loopback address, or say --allow-unauthenticated";
-            return Err(format!("refusing to listen on {listen}: {why}"));
+        let allow = self.allow_unauthenticated == Some(true);
+        if allow && self.require_token == Some(true) {
+            return Err("--allow-unauthenticated and --require-token contradict each other".to_owned());
         }
+        let required = !allow && (self.require_token == Some(true) || !listen.ip().is_loopback());
         Ok(Settings {
             listen,
+            policy: Policy {
+                hosts: Hosts::of(listen, self.host.clone()),
+                authentication: if required {
+                    Authentication::Required
+                } else {
+                    Authentication::Open
+                },
+                certificate_role: None,
+                open_metrics: self.open_metrics == Some(true),
+            },
             grace: Duration::from_secs(self.shutdown_grace_seconds.unwrap_or(20)),
             log_format: self.log_format.unwrap_or_default(),
             log: self.log.clone().unwrap_or_else(|| DEFAULT_LOG.to_owned()),
@@ -232,13 +258,13 @@ mod tests {
             .get_arguments()
             .filter(|arg| !["help"].contains(&arg.get_id().as_str()))
             .collect();
-        assert_eq!(options.len(), 16);
+        assert_eq!(options.len(), 19);
         for option in options {
             let key = option.get_id().as_str();
             let variable = option.get_env().and_then(|name| name.to_str()).map(str::to_owned);
             assert_eq!(variable, Some(format!("VDISKD_{}", key.to_uppercase())));
             // A value of a wrong type is fine here: it shows that the key is known.
-            let unknown = toml::from_str::<Options>(&format!("{key} = []"))
+            let unknown = toml::from_str::<Options>(&format!("{key} = [[]]"))
                 .map(|_| ())
                 .map_err(|e| e.to_string());
             assert!(!unknown.unwrap_err().contains("unknown field"), "{key}");
@@ -259,24 +285,33 @@ mod tests {
     }
 
     #[test]
-    fn reachable_addresses_need_the_explicit_choice() {
-        let options = |listen: &str, allow| Options {
-            listen: Some(listen.parse().unwrap()),
-            allow_unauthenticated: allow,
-            ..Options::default()
+    fn reachable_addresses_take_a_token_unless_the_operator_chose_otherwise() {
+        let decided = |listen: &str, allow, require| {
+            let options = Options {
+                listen: Some(listen.parse().unwrap()),
+                allow_unauthenticated: allow,
+                require_token: require,
+                ..Options::default()
+            };
+            options.decide().map(|settings| settings.policy.authentication)
         };
-        assert!(options("127.0.0.1:1", None).decide().is_ok());
-        assert!(options("[::1]:1", None).decide().is_ok());
+        for address in ["127.0.0.1:1", "[::1]:1"] {
+            assert_eq!(decided(address, None, None), Ok(Authentication::Open));
+            assert_eq!(decided(address, None, Some(true)), Ok(Authentication::Required));
+        }
         for address in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::ffff:127.0.0.1]:1"] {
-            assert!(
-                options(address, None)
-                    .decide()
-                    .unwrap_err()
-                    .contains("--allow-unauthenticated"),
+            assert_eq!(decided(address, None, None), Ok(Authentication::Required), "{address}");
+            assert_eq!(
+                decided(address, Some(false), Some(false)),
+                Ok(Authentication::Required),
                 "{address}"
             );
-            assert!(options(address, Some(false)).decide().is_err(), "{address}");
-            assert!(options(address, Some(true)).decide().is_ok(), "{address}");
+            assert_eq!(
+                decided(address, Some(true), None),
+                Ok(Authentication::Open),
+                "{address}"
+            );
         }
+        assert!(decided("0.0.0.0:1", Some(true), Some(true)).is_err());
     }
 }

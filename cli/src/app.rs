@@ -100,6 +100,9 @@ pub fn sentence(error: &Error) -> String {
     if error.kind() == ErrorKind::Busy {
         return busy(error);
     }
+    if error.kind() == ErrorKind::WrongKey {
+        return wrong_key(error);
+    }
     match error.io_error() {
         Some(io) => format!("{}: {}", capital(error.what()), system_error(io)),
         None => capital(error.what()),
@@ -109,6 +112,19 @@ pub fn sentence(error: &Error) -> String {
 /// Why an operation stopped halfway: a system error alone, as qemu-img tells it, or the engine's sentence.
 pub fn reason(error: &Error) -> String {
     error.io_error().map_or_else(|| sentence(error), system_error)
+}
+
+/// A missing or wrong passphrase in the words that scripts around qemu-img look for.
+fn wrong_key(error: &Error) -> String {
+    let option = error
+        .what()
+        .split_once("name its passphrase with option '")
+        .and_then(|(_, rest)| rest.split('\'').next());
+    match option {
+        Some(option) => format!("Parameter '{option}' is required for cipher"),
+        None if error.what().contains("no key slot opens") => "Invalid password, cannot unlock any keyslot".to_owned(),
+        None => capital(error.what()),
+    }
 }
 
 fn busy(error: &Error) -> String {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use vdisk_engine::formats::FormatDriver;
+use vdisk_engine::ops::keys;
 use vdisk_engine::options::{OptionKind, OptionSpec, Options};
 
 use crate::app::Failure;
@@ -29,6 +30,44 @@ const BACKING_FMT: OptionSpec = OptionSpec {
     help: "Image format of the base image",
 };
 
+const fn encrypt(name: &'static str, kind: OptionKind, help: &'static str) -> OptionSpec {
+    OptionSpec {
+        name,
+        kind,
+        default: None,
+        help,
+    }
+}
+
+/// Key slots of an image that has its LUKS header inside.
+const ENCRYPT: &[OptionSpec] = &[
+    encrypt(
+        "encrypt.iter-time",
+        OptionKind::Number,
+        "Time to spend in PBKDF in milliseconds",
+    ),
+    encrypt(
+        "encrypt.keyslot",
+        OptionKind::Number,
+        "Select a single keyslot to modify explicitly",
+    ),
+    encrypt(
+        "encrypt.new-secret",
+        OptionKind::Text,
+        "New secret to set in the matching keyslots. Empty string to erase",
+    ),
+    encrypt(
+        "encrypt.old-secret",
+        OptionKind::Text,
+        "Select all keyslots that match this password",
+    ),
+    encrypt(
+        "encrypt.state",
+        OptionKind::Choice(&["active", "inactive"]),
+        "Select new state of affected keyslots (active/inactive)",
+    ),
+];
+
 /// Hints to the file system about the file below an image.
 const FILE: &[OptionSpec] = &[
     OptionSpec {
@@ -47,9 +86,10 @@ const FILE: &[OptionSpec] = &[
 
 /// The options that the format itself has, without those of the file.
 pub fn of_format(format: &str, table: &[OptionSpec]) -> Vec<OptionSpec> {
-    // A raw image is its file: how space is reserved is a matter of the file.
-    let of_file =
-        |s: &&OptionSpec| FILE.iter().any(|f| f.name == s.name) || format == "raw" && s.name == "preallocation";
+    // A raw image is its file, and so is all but the header of a LUKS volume: how space is reserved is a matter of the file.
+    let of_file = |s: &&OptionSpec| {
+        FILE.iter().any(|f| f.name == s.name) || ["raw", "luks"].contains(&format) && s.name == "preallocation"
+    };
     table.iter().filter(|s| !of_file(s)).copied().collect()
 }
 
@@ -81,15 +121,16 @@ pub fn amend_table(driver: &dyn FormatDriver) -> Vec<OptionSpec> {
         "lazy_refcounts",
         "refcount_bits",
         "size",
-        "encrypt.iter-time",
-        "iter-time",
-        "keyslot",
-        "new-secret",
-        "old-secret",
-        "state",
     ];
+    let opens_with = |name| driver.open_options().iter().any(|o| o.name == name);
+    if opens_with("key-secret") {
+        return keys::OPTIONS.to_vec();
+    }
     let mut table = create_table(driver);
     table.retain(|s| AMENDABLE.contains(&s.name));
+    if opens_with("encrypt.key-secret") && driver.capabilities().amend {
+        table.extend_from_slice(ENCRYPT);
+    }
     table
 }
 
@@ -142,6 +183,17 @@ pub fn check_choices(options: &Options, table: &[OptionSpec]) -> Result<(), Fail
         }
     }
     Ok(())
+}
+
+/// Key slots change to a state that is one of two.
+pub fn check_keys(options: &Options) -> Result<(), Failure> {
+    let state = options.get("encrypt.state").or(options.get("state"));
+    match state.filter(|s| !["active", "inactive"].contains(s)) {
+        Some(other) => Err(Failure::new(format!(
+            "Parameter 'state' does not accept value '{other}'"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// What a wrong size is answered.

@@ -1,6 +1,8 @@
 //! `--object secret,...`: passphrases and keys, plain, from a file, base64, or encrypted under another secret.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use vdisk_engine::crypto::{SealedUnder, Secret, SecretFormat, decode_secret};
 use vdisk_engine::env::Secrets;
@@ -91,5 +93,9 @@ impl Secrets for SecretStore {
             Some(secret) => Ok(Zeroizing::new(secret.bytes().to_vec())),
             None => Err(Error::new(ErrorKind::WrongKey, format!("No secret with id '{id}'"))),
         }
+    }
+    fn elapsed(&self) -> Option<Duration> {
+        static START: OnceLock<Instant> = OnceLock::new();
+        Some(START.get_or_init(Instant::now).elapsed())
     }
 }

@@ -191,6 +191,11 @@ pub trait Image: Send + Sync {
     /// What the range from `offset` begins with: the longest run of one kind (contiguous in the file for data) that is cheap to find,
     /// at most `len` bytes.
     fn extent(&self, offset: u64, len: u64) -> Result<Extent>;
+    /// Whether much of what [`extent`](Self::extent) calls data may be space that was only set aside, so that a map should look for
+    /// holes of the storage below it.
+    fn reserves_space(&self) -> bool {
+        false
+    }
     /// Reads this layer's own bytes; ranges it does not have read as zeroes.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
 
@@ -268,6 +273,10 @@ pub trait Image: Send + Sync {
     }
     /// Dirty bitmaps.
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
+    }
+    /// The error that reading and writing data gives because the image was opened without its key; `None` where nothing is missing.
+    fn missing_key(&self) -> Option<Error> {
         None
     }
     /// Key slots of an encrypted image.

@@ -40,6 +40,8 @@ pub struct ServiceConfig {
     pub idempotency_retention: Duration,
     /// How long events can be resumed.
     pub event_retention: Duration,
+    /// Entries that the audit log keeps.
+    pub audit_entries: u32,
     /// The key that seals secrets, 32 bytes; `None` keeps one in `data_dir/master.key`, made at first start, mode 0600.
     pub master_key: Option<MasterKey>,
     /// Bounds on what requests may ask for.
@@ -121,6 +123,7 @@ impl ServiceConfig {
             max_attempts: 5,
             idempotency_retention: Duration::from_secs(48 * 3600),
             event_retention: Duration::from_secs(24 * 3600),
+            audit_entries: 100_000,
             master_key: None,
             limits: ServiceLimits::default(),
             clock: Arc::new(SystemClock),

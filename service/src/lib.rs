@@ -22,6 +22,6 @@ mod store;
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use config::ServiceConfig;
 pub use error::{ErrorCode, Result, ServiceError};
-pub use service::{Download, ExtentStream, Service};
+pub use service::{Audited, Download, ExtentStream, Service, TokenText};
 /// The bytes type of upload and download bodies.
 pub use tokio_util::bytes::Bytes;

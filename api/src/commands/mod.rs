@@ -3,6 +3,7 @@
 pub mod healthcheck;
 pub mod quickstart;
 pub mod serve;
+pub mod token;
 
 use std::path::PathBuf;
 
@@ -29,6 +30,8 @@ pub enum Command {
     Serve(Configured),
     /// Start on the embedded default and run the main job: an image, an overlay, a conversion
     Quickstart(quickstart::Quickstart),
+    /// Make, list and revoke tokens while the service does not run
+    Token(token::Token),
     /// Print the OpenAPI document
     Openapi,
     /// Ask a running service whether it is alive; exit status 0 when it is

@@ -1,10 +1,12 @@
 use std::io::Write;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use vdisk_service::Service;
 
 use super::{Configured, Failure};
+use crate::access::Authentication;
 use crate::settings::Settings;
 use crate::{App, server, telemetry};
 
@@ -31,7 +33,21 @@ pub(super) async fn open(settings: &Settings) -> Result<(TcpListener, App), Fail
     let taken = |error| format!("cannot listen on {}: {error}", settings.listen);
     let listener = TcpListener::bind(settings.listen).await.map_err(taken)?;
     let service = Service::open(settings.service.clone()).await?;
-    Ok((listener, App::new(service)))
+    refuse_without_any_token(settings, &service).await?;
+    Ok((listener, App::with_policy(service, settings.policy.clone())))
+}
+
+/// A service that would refuse every request is no use, and often a sign that somebody meant something else.
+async fn refuse_without_any_token(settings: &Settings, service: &Service) -> Result<(), Failure> {
+    let policy = &settings.policy;
+    let needed = policy.authentication == Authentication::Required && policy.certificate_role.is_none();
+    if !needed || service.has_tokens().await? {
+        return Ok(());
+    }
+    let why = "requests need a token there and there is none yet; make the first one with 'vdiskd token create --name \
+               admin --role admin' on the same data folder, or say --allow-unauthenticated";
+    service.shutdown(Duration::ZERO).await;
+    Err(format!("refusing to serve on {}: {why}", settings.listen).into())
 }
 
 /// Ready at the first SIGTERM or SIGINT.

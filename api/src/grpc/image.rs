@@ -8,6 +8,7 @@ use vdisk_service::request::MapRequest;
 
 use super::convert::{id_of, page, structure, token};
 use super::{Answer, Api, call, status, upload};
+use crate::access::limits::not_idle;
 use crate::proto::image_service_server::ImageService;
 use crate::proto::*;
 
@@ -101,7 +102,7 @@ impl ImageService for Api {
         let mut messages = request.into_inner();
         let (id, part) = upload::start(&mut messages).await?;
         let metrics = Arc::clone(&self.0.metrics);
-        let chunks = upload::chunks(messages).inspect_ok(move |bytes| metrics.received(bytes.len()));
+        let chunks = not_idle(upload::chunks(messages)).inspect_ok(move |bytes| metrics.received(bytes.len()));
         let service = self.0.service.clone();
         // As over HTTP: what arrived is put away even if the client goes.
         let ended = tokio::spawn(async move { service.upload(id, part, chunks).await }).await;

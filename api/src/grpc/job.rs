@@ -60,13 +60,17 @@ impl JobService for Api {
     async fn watch_jobs(&self, request: Request<WatchJobsRequest>) -> Answer<Self::WatchJobsStream> {
         let request = request.into_inner();
         let filter = (&request).try_into().map_err(status::of)?;
+        let place = self.0.watchers.enter().map_err(status::of)?;
         let events = self
             .0
             .service
             .subscribe(filter, request.after)
             .await
             .map_err(status::of)?;
-        let events = events.map(|event| event.map(Into::into).map_err(status::of));
+        let events = events.map(move |event| {
+            let _stays_taken = &place;
+            event.map(Into::into).map_err(status::of)
+        });
         Ok(Response::new(
             events.take_until(self.0.stopping.clone().cancelled_owned()).boxed(),
         ))

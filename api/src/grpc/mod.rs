@@ -1,5 +1,6 @@
 //! The gRPC interface: the same verbs over the same service. One file a service; conversions stand in `convert/`.
 
+mod access;
 mod convert;
 mod format;
 mod image;
@@ -17,13 +18,16 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use vdisk_service::request::Call;
 
+use crate::errors::TransportCode;
 use crate::http::extract::idempotency::call_of;
 use crate::proto;
+use crate::proto::audit_service_server::AuditServiceServer;
 use crate::proto::format_service_server::FormatServiceServer;
 use crate::proto::image_service_server::ImageServiceServer;
 use crate::proto::job_service_server::JobServiceServer;
 use crate::proto::pool_service_server::PoolServiceServer;
 use crate::proto::secret_service_server::SecretServiceServer;
+use crate::proto::token_service_server::TokenServiceServer;
 use crate::state::App;
 
 /// Result of every call.
@@ -38,6 +42,8 @@ pub fn router(app: &App) -> Router {
         .add_service(JobServiceServer::new(api.clone()))
         .add_service(PoolServiceServer::new(api.clone()))
         .add_service(SecretServiceServer::new(api.clone()))
+        .add_service(TokenServiceServer::new(api.clone()))
+        .add_service(AuditServiceServer::new(api.clone()))
         .add_service(FormatServiceServer::new(api))
         .add_service(HealthServer::new(HealthService::from_health_reporter(
             HealthReporter::new(),
@@ -62,6 +68,16 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// A refusal as the answer to a call.
+pub fn refusal(code: TransportCode, detail: &str) -> axum::response::Response {
+    status::of_transport(code, detail).into_http()
+}
+
+/// An error of the service as the answer to a call.
+pub fn failure(error: vdisk_service::ServiceError) -> axum::response::Response {
+    status::of(error).into_http()
 }
 
 /// The handlers' object.

@@ -39,6 +39,17 @@ pub fn of(error: ServiceError) -> Status {
     status
 }
 
+/// The status of what is refused before the service is asked.
+pub fn of_transport(code: errors::TransportCode, detail: &str) -> Status {
+    let row = code.row();
+    let details = ErrorDetails::with_error_info(row.code, DOMAIN, HashMap::new());
+    let mut status = Status::with_error_details(row.grpc, detail, details);
+    status
+        .metadata_mut()
+        .insert("vdisk-error-code", MetadataValue::from_static(row.code));
+    status
+}
+
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;

@@ -10,9 +10,11 @@ use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApiBui
 use vdisk_service::model::Event;
 
 use super::problem::Problem;
-use super::{api, examples};
+use super::{api, documented, examples};
+use crate::access::roles;
+use crate::errors::TransportCode;
 
-const TAGS: [(&str, &str); 9] = [
+const TAGS: [(&str, &str); 10] = [
     ("images", "Records of images, and how they are built."),
     ("content", "The bytes of images."),
     ("verbs", "Long work on images, as jobs."),
@@ -21,6 +23,7 @@ const TAGS: [(&str, &str); 9] = [
     ("pools", "Folders that hold images."),
     ("formats", "What the engine can read and write."),
     ("secrets", "Passphrases and keys, given once."),
+    ("access", "Tokens, and who did what."),
     ("system", "Health and metrics."),
 ];
 
@@ -55,12 +58,40 @@ pub fn json() -> &'static str {
     TEXT.get_or_init(|| {
         let (_, openapi) = api().split_for_parts();
         let mut document = serde_json::to_value(openapi).unwrap_or_default();
+        document["components"]["securitySchemes"] =
+            json!({"token": {"type": "http", "scheme": "bearer", "description": "A token of `POST /v1/tokens`."}});
+        add_refusals(&mut document);
         for operation in operations(&mut document) {
             optional_body(operation);
             add_examples(operation);
         }
         format!("{document:#}\n")
     })
+}
+
+/// Says of each operation which role it takes, and how it refuses who has none or a smaller one.
+fn add_refusals(document: &mut Value) {
+    let paths = document.get_mut("paths").and_then(Value::as_object_mut);
+    for (path, item) in paths.into_iter().flatten() {
+        for (method, operation) in item.as_object_mut().into_iter().flatten() {
+            let Some(role) = roles::needed(method, path) else {
+                continue;
+            };
+            // Without a token only where the operator serves such requests.
+            operation["security"] = json!([{"token": []}, {}]);
+            operation["x-role"] = json!(role.as_str());
+            let refusals = documented::responses(&[], &[TransportCode::Unauthenticated, TransportCode::Forbidden]);
+            for status in ["401", "403"] {
+                let refusal = refusals
+                    .get(status)
+                    .and_then(|response| serde_json::to_value(response).ok());
+                let responses = operation.get_mut("responses").and_then(Value::as_object_mut);
+                if let (Some(refusal), Some(responses)) = (refusal, responses) {
+                    responses.entry(status).or_insert(refusal);
+                }
+            }
+        }
+    }
 }
 
 fn operations(document: &mut Value) -> impl Iterator<Item = &mut Map<String, Value>> {

@@ -85,9 +85,13 @@ async fn watch_job(
 }
 
 async fn subscribe(app: &App, filter: EventFilter, after: Option<u64>) -> Answer<Response> {
+    let place = app.watchers.enter()?;
     let events = app.service.subscribe(filter, after).await?;
     let stream = events
-        .map(|event| sent(&event?))
+        .map(move |event| {
+            let _stays_taken = &place;
+            sent(&event?)
+        })
         .take_until(app.stopping.clone().cancelled_owned());
     Ok(Sse::new(stream).keep_alive(KeepAlive::default()).into_response())
 }

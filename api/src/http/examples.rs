@@ -5,12 +5,14 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vdisk_service::Timestamp;
 use vdisk_service::model::{
-    ChainLayer, CreateOptionInfo, Extent, FormatInfo, Image, ImageState, Job, JobKind, JobProgress, JobState, JobStep,
-    MapPage, MeasureReport, OptionType, Page, Pool, Secret, Snapshot,
+    AuditEntry, ChainLayer, CreateOptionInfo, Extent, FormatInfo, Image, ImageState, Job, JobKind, JobProgress,
+    JobState, JobStep, MapPage, MeasureReport, OptionType, Page, Pool, Role, Secret, Snapshot, Token,
 };
 
 use super::image_layout::Chain;
-use super::reply::{FormatList, ImageBody, ImageList, JobList, PoolList, SecretList, SnapshotList};
+use super::reply::{
+    AuditList, FormatList, ImageBody, ImageList, JobList, PoolList, SecretList, SnapshotList, TokenList,
+};
 
 /// What a watcher sees of a short job.
 pub const EVENT_STREAM: &str = "id: 41\nevent: job.state\ndata: {\"seq\":41,\"type\":\"job.state\",\"job_id\":\
@@ -21,6 +23,8 @@ const BASE: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a8056);
 const COPY: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a8058);
 const JOB: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a8059);
 const SECRET: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a805a);
+const TOKEN: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a805b);
+const ENTRY: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a805c);
 const THEN: Timestamp = Timestamp(1_777_896_000_000);
 const LATER: Timestamp = Timestamp(1_777_896_001_250);
 const GIB: u64 = 1 << 30;
@@ -47,6 +51,7 @@ fn request(schema: &str) -> Option<Value> {
         "FlattenRequest" => json!({"rate_limit": 200_000_000}),
         "UpdateJob" => json!({"rate_limit": 100_000_000, "priority": 5}),
         "NewSecret" => json!({"name": "luks-web", "value": "correct horse battery staple"}),
+        "NewToken" => json!({"name": "ci", "role": "operator", "expires_in_days": 90}),
         "CreateSnapshot" => json!({"name": "before-upgrade"}),
         _ => return None,
     })
@@ -58,6 +63,11 @@ fn answer(schema: &str) -> Option<Value> {
         "Job" => value(job()),
         "Pool" => value(pool()),
         "Secret" => value(secret()),
+        "Token" => value(token()),
+        "CreatedToken" => value(token()).map(|mut made| {
+            made["token"] = json!("vdiskd_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789-_AbCdE");
+            made
+        }),
         "Snapshot" => value(snapshot()),
         "Extent" => value(extent()),
         "MapPage" => value(MapPage {
@@ -87,6 +97,8 @@ fn list(schema: &str) -> Option<Value> {
         "ImageList" => value(ImageList::from(page(image()))),
         "JobList" => value(JobList::from(page(job()))),
         "SecretList" => value(SecretList::from(page(secret()))),
+        "TokenList" => value(TokenList::from(page(token()))),
+        "AuditList" => value(AuditList::from(page(audit_entry()))),
         "PoolList" => value(PoolList::from(vec![pool()])),
         "SnapshotList" => value(SnapshotList::from(vec![snapshot()])),
         "FormatList" => value(FormatList::from(vec![format()])),
@@ -177,6 +189,30 @@ fn secret() -> Secret {
     }
 }
 
+fn token() -> Token {
+    Token {
+        id: TOKEN,
+        name: "ci".to_owned(),
+        role: Role::Operator,
+        created_at: THEN,
+        expires_at: None,
+    }
+}
+
+fn audit_entry() -> AuditEntry {
+    AuditEntry {
+        id: ENTRY,
+        at: LATER,
+        caller: "ci".to_owned(),
+        role: Some(Role::Operator),
+        transport: "http".to_owned(),
+        action: "POST /v1/images".to_owned(),
+        target: "/v1/images".to_owned(),
+        outcome: "201".to_owned(),
+        request_id: Some("01890a5d-ac96-774b-bcce-b302099a805d".to_owned()),
+    }
+}
+
 fn snapshot() -> Snapshot {
     Snapshot {
         id: "1".to_owned(),
@@ -232,7 +268,7 @@ fn format() -> FormatInfo {
 mod tests {
     use vdisk_service::request::{
         CheckRequest, CommitRequest, CompareRequest, CompressRequest, ConvertRequest, CreateImage, FlattenRequest,
-        ImportImage, MeasureRequest, NewSecret, RebaseRequest, ResizeRequest, UpdateImage, UpdateJob,
+        ImportImage, MeasureRequest, NewSecret, NewToken, RebaseRequest, ResizeRequest, UpdateImage, UpdateJob,
     };
 
     use super::*;
@@ -258,6 +294,7 @@ mod tests {
         reads::<FlattenRequest>("FlattenRequest");
         reads::<UpdateJob>("UpdateJob");
         reads::<NewSecret>("NewSecret");
+        reads::<NewToken>("NewToken");
         reads::<super::super::snapshots::CreateSnapshot>("CreateSnapshot");
     }
 }

@@ -1,18 +1,18 @@
-//! Keeps web pages of other sites out: there is no authentication yet, and browsers reach loopback.
+//! Keeps web pages of other sites out: browsers reach loopback addresses.
 
 use axum::extract::Request;
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use http::{HeaderMap, Uri, header};
 
-use super::problem::Problem;
+use crate::access::refusal;
 use crate::errors::TransportCode;
 
 /// Refuses a request that a browser says comes from a page of another origin.
 pub async fn same_origin(request: Request, next: Next) -> Response {
     if foreign(request.headers(), request.uri()) {
         let detail = "the Origin header names another site; call from a page of this service, or without a browser";
-        return Problem::transport(TransportCode::CrossOrigin, detail).into_response();
+        return refusal(request.headers(), TransportCode::CrossOrigin, detail);
     }
     next.run(request).await
 }

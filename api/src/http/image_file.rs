@@ -21,6 +21,7 @@ use super::download::{BinaryBody, send};
 use super::extract::{ContentRange, ImagePath, RangeHeaders, announced_checksum};
 use super::problem::Answer;
 use super::reply::ImageBody;
+use crate::access::limits::not_idle;
 use crate::state::App;
 
 /// How much of a refused body is read on, and for how long.
@@ -74,9 +75,7 @@ async fn upload_file(
         return Ok(status_of(app.service.upload_status(id).await?));
     };
     let metrics = app.metrics.clone();
-    let mut body = body
-        .into_data_stream()
-        .inspect_ok(move |bytes| metrics.received(bytes.len()));
+    let mut body = not_idle(body.into_data_stream()).inspect_ok(move |bytes| metrics.received(bytes.len()));
     let outcome = app.service.upload(id, part, &mut body).await;
     if outcome.is_err() {
         drain(body).await;

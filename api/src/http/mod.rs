@@ -33,6 +33,7 @@ mod reply;
 mod secrets;
 mod snapshots;
 mod system;
+mod tokens;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -41,6 +42,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 use utoipa_axum::router::OpenApiRouter;
 
+use crate::access::{authenticate, hosts, limits};
 use crate::state::App;
 use crate::{grpc, web};
 
@@ -68,6 +70,7 @@ pub fn api() -> OpenApiRouter<App> {
         pools::router(),
         formats::router(),
         secrets::router(),
+        tokens::router(),
         system::router(),
     ];
     routers
@@ -85,7 +88,10 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(fallback::method_not_allowed)
         .fallback(move |request| fallback::no_route(grpc, request))
         .layer(from_fn(fallback::finish_what_was_begun))
+        .layer(from_fn_with_state(app.clone(), authenticate::authenticate))
         .layer(from_fn(guard::same_origin))
+        .layer(from_fn_with_state(app.clone(), hosts::known_host))
+        .layer(from_fn(limits::head_in_bounds))
         .layer(CatchPanicLayer::custom(fallback::panicked))
         .layer(PropagateRequestIdLayer::new(id.clone()))
         .layer(from_fn_with_state(app.clone(), observe::observe))

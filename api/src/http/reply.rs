@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
-use vdisk_service::model::{self, FormatInfo, Image, Job, Page, Pool, Secret, Snapshot};
+use vdisk_service::model::{self, AuditEntry, FormatInfo, Image, Job, Page, Pool, Secret, Snapshot, Token};
 
 /// An image as HTTP shows it: the record, and while it is uploading where its bytes go.
 #[derive(Clone, Debug, Serialize)]
@@ -90,6 +90,14 @@ list!(
 list!(
     /// A page of secrets.
     SecretList, Secret, Secret
+);
+list!(
+    /// A page of tokens.
+    TokenList, Token, Token
+);
+list!(
+    /// A page of the audit log.
+    AuditList, AuditEntry, AuditEntry
 );
 list!(
     /// Every pool.

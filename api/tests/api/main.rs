@@ -6,6 +6,7 @@
     reason = "a broken precondition fails the test"
 )]
 
+mod access;
 mod architecture;
 mod document;
 mod errors;

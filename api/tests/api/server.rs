@@ -8,6 +8,9 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use vdisk_api::access::Policy;
+use vdisk_api::vdisk_service::model::Role;
+use vdisk_api::vdisk_service::request::{Call, NewToken};
 use vdisk_api::vdisk_service::{Service, ServiceConfig};
 use vdisk_api::{App, server};
 
@@ -15,6 +18,7 @@ use vdisk_api::{App, server};
 pub struct Server {
     pub url: String,
     pub dir: TempDir,
+    service: Service,
     client: Client,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
@@ -26,12 +30,17 @@ impl Server {
     }
 
     pub async fn start_with(change: impl FnOnce(&mut ServiceConfig)) -> Self {
+        Self::start_as(change, Policy::default()).await
+    }
+
+    pub async fn start_as(change: impl FnOnce(&mut ServiceConfig), policy: Policy) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut config = ServiceConfig::new(dir.path().join("data"));
         config.poll_interval = Duration::from_millis(50);
         config.progress_interval = Duration::from_millis(20);
         change(&mut config);
-        let app = App::new(Service::open(config).await.unwrap());
+        let service = Service::open(config).await.unwrap();
+        let app = App::with_policy(service.clone(), policy);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
@@ -46,10 +55,23 @@ impl Server {
         Self {
             url,
             dir,
+            service,
             client,
             stop: Some(stop),
             task,
         }
+    }
+
+    /// A new token with this role.
+    pub async fn token(&self, name: &str, role: Role) -> String {
+        let (name, expires_in_days) = (name.to_owned(), None);
+        let request = NewToken {
+            name,
+            role,
+            expires_in_days,
+        };
+        let (_, text) = self.service.create_token(request, &Call::default()).await.unwrap();
+        text.unwrap().reveal().to_owned()
     }
 
     /// Ends the server as a signal would.

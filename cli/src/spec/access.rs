@@ -20,6 +20,8 @@ pub struct Access {
     pub no_backing: bool,
     /// The layer at this depth will be changed as well.
     pub base: Option<usize>,
+    /// The guest's data is not wanted: an encrypted image may stay locked.
+    pub keyless: bool,
     /// When writes are stable.
     pub cache: CacheMode,
 }
@@ -49,6 +51,12 @@ impl Access {
     #[must_use]
     pub fn alone(mut self) -> Self {
         self.no_backing = true;
+        self
+    }
+    /// The same for those who do without the guest's data.
+    #[must_use]
+    pub fn keyless(mut self) -> Self {
+        self.keyless = true;
         self
     }
     /// The lock that fits.

@@ -6,15 +6,19 @@
 mod access;
 pub mod blkdebug;
 pub mod gate;
+mod http;
 pub mod image_storage;
 pub mod json;
 pub mod keys;
 pub mod keyval;
 pub mod name;
+mod nbd;
 mod null;
 pub mod open;
 pub mod protocol;
 pub mod shown;
+mod url;
+mod vvfat;
 
 pub use access::Access;
 pub use keys::Keys;

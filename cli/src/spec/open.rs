@@ -36,6 +36,8 @@ pub struct OpenImage {
     pub bare: Option<String>,
     /// The protocol driver below the top.
     pub protocol: String,
+    /// The id of the secret that the top was opened with.
+    pub key_secret: Option<String>,
 }
 
 /// How an image is named.
@@ -92,11 +94,39 @@ impl Opener {
 
     /// Opens a chain; failures are told without the name.
     pub fn try_open(&self, spec: Spec<'_>, access: Access) -> Result<OpenImage, Failure> {
-        let resolved = self.resolve(spec, &access)?;
+        self.finish(self.resolve(spec, &access)?, access)
+    }
+
+    /// Opens a new image by its name, with the secrets (open options) that it was made with.
+    pub fn open_new(
+        &self,
+        name: &str,
+        format: &str,
+        secrets: Vec<(String, String)>,
+        access: Access,
+    ) -> Result<OpenImage, Failure> {
+        let mut keys = Keys::from_pairs(secrets);
+        keys.add("file.filename", name);
+        let resolved = self.resolve_keys(keys, Some(format), &access);
+        resolved
+            .and_then(|resolved| self.finish(resolved, access))
+            .map_err(|f| f.context(format!("Could not open '{name}'")))
+    }
+
+    fn finish(&self, resolved: Resolved, access: Access) -> Result<OpenImage, Failure> {
         let trail = Trail::default();
         note_explicit(&resolved.node, &trail);
         let top = resolved.shown.name();
+        let options = &resolved.node.options;
+        let key_secret = ["key-secret", "encrypt.key-secret"]
+            .iter()
+            .find_map(|name| options.get(name));
+        let key_secret = key_secret.map(str::to_owned);
         let chain = self.open_with(resolved.node, resolved.data_file, &access, &trail)?;
+        let locked = chain.layers().iter().find_map(|layer| layer.missing_key());
+        if let Some(error) = locked.filter(|_| !access.keyless) {
+            return Err(Failure::new(app::sentence(&error)));
+        }
         let mut names = vec![top];
         names.extend(trail.shown());
         for layer in chain.layers().iter().skip(names.len()) {
@@ -105,6 +135,7 @@ impl Opener {
         Ok(OpenImage {
             bare: resolved.bare.then(|| resolved.protocol.clone()),
             protocol: resolved.protocol,
+            key_secret,
             chain,
             names,
         })

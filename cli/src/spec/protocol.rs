@@ -1,4 +1,5 @@
-//! Storages by name or by options: files, block devices, images below images, blkdebug.
+//! Storages by name or by options: files, block devices, images below images, NBD exports, files on web servers,
+//! blkdebug.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use vdisk_engine::{Error, ErrorKind, StorageRef, formats};
 use super::image_storage::ImageStorage;
 use super::null::NullStorage;
 use super::shown::Shown;
-use super::{Access, Keys, Opener, blkdebug, name};
+use super::{Access, Keys, Opener, blkdebug, http, name, nbd, vvfat};
 use crate::app::{self, Failure};
 
 /// A storage and the name it is shown under.
@@ -27,7 +28,11 @@ const FILE_DRIVERS: &[&str] = &["file", "host_device", "host_cdrom"];
 
 /// Whether this is the name of a protocol that [`open`] knows.
 pub fn is_protocol(driver: &str) -> bool {
-    FILE_DRIVERS.contains(&driver) || matches!(driver, "blkdebug" | "nbd" | "null-co" | "null-aio")
+    FILE_DRIVERS.contains(&driver)
+        || matches!(
+            driver,
+            "blkdebug" | "http" | "https" | "nbd" | "null-co" | "null-aio" | "vvfat"
+        )
 }
 
 /// Opens a storage by its name.
@@ -58,7 +63,9 @@ pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStor
         d if FILE_DRIVERS.contains(&d) => open_file(&driver, keys, access),
         "blkdebug" => blkdebug::open(opener, keys, access),
         "null-co" | "null-aio" => open_null(&driver, keys),
-        "nbd" => Err(Failure::new(format!("the protocol '{driver}' is not supported"))),
+        "nbd" => nbd::open(keys, access),
+        "vvfat" => vvfat::open(keys, access),
+        "http" | "https" => http::open(&driver, keys, access),
         d if formats::by_name(d).is_ok() => open_image(opener, &driver, keys, access),
         _ => Err(Failure::new(format!("Unknown driver '{driver}'"))),
     }
@@ -77,7 +84,8 @@ fn driver_from_name(keys: &mut Keys, text: &str) -> Result<(), Failure> {
             keys.add("filename", path);
             keys.add("driver", "file");
         }
-        "blkdebug" | "null-co" | "null-aio" => keys.add("driver", protocol),
+        "blkdebug" | "http" | "https" | "null-co" | "null-aio" => keys.add("driver", protocol),
+        "fat" => keys.add("driver", "vvfat"),
         "nbd" | "nbd+tcp" | "nbd+unix" | "nbds" | "nbds+tcp" | "nbds+unix" => keys.add("driver", "nbd"),
         other => return Err(Failure::new(format!("Unknown protocol '{other}'"))),
     }

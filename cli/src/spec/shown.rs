@@ -24,6 +24,13 @@ impl Shown {
             tree,
         }
     }
+    /// A protocol node that a URL describes as well as `options` do.
+    pub fn url(driver: &str, url: &str, options: Vec<(String, Value)>) -> Self {
+        Self {
+            plain: Some(url.to_owned()),
+            ..Self::options(driver, options)
+        }
+    }
     /// A node that only its options describe.
     pub fn options(driver: &str, options: Vec<(String, Value)>) -> Self {
         let mut tree: Map<String, Value> = options.into_iter().collect();

@@ -1,16 +1,21 @@
 //! `amend`: changes create options of an image that exists.
 
+use std::sync::Arc;
+
+use vdisk_engine::crypto::luks::{KeyEnv, KeyWork};
+use vdisk_engine::env::Secrets as _;
 use vdisk_engine::formats::{self, FormatDriver};
+use vdisk_engine::ops::keys;
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::CacheMode;
 
-use super::Common;
+use super::{Common, target};
 use crate::app::{Failure, Outcome};
 use crate::options;
 use crate::output::{self, Format};
 use crate::progress::Meter;
-use crate::spec::open::Spec;
-use crate::spec::{Access, keyval};
+use crate::spec::open::{OpenImage, Spec};
+use crate::spec::{Access, Opener, keyval};
 
 /// Options.
 #[derive(Debug, clap::Args)]
@@ -58,7 +63,8 @@ pub fn run(args: &Args) -> Outcome {
     let text = super::one(&args.files)?;
     let cache = super::target_cache(args.cache.as_deref(), CacheMode::Writeback)?;
     let spec = Spec::new(text, args.format.as_deref(), args.image_opts)?;
-    let image = args.common.opener()?.open(spec, Access::write().cached(cache))?;
+    let opener = args.common.opener()?;
+    let image = opener.open(spec, Access::write().cached(cache))?;
     let top = image.chain.top();
     let driver = formats::by_name(top.format())?;
     if asked {
@@ -66,11 +72,60 @@ pub fn run(args: &Args) -> Outcome {
     }
     let given = read(driver, &list)?;
     let meter = Meter::new(args.progress && !args.quiet, None);
-    top.amend(&given, args.force, &meter.control())?;
+    let (keys, rest) = split_keys(driver, given);
+    if !keys.is_empty() {
+        change_keys(&opener, &image, &keys, args.force, &meter)?;
+    }
+    if keys.is_empty() || !rest.is_empty() {
+        top.amend(&rest, args.force, &meter.control())?;
+    }
     top.close()?;
     meter.finish();
     super::report(format, &[("filename", text.into())]);
     Ok(0)
+}
+
+/// The options of key slots, without the prefix that qcow2 gives them, and all others.
+fn split_keys(driver: &dyn FormatDriver, given: Options) -> (Options, Options) {
+    if driver.name() == "luks" {
+        return (given, Options::new());
+    }
+    let keys = given.below("encrypt");
+    let mut rest = given;
+    for (name, _) in keys.iter() {
+        rest.take(&format!("encrypt.{name}"));
+    }
+    (keys, rest)
+}
+
+fn change_keys(
+    opener: &Opener,
+    image: &OpenImage,
+    options: &Options,
+    force: bool,
+    meter: &Arc<Meter>,
+) -> Result<(), Failure> {
+    let top = image.chain.top();
+    if top.key_slots().is_none() {
+        return Err(Failure::new(if top.info()?.encrypted {
+            "Only LUKS encryption options can be amended"
+        } else {
+            "Can't amend encryption options - encryption not present"
+        }));
+    }
+    let control = meter.control();
+    let (cancelled, elapsed) = (|| control.cancel_token().is_cancelled(), || opener.secrets.elapsed());
+    let work = KeyWork {
+        limits: &opener.limits,
+        cancelled: &cancelled,
+        elapsed: &elapsed,
+    };
+    let env = KeyEnv {
+        work,
+        random: &target::random,
+    };
+    keys::change_keys(top, options, image.key_secret.as_deref(), force, &opener.secrets, &env)?;
+    Ok(())
 }
 
 fn refuse_fixed(driver: &dyn FormatDriver) -> Result<(), Failure> {
@@ -96,6 +151,7 @@ fn read(driver: &dyn FormatDriver, list: &str) -> Result<Options, Failure> {
         }
     }
     let given = options::read(Some(list), &table)?;
+    options::check_keys(&given)?;
     if let Some(level) = given.get("compat").filter(|c| !["0.10", "1.1", "v2", "v3"].contains(c)) {
         return Err(Failure::new(format!("Unknown compatibility level {level}")));
     }

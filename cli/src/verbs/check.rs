@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Outcome {
     let access = Access {
         writable: repair != Repair::No,
         check: true,
-        ..Access::read(args.force_share)
+        ..Access::read(args.force_share).keyless()
     }
     .cached(super::source_cache(args.cache.as_deref())?);
     let spec = Spec::new(text, args.format.as_deref(), args.image_opts)?;

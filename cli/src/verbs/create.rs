@@ -204,7 +204,7 @@ fn size_over(opener: &Opener, file: &str, backing: &BackingReference, size: Opti
     let full = name::relative_to(file, &backing.name);
     let spec = Spec::name(&full, backing.format.as_deref());
     let below = opener
-        .try_open(spec, Access::read(false))
+        .try_open(spec, Access::read(false).keyless())
         .map_err(|f| Failure::new(format!("{}\nCould not open backing image.", f.message())))?;
     if backing.format.is_none() {
         return Err(Failure::new(format!(

@@ -75,7 +75,7 @@ fn collect(args: &Args, spec: Spec<'_>) -> Result<Vec<Facts>, Failure> {
     let opener = args.common.opener()?;
     let access = Access {
         inspect: true,
-        ..Access::read(args.force_share).alone()
+        ..Access::read(args.force_share).alone().keyless()
     };
     let mut seen = vec![spec.text.to_owned()];
     let mut all = vec![facts(&opener.open(spec, access)?)?];
@@ -145,6 +145,10 @@ fn facts(image: &OpenImage) -> Result<Facts, Failure> {
 fn to_json(facts: &Facts) -> Value {
     let mut out = facts.image.to_json(facts.full_backing.as_deref());
     out.insert("filename".to_owned(), facts.filename.as_str().into());
+    // QEMU asks the server behind a raw image, which cannot say.
+    if facts.image.format == "raw" && facts.children.iter().any(|c| is_remote(&c.protocol)) {
+        out.remove("dirty-flag");
+    }
     if let Some(protocol) = &facts.bare {
         out.insert("format".to_owned(), protocol.as_str().into());
         out.insert("format-specific".to_owned(), json!({"type": protocol, "data": {}}));
@@ -153,11 +157,17 @@ fn to_json(facts: &Facts) -> Value {
     Value::Object(out)
 }
 
+fn is_remote(protocol: &str) -> bool {
+    matches!(protocol, "nbd" | "http" | "https")
+}
+
 fn child_json(child: &Child) -> Value {
     let mut info = Map::new();
     info.insert("filename".to_owned(), child.filename.as_str().into());
     info.insert("format".to_owned(), child.protocol.as_str().into());
-    info.insert("dirty-flag".to_owned(), false.into());
+    if !is_remote(&child.protocol) {
+        info.insert("dirty-flag".to_owned(), false.into());
+    }
     if let Some(bytes) = child.allocated {
         info.insert("actual-size".to_owned(), bytes.into());
     }

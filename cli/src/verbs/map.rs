@@ -51,7 +51,10 @@ pub fn run(args: &Args) -> Outcome {
         .map(|t| size::size("max length", t))
         .transpose()?;
     let spec = Spec::new(super::one(&args.files)?, args.format.as_deref(), args.image_opts)?;
-    let image = args.common.opener()?.open(spec, Access::read(args.force_share))?;
+    let image = args
+        .common
+        .opener()?
+        .open(spec, Access::read(args.force_share).keyless())?;
     let mut printer = Printer::new(format);
     for entry in map::map(&image.chain, start, length.unwrap_or(u64::MAX)) {
         let entry = entry.map_err(|e| Failure::from(e).context("Failed to read the map"))?;

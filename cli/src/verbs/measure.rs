@@ -118,7 +118,7 @@ type Data = (Vec<(u64, u64)>, u64, Option<u64>);
 fn data_of(args: &Args, text: &str, cluster: u64) -> Result<Data, Failure> {
     let spec = Spec::new(text, args.format.as_deref(), args.image_opts)?;
     let opener = args.common.opener()?;
-    let image = opener.open(spec, Access::read(args.force_share))?;
+    let image = opener.open(spec, Access::read(args.force_share).keyless())?;
     let control = Meter::new(false, None).control();
     let chain = match args.snapshot.as_deref() {
         None => image.chain,

@@ -76,6 +76,7 @@ pub fn run(args: &Args) -> Outcome {
     let spec = Spec::new(text, args.format.as_deref(), args.image_opts)?;
     let access = Access {
         writable: !matches!(action, Action::List),
+        keyless: matches!(action, Action::List),
         ..Access::read(args.force_share)
     };
     let image = args.common.opener()?.open(spec, access)?;

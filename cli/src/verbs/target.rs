@@ -7,7 +7,7 @@ use vdisk_engine::env::CreateSpec;
 use vdisk_engine::image::{BitmapInfo, Bitmaps};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{CacheMode, FileStorage};
-use vdisk_engine::{Chain, CreateEnv, Storage as _};
+use vdisk_engine::{Chain, CreateEnv, Storage as _, StorageRef};
 
 use crate::app::{self, Failure};
 use crate::spec::gate::{CliGate, Trail, create_file};
@@ -17,10 +17,23 @@ use crate::spec::{Access, Opener, name, protocol};
 ///
 /// A file that did not exist before is removed again when this fails.
 pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hints: &Hints) -> Result<(), Failure> {
+    if is_remote(path) {
+        let there = protocol::open_name(opener, path, &Access::write())?;
+        return fill(opener, there.storage, format, spec);
+    }
     let plain = local_path(path)?;
     let existed = std::fs::symlink_metadata(plain).is_ok();
     let storage = create_file(plain).map_err(|e| cannot_create(path, &e))?;
     hints.apply(&storage);
+    fill(opener, Arc::new(storage), format, spec).inspect_err(|_| {
+        if !existed {
+            let _ = std::fs::remove_file(plain);
+        }
+    })
+}
+
+/// Makes the image in what was opened or created for it.
+fn fill(opener: &Opener, storage: StorageRef, format: &str, spec: &CreateSpec) -> Result<(), Failure> {
     let trail = Trail::default();
     let gate = CliGate {
         opener,
@@ -38,12 +51,12 @@ pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hint
             .unwrap_or_default()
             .as_secs(),
     };
-    vdisk_engine::ops::create::create(Arc::new(storage), format, spec, &env).map_err(|e| {
-        if !existed {
-            let _ = std::fs::remove_file(plain);
-        }
-        Failure::from(e)
-    })
+    Ok(vdisk_engine::ops::create::create(storage, format, spec, &env)?)
+}
+
+/// Whether the name is of something that is there already, with a size of its own, and that images are made in.
+fn is_remote(name: &str) -> bool {
+    name::protocol(name).is_some_and(|p| p.starts_with("nbd"))
 }
 
 /// What the file system is told about a new file.
@@ -69,12 +82,13 @@ impl Hints {
     }
 }
 
-/// The path of a new file; only local files are created.
+/// The path of a new file; only local files are created, and images in what a server exports.
 pub fn local_path(name: &str) -> Result<&str, Failure> {
     match name::protocol(name) {
         None => Ok(name),
         Some("file") => Ok(&name["file:".len()..]),
-        Some(other) if protocol::is_protocol(other) || other.starts_with("nbd") => Err(Failure::new(format!(
+        Some(other) if other.starts_with("nbd") => Ok(name),
+        Some(other) if protocol::is_protocol(other) => Err(Failure::new(format!(
             "Protocol driver '{other}' does not support image creation, and opening the image failed"
         ))),
         Some(other) => Err(Failure::new(format!("Unknown protocol '{other}'"))),
@@ -92,7 +106,7 @@ fn cannot_create(path: &str, error: &vdisk_engine::Error) -> Failure {
 }
 
 /// Random bytes from the system.
-fn random(buf: &mut [u8]) {
+pub fn random(buf: &mut [u8]) {
     let mut rest = buf;
     while !rest.is_empty() {
         match rustix::rand::getrandom(&mut *rest, rustix::rand::GetRandomFlags::empty()) {

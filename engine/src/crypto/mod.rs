@@ -7,6 +7,7 @@
 mod afsplit;
 mod algorithm;
 mod argon2;
+mod bytes;
 mod hash;
 mod iv;
 mod keyring;
@@ -23,6 +24,7 @@ mod xts;
 pub use afsplit::{af_merge, af_split};
 pub use algorithm::CipherAlgorithm;
 pub use argon2::{Argon2Cost, Argon2Limit, Argon2Variant, argon2};
+pub(crate) use bytes::EncryptedBytes;
 pub use hash::HashAlgorithm;
 pub use iv::IvKind;
 pub use keyring::{Keyring, SecretText};

@@ -4,7 +4,7 @@ use super::convert::CopyOptions;
 use super::pipeline::{self, CopyTarget};
 use super::source::AboveBase;
 use crate::image::Resize;
-use crate::{Chain, Control, Error, Result, formats};
+use crate::{Chain, Control, Error, Image, Result, formats};
 
 /// Writes everything that the layers above depth `base` hold into the layer at `base`, which must have been opened for writing
 /// ([`Chain::open_writable`]). A base that is shorter than the top grows first. With `empty_top` the top is emptied afterwards.
@@ -19,6 +19,19 @@ pub fn commit(chain: &Chain, base: usize, empty_top: bool, options: &CopyOptions
     let Some(image) = chain.layers().get(base).map(AsRef::as_ref) else {
         return Err(Error::invalid(format!("there is no layer at depth {base}")));
     };
+    let done = write_into(chain, base, image, &source, empty_top, options, control);
+    super::closed(chain.top(), super::closed(image, done))
+}
+
+fn write_into(
+    chain: &Chain,
+    base: usize,
+    image: &dyn Image,
+    source: &AboveBase<'_>,
+    empty_top: bool,
+    options: &CopyOptions,
+    control: &Control,
+) -> Result<()> {
     let size = chain.virtual_size();
     if image.virtual_size() < size {
         image.resize(&Resize {
@@ -33,7 +46,7 @@ pub fn commit(chain: &Chain, base: usize, empty_top: bool, options: &CopyOptions
         fresh: false,
         is_zero: false,
     };
-    pipeline::copy(&source, &target, options, control)?;
+    pipeline::copy(source, &target, options, control)?;
     image.flush()?;
     let top = chain.top();
     if empty_top && formats::by_name(top.format())?.capabilities().make_empty {
@@ -46,6 +59,5 @@ pub fn commit(chain: &Chain, base: usize, empty_top: bool, options: &CopyOptions
     {
         top.set_backing_over(Some(&backing), Some(image))?;
     }
-    image.close()?;
-    top.close()
+    Ok(())
 }

@@ -14,8 +14,8 @@ pub struct Description {
     pub format: &'static str,
     /// Bytes the guest sees.
     pub virtual_size: u64,
-    /// Bytes the files occupy on the host.
-    pub actual_size: u64,
+    /// Bytes the files occupy on the host; `None` where a storage cannot tell.
+    pub actual_size: Option<u64>,
     /// The layer below as the header names it.
     pub backing: Option<BackingReference>,
     /// What the driver says.
@@ -28,10 +28,10 @@ pub struct Description {
 /// What the driver and the storages say.
 pub fn describe(image: &dyn Image) -> Result<Description> {
     let storages = image.storages();
-    let mut actual_size = 0;
-    for storage in &storages {
-        actual_size += storage.allocated()?;
-    }
+    let actual_size = storages
+        .iter()
+        .map(|s| s.allocated().ok())
+        .try_fold(0, |sum: u64, n| sum.checked_add(n?));
     Ok(Description {
         filename: storages.first().map_or_else(String::new, |s| s.name().to_owned()),
         format: image.format(),
@@ -55,7 +55,9 @@ impl Description {
             put("cluster-size", size.into());
         }
         put("format", self.format.into());
-        put("actual-size", self.actual_size.into());
+        if let Some(bytes) = self.actual_size {
+            put("actual-size", bytes.into());
+        }
         if self.image.encrypted {
             put("encrypted", true.into());
         }

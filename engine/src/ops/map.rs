@@ -1,8 +1,8 @@
 //! map: where the data of a disk lies.
 
-use crate::Result;
 use crate::chain::{Chain, ChainExtent, Cursor};
 use crate::image::{ExtentKind, HostPlace};
+use crate::{Image, Result, StorageRef};
 
 /// One guest range of one status; the fields are those of `qemu-img map --output=json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,9 +51,45 @@ impl MapEntry {
     }
 }
 
+/// The storages of one layer, where its data may lie over holes of them.
+struct Host<'a> {
+    image: &'a dyn Image,
+    /// `None`: nobody asked yet. Empty: no need to look.
+    storages: Option<Vec<StorageRef>>,
+}
+
+impl<'a> Host<'a> {
+    fn new(image: &'a dyn Image) -> Self {
+        Self { image, storages: None }
+    }
+
+    /// Cuts stored data where it passes from data to a hole of its storage or back; what lies over a hole, or past the end, reads as
+    /// zeroes. It says more where the storage can tell, and nothing where it cannot.
+    fn look_for_holes(&mut self, entry: &mut MapEntry) {
+        let Some(place) = entry.place.filter(|_| entry.data) else {
+            return;
+        };
+        let image = self.image;
+        let storages = self.storages.get_or_insert_with(|| match image.reserves_space() {
+            true => image.storages(),
+            false => Vec::new(),
+        });
+        let Some(storage) = storages.get(place.file) else {
+            return;
+        };
+        if storage.len().is_ok_and(|end| place.offset >= end) {
+            entry.zero = true;
+        } else if let Ok(found) = storage.extent(place.offset, entry.length) {
+            entry.length = entry.length.min(found.len);
+            entry.zero = !found.data;
+        }
+    }
+}
+
 /// Iterates over the map of a guest range; neighbours of the same status come merged. Memory does not grow with the map.
 pub struct Map<'a> {
     chain: Cursor<'a>,
+    hosts: Vec<Host<'a>>,
     next: u64,
     end: u64,
     pending: Option<MapEntry>,
@@ -64,6 +100,7 @@ pub fn map(chain: &Chain, start: u64, length: u64) -> Map<'_> {
     let end = start.saturating_add(length).min(chain.virtual_size());
     Map {
         chain: Cursor::new(chain),
+        hosts: chain.layers().iter().map(|l| Host::new(l.as_ref())).collect(),
         next: start,
         end,
         pending: None,
@@ -74,8 +111,11 @@ impl Map<'_> {
     fn step(&mut self) -> Result<Option<MapEntry>> {
         while self.next < self.end {
             let extent = self.chain.extent(self.next, self.end - self.next)?;
-            let entry = MapEntry::new(self.next, &extent);
-            self.next += extent.len;
+            let mut entry = MapEntry::new(self.next, &extent);
+            if let Some(host) = self.hosts.get_mut(entry.depth) {
+                host.look_for_holes(&mut entry);
+            }
+            self.next += entry.length;
             match &mut self.pending {
                 None => self.pending = Some(entry),
                 Some(last) if last.continues_in(&entry) => last.length += entry.length,

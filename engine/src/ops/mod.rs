@@ -17,4 +17,13 @@ mod pipeline;
 mod source;
 mod zeroes;
 
+use crate::{Image, Result};
+
 pub use source::{Concatenation, GuestSource, SourceExtent, SourceKind, Walk};
+
+/// Closes an image whatever became of the work on it, so that its bitmaps are saved and marks of being in use go away. The work's own
+/// error comes first.
+fn closed(image: &dyn Image, done: Result<()>) -> Result<()> {
+    let closed = image.close();
+    done.and(closed)
+}

@@ -14,8 +14,7 @@ use crate::{Chain, Control, Image, Result};
 /// # Errors
 /// What the driver says.
 pub fn rebase_unsafe(image: &dyn Image, backing: Option<&BackingReference>) -> Result<()> {
-    image.set_backing(backing)?;
-    image.close()
+    super::closed(image, image.set_backing(backing))
 }
 
 /// A rebase that dies and is begun anew passes over what the top has by then: at most so much is copied again.
@@ -50,16 +49,17 @@ pub fn rebase(
         image: top,
         below: &below,
         fresh: false,
-        is_zero: false,
+        // On nothing, what is not stored reads as zeroes.
+        is_zero: new_base.is_none(),
     };
     let options = CopyOptions {
         flush_every: FLUSH_EVERY,
         ..*options
     };
-    pipeline::copy(&source, &target, &options, control)?;
-    top.flush()?;
-    top.set_backing_over(backing, new_base.map(Chain::top))?;
-    top.close()
+    let done = pipeline::copy(&source, &target, &options, control)
+        .and_then(|()| top.flush())
+        .and_then(|()| top.set_backing_over(backing, new_base.map(Chain::top)));
+    super::closed(top, done)
 }
 
 /// The ranges that the top does not have and that read differently on the new base.

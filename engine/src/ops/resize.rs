@@ -30,9 +30,10 @@ pub fn resize(chain: &Chain, to: &Resize) -> Result<()> {
     if virtual_size > now && !can.grow {
         return Err(image.cannot("grow"));
     }
-    image.resize(&Resize { virtual_size, ..*to })?;
-    hide_longer_base(chain, now)?;
-    image.close()
+    let done = image
+        .resize(&Resize { virtual_size, ..*to })
+        .and_then(|()| hide_longer_base(chain, now));
+    super::closed(image, done)
 }
 
 /// What lies below and was cut off by the old size stays hidden.

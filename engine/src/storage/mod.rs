@@ -3,8 +3,10 @@
 mod direct;
 mod faulty;
 mod file;
+mod http;
 mod lock;
 mod memory;
+mod nbd;
 mod new_file;
 mod slice;
 
@@ -14,8 +16,10 @@ use std::sync::Arc;
 
 pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
+pub use http::{AllowAddress, HttpOptions, HttpStorage, is_public};
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;
+pub use nbd::{NbdAddress, NbdOptions, NbdStorage};
 pub use new_file::NewFile;
 pub use slice::SliceStorage;
 

@@ -20,7 +20,7 @@ pub struct Scratch {
 }
 
 /// Opens plain file names in one folder.
-struct InFolder(PathBuf);
+pub struct InFolder(pub PathBuf);
 
 impl Gate for InFolder {
     fn open(&self, reference: &Reference<'_>) -> Result<Node> {

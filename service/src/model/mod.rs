@@ -1,5 +1,6 @@
 //! What the service knows: images, jobs, pools, events, secrets. Each serializes as the JSON contract says.
 
+mod access;
 mod event;
 mod format;
 mod image;
@@ -11,6 +12,7 @@ mod secret;
 mod snapshot;
 mod statistics;
 
+pub use access::{AuditEntry, Role, Token, TokenId};
 pub use event::{Event, EventKind};
 pub use format::{CreateOptionInfo, FormatInfo, OptionType};
 pub use image::{Image, ImageId, ImageState, Labels};

@@ -1,11 +1,13 @@
 //! What clients ask for. Every type reads from the JSON of the HTTP contract and refuses fields it does not know.
 
+mod access;
 mod image;
 mod job;
 mod list;
 mod transfer;
 mod values;
 
+pub use access::NewToken;
 pub use image::{CreateImage, ImageFilter, ImageRef, ImportImage, ImportOutcome, ImportSource, UpdateImage};
 pub use job::{
     CheckRequest, CommitRequest, CompareRequest, CompressRequest, CompressionAlgorithm, ConvertRequest, FlattenRequest,

@@ -1,5 +1,7 @@
 //! The object both transports call. One file a noun.
 
+mod access;
+mod audit;
 mod background;
 mod chains;
 mod events;
@@ -26,6 +28,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -34,13 +37,15 @@ use vdisk_engine::Limits;
 use crate::config::ServiceConfig;
 use crate::disk::{Layer, OpenSecrets};
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::model::{ImageId, JobId};
+use crate::model::{AuditEntry, ImageId, JobId};
 use crate::pool::PoolFolder;
 use crate::queue::{Running, StopReason};
 use crate::request::SecretRefs;
 use crate::secrets::Vault;
 use crate::store::Store;
 
+pub use access::TokenText;
+pub use audit::Audited;
 pub use chains::ExtentStream;
 pub use transfer::Download;
 
@@ -61,6 +66,7 @@ pub struct Inner {
     /// This start of this process, as the database knows it.
     pub(crate) process: Uuid,
     pub(crate) stop: CancellationToken,
+    audit: mpsc::Sender<AuditEntry>,
     running: Mutex<HashMap<JobId, Running>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     /// Held as long as this process owns the data folder.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use vdisk_engine::Limits;
 
-use super::{Inner, Service, lock};
+use super::{Inner, Service, audit, lock};
 use crate::config::ServiceConfig;
 use crate::disk::try_random;
 use crate::error::{ErrorCode, Result, ServiceError};
@@ -44,8 +44,10 @@ impl Service {
             virtual_size: config.limits.virtual_size,
             ..Limits::untrusted()
         };
+        let (audit, entries) = audit::channel();
         let inner = Arc::new(Inner {
             store,
+            audit,
             pools,
             vault,
             limits,
@@ -57,7 +59,10 @@ impl Service {
             config,
         });
         recover(&inner).await?;
-        let mut tasks = vec![tokio::spawn(housekeeping(inner.clone()))];
+        let mut tasks = vec![
+            tokio::spawn(housekeeping(inner.clone())),
+            tokio::spawn(audit::writer(inner.clone(), entries)),
+        ];
         tasks.extend((0..inner.config.workers).map(|_| tokio::spawn(worker(inner.clone()))));
         *lock(&inner.tasks) = tasks;
         Ok(Self { inner })

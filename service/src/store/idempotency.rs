@@ -25,6 +25,8 @@ pub enum Outcome {
     Job(Uuid),
     /// A secret was stored.
     Secret(Uuid),
+    /// A token was made.
+    Token(Uuid),
 }
 
 impl IdempotentRequest {
@@ -113,6 +115,7 @@ impl Outcome {
             Self::Image(id) => format!("image:{id}"),
             Self::Job(id) => format!("job:{id}"),
             Self::Secret(id) => format!("secret:{id}"),
+            Self::Token(id) => format!("token:{id}"),
         }
     }
 
@@ -124,6 +127,7 @@ impl Outcome {
             "image" => Ok(Self::Image(id)),
             "job" => Ok(Self::Job(id)),
             "secret" => Ok(Self::Secret(id)),
+            "token" => Ok(Self::Token(id)),
             _ => Err(broken()),
         }
     }

@@ -5,6 +5,7 @@
 //! that acts on them. Every transaction that changes something visible appends its events, so that their sequence
 //! numbers are in commit order.
 
+pub mod audit;
 pub mod events;
 pub mod idempotency;
 pub mod images;
@@ -20,6 +21,7 @@ pub mod statistics;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+pub mod tokens;
 
 use std::sync::Arc;
 

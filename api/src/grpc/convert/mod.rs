@@ -1,6 +1,7 @@
 //! Between the service's types and the messages. Messages are read strictly: an id that is no UUID is not found, a value of
 //! an enum that we do not know is refused.
 
+mod access;
 mod image;
 mod job;
 mod rest;

@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use vdisk_service::ServiceError;
 
+use crate::access::limits::BODY_TIME;
 use crate::errors::TransportCode;
 use crate::http::problem::{Answer, Problem};
 
@@ -62,7 +63,11 @@ fn require_json(headers: &HeaderMap) -> Answer<()> {
 
 async fn collect(body: axum::body::Body) -> Answer<Bytes> {
     let limited = Limited::new(body, JSON_LIMIT);
-    match limited.collect().await {
+    let Ok(collected) = tokio::time::timeout(BODY_TIME, limited.collect()).await else {
+        let detail = format!("a JSON body arrives within {} seconds", BODY_TIME.as_secs());
+        return Err(Problem::transport(TransportCode::BodyTooSlow, detail));
+    };
+    match collected {
         Ok(whole) => Ok(whole.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
             let detail = format!("a JSON body may have {JSON_LIMIT} bytes");

@@ -53,6 +53,11 @@ path_id!(
     SecretPath, "secret"
 );
 
+path_id!(
+    /// `{id}` of a token.
+    TokenPath, "token"
+);
+
 /// `{pool}`.
 pub struct PoolPath(pub String);
 

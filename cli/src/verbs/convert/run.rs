@@ -5,6 +5,7 @@ use vdisk_engine::formats::FormatDriver;
 use vdisk_engine::image::NothingBelow;
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, convert_into};
 use vdisk_engine::ops::{Concatenation, GuestSource};
+use vdisk_engine::options::Options;
 
 use super::Args;
 use super::sources::{Salvage, TopLayer};
@@ -212,12 +213,15 @@ impl Job<'_> {
 
     fn copy(&self, sources: &Sources) -> Result<u64, Failure> {
         self.check_bitmaps(sources)?;
-        let with_backing = self.make_target(sources)?;
+        let (with_backing, secrets) = self.make_target(sources)?;
         let cache = crate::verbs::target_cache(self.args.target_cache.as_deref(), target::NEW_IMAGE)?;
         let access = Access::write().cached(cache);
-        let format = (!self.args.target_image_opts).then_some(self.target_format);
-        let spec = Spec::new(&self.target, format, self.args.target_image_opts)?;
-        let target = self.opener.open(spec, access)?;
+        let target = if self.args.target_image_opts {
+            self.opener.open(Spec::new(&self.target, None, true)?, access)?
+        } else {
+            self.opener
+                .open_new(&self.target, self.target_format, secrets, access)?
+        };
         self.check_target(&target, sources)?;
         self.copy_data(sources, &target.chain, with_backing)?;
         if self.args.bitmaps {
@@ -249,10 +253,10 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Creates the target; says whether it has a layer below.
-    fn make_target(&self, sources: &Sources) -> Result<bool, Failure> {
+    /// Creates the target; says whether it has a layer below, and what secrets open it.
+    fn make_target(&self, sources: &Sources) -> Result<(bool, Vec<(String, String)>), Failure> {
         if self.args.no_create {
-            return Ok(self.args.backing.is_some());
+            return Ok((self.args.backing.is_some(), Vec::new()));
         }
         let driver = crate::verbs::driver(self.target_format)?;
         create::refuse_read_only(driver)?;
@@ -268,10 +272,14 @@ impl Job<'_> {
         if backing.is_some() && format.is_none() {
             return Err(Failure::new("Use of backing file requires explicit backing format"));
         }
-        self.check_compression(driver, given.get("preallocation"))?;
+        self.check_compression(driver, &given)?;
         given.take("size");
         options::check_choices(&given, &table).map_err(|f| self.failed(f))?;
         let list = list_of(&given);
+        let secrets = given
+            .iter()
+            .filter(|(name, _)| ["key-secret", "encrypt.key-secret"].contains(name));
+        let secrets = secrets.map(|(name, id)| (name.to_owned(), id.to_owned())).collect();
         let request = create::Request {
             file: &self.target,
             format: self.target_format,
@@ -283,7 +291,7 @@ impl Job<'_> {
             show: false,
         };
         create::create(self.opener, &request).map_err(|f| self.failed(f))?;
-        Ok(backing.is_some())
+        Ok((backing.is_some(), secrets))
     }
 
     fn failed(&self, failure: Failure) -> Failure {
@@ -293,14 +301,19 @@ impl Job<'_> {
         ))
     }
 
-    fn check_compression(&self, driver: &dyn FormatDriver, preallocation: Option<&str>) -> Result<(), Failure> {
+    fn check_compression(&self, driver: &dyn FormatDriver, given: &Options) -> Result<(), Failure> {
         if !self.args.compress {
             return Ok(());
         }
         if !driver.capabilities().compress {
             return Err(Failure::new("Compression not supported for this file format"));
         }
-        if preallocation.is_some_and(|p| p != "off") {
+        if given.get("encrypt.format").is_some() || given.get("encryption") == Some("on") {
+            return Err(Failure::new(
+                "Compression and encryption not supported at the same time",
+            ));
+        }
+        if given.get("preallocation").is_some_and(|p| p != "off") {
             return Err(Failure::new(
                 "Compression and preallocation not supported at the same time",
             ));
@@ -310,7 +323,7 @@ impl Job<'_> {
 
     fn check_target(&self, target: &OpenImage, sources: &Sources) -> Result<(), Failure> {
         let driver = crate::verbs::driver(target.chain.top().format())?;
-        self.check_compression(driver, None)?;
+        self.check_compression(driver, &Options::new())?;
         if target.chain.virtual_size() < sources.len() {
             return Err(Failure::new("output file is smaller than input file"));
         }
@@ -327,6 +340,7 @@ impl Job<'_> {
             ..CopyOptions::default()
         };
         let below = target.below(0);
+        let can = crate::verbs::driver(target.top().format())?.capabilities();
         let into = CopyTarget {
             image: target.top(),
             below: if target.layers().len() > 1 {
@@ -335,7 +349,7 @@ impl Job<'_> {
                 &NothingBelow
             },
             fresh: !self.args.no_create,
-            is_zero: (!self.args.no_create && !with_backing) || self.args.target_is_zero,
+            is_zero: (!self.args.no_create && !with_backing && can.zero) || self.args.target_is_zero,
         };
         let run = |source: &dyn GuestSource| {
             let salvage = Salvage(source);

@@ -55,6 +55,18 @@ const TOLD: &[Told] = &[
         ],
     },
     Told {
+        format: "qcow",
+        order: &[
+            "size",
+            "backing_file",
+            "backing_fmt",
+            "encryption",
+            "encrypt.format",
+            "encrypt.key-secret",
+        ],
+        defaults: &[],
+    },
+    Told {
         format: "vmdk",
         order: &[
             "size",

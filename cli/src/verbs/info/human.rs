@@ -14,7 +14,7 @@ pub fn print(facts: &Facts) -> String {
     let _ = writeln!(out, "image: {}", facts.filename);
     let _ = writeln!(out, "file format: {}", facts.bare.as_deref().unwrap_or(image.format));
     let _ = writeln!(out, "virtual size: {}", both(image.virtual_size));
-    let _ = writeln!(out, "disk size: {}", size::human(image.actual_size));
+    let _ = writeln!(out, "disk size: {}", space(image.actual_size));
     if image.image.encrypted {
         out.push_str("encrypted: yes\n");
     }
@@ -54,14 +54,16 @@ fn both(bytes: u64) -> String {
     format!("{} ({bytes} bytes)", size::human(bytes))
 }
 
+fn space(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "unavailable".to_owned(), size::human)
+}
+
 fn print_child(out: &mut String, child: &Child) {
     let _ = writeln!(out, "Child node '/{}':", child.name);
     let _ = writeln!(out, "    filename: {}", child.filename);
     let _ = writeln!(out, "    protocol type: {}", child.protocol);
     let _ = writeln!(out, "    file length: {}", both(child.len));
-    if let Some(bytes) = child.allocated {
-        let _ = writeln!(out, "    disk size: {}", size::human(bytes));
-    }
+    let _ = writeln!(out, "    disk size: {}", space(child.allocated));
 }
 
 fn object(out: &mut String, object: &Map<String, Value>, depth: usize) {

@@ -9,15 +9,19 @@
 //! passphrase is `WrongKey`, with the same words whatever the reason was.
 
 mod cost;
+mod describe;
 mod info;
 mod keys;
+mod options;
 mod v1;
 mod v2;
 mod volume;
 
 pub use cost::{KdfCost, KeyEnv, KeyWork, measure_argon2};
+pub use describe::describe;
 pub use info::{LuksInfo, LuksSlot};
 pub use keys::{EraseKeys, NewKey};
+pub use options::new_luks;
 pub use volume::{LuksHeader, LuksVolume, NewLuks, VolumeLayout};
 
 use zeroize::Zeroizing;

@@ -2,8 +2,7 @@
 
 use uuid::Builder;
 
-use super::options::new_luks;
-use crate::crypto::luks::{KeyEnv, KeyWork, LuksVolume, NewLuks};
+use crate::crypto::luks::{KeyEnv, KeyWork, LuksVolume, NewLuks, new_luks};
 use crate::env::CreateSpec;
 use crate::formats::{MeasureSpec, Measurement};
 use crate::{CreateEnv, Error, Limits, Result, Storage, StorageRef};

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use crate::crypto::SectorCipher;
-use crate::crypto::luks::{EraseKeys, KeyEnv, LuksHeader, LuksSlot, NewKey, VolumeLayout};
+use crate::crypto::luks::{EraseKeys, KeyEnv, LuksHeader, LuksSlot, NewKey, VolumeLayout, describe};
 use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, ExtentKind, HostPlace, ImageInfo, KeySlots, Placement,
     Preallocation, Repair, Resize, Scratch,
@@ -198,7 +198,7 @@ impl Image for LuksImage {
     }
     fn info(&self) -> Result<ImageInfo> {
         let header = self.header.read().unwrap_or_else(PoisonError::into_inner);
-        let specific = super::info::specific(&header, &self.layout, self.detached.is_some());
+        let specific = describe(&header, &self.layout, self.detached.is_some());
         Ok(ImageInfo {
             encrypted: true,
             specific: Some(specific),
@@ -290,7 +290,7 @@ impl Image for LuksImage {
             return Err(self.cannot("repair"));
         }
         let header = self.header.read().unwrap_or_else(PoisonError::into_inner);
-        super::info::check(&header, &self.layout, &self.file)
+        super::check::check(&header, &self.layout, &self.file)
     }
     fn key_slots(&self) -> Option<&dyn KeySlots> {
         Some(self)

@@ -8,9 +8,10 @@
 //! Nothing reads as zeroes by itself: sectors never written hold what their bytes decrypt to. Growing leaves such sectors behind, as QEMU
 //! does, unless full preallocation is asked for.
 
+mod check;
 mod create;
 mod image;
-mod info;
+
 mod open;
 mod options;
 

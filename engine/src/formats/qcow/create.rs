@@ -6,6 +6,7 @@ use super::layout::{HEADER_LEN, MAGIC, MAX_NAME, RawHeader};
 use crate::env::CreateSpec;
 use crate::formats::common::{check_table, units_touched};
 use crate::formats::{MeasureSpec, Measurement};
+use crate::options::Options;
 use crate::{CreateEnv, Error, Result, StorageRef};
 
 /// Cluster and L2 bits: overlays have small clusters, so that copy on write copies little.
@@ -30,6 +31,12 @@ pub(super) fn create(storage: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_
             name.len()
         )));
     }
+    let encrypted = wants_encryption(&spec.options)?;
+    if encrypted {
+        let missing = || Error::invalid("name the passphrase with option 'encrypt.key-secret'");
+        env.secrets
+            .get(spec.options.get("encrypt.key-secret").ok_or_else(missing)?)?;
+    }
     let (cluster_bits, l2_bits) = bits(spec.backing.is_some());
     let l1_offset = (HEADER_LEN + name.len()).next_multiple_of(8) as u64;
     let l1_entries = size.div_ceil(1 << (cluster_bits + l2_bits));
@@ -44,7 +51,7 @@ pub(super) fn create(storage: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_
         cluster_bits,
         l2_bits,
         padding: 0.into(),
-        crypt_method: 0.into(),
+        crypt_method: u32::from(encrypted).into(),
         l1_table_offset: l1_offset.into(),
     };
     let l1_bytes = (l1_entries * 8).next_multiple_of(512);
@@ -54,8 +61,26 @@ pub(super) fn create(storage: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_
     storage.flush()
 }
 
+/// Whether the options ask for AES.
+fn wants_encryption(options: &Options) -> Result<bool> {
+    let old = options.flag("encryption")?.unwrap_or(false);
+    match options.get("encrypt.format") {
+        Some(_) if old => Err(Error::invalid("give option 'encryption' or 'encrypt.format', not both")),
+        Some("aes") => Ok(true),
+        Some(other) => Err(Error::invalid(format!(
+            "option 'encrypt.format' of qcow takes aes, not '{}'",
+            other.escape_debug()
+        ))),
+        None if !old && options.get("encrypt.key-secret").is_some() => Err(Error::invalid(
+            "option 'encrypt.format' is needed beside the others of encryption",
+        )),
+        None => Ok(old),
+    }
+}
+
 /// Header, L1, the L2 tables that the data needs, and the data in whole clusters.
 pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
+    wants_encryption(spec.options)?;
     let (cluster_bits, l2_bits) = bits(spec.backing);
     let (cluster, table) = (1u64 << cluster_bits, 8u64 << l2_bits);
     let per_table = cluster << l2_bits;

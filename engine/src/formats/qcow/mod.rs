@@ -1,7 +1,7 @@
 //! qcow: version 1 of QEMU's copy-on-write format.
 //!
-//! Supported: reading and writing, backing files, compressed clusters (also writing them), emptying an overlay.
-//! Refused: AES encryption (`Unsupported`; `info` works), an image size below 2 bytes as in QEMU, resizing (the L1 table cannot grow).
+//! Supported: reading and writing, backing files, compressed clusters (also writing them), emptying an overlay, AES encryption.
+//! Refused: data of an encrypted image without its secret (`WrongKey`), compressing in one (`Unsupported`), an image size below 2 bytes as in QEMU, resizing (the L1 table cannot grow).
 
 mod create;
 mod layout;
@@ -20,6 +20,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     make_empty: true,
     zero: true,
     compress: true,
+    encryption: true,
     measure: true,
     ..READ_ONLY
 };
@@ -51,6 +52,40 @@ impl FormatDriver for Qcow {
                 default: None,
                 help: "Format of the backing image",
             },
+            OptionSpec {
+                name: "encrypt.format",
+                kind: OptionKind::Text,
+                default: None,
+                help: "Encrypt the image, format choices: 'aes'",
+            },
+            OptionSpec {
+                name: "encrypt.key-secret",
+                kind: OptionKind::Text,
+                default: None,
+                help: "ID of the secret that provides the AES encryption key",
+            },
+            OptionSpec {
+                name: "encryption",
+                kind: OptionKind::Bool,
+                default: None,
+                help: "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+            },
+        ]
+    }
+    fn open_options(&self) -> &'static [OptionSpec] {
+        &[
+            OptionSpec {
+                name: "encrypt.format",
+                kind: OptionKind::Text,
+                default: None,
+                help: "Encryption that the header must name: 'aes'",
+            },
+            OptionSpec {
+                name: "encrypt.key-secret",
+                kind: OptionKind::Text,
+                default: None,
+                help: "ID of the secret that provides the AES encryption key",
+            },
         ]
     }
     fn detect(&self, probe: &Probe<'_>) -> Confidence {
@@ -60,8 +95,8 @@ impl FormatDriver for Qcow {
             _ => 0,
         }
     }
-    fn open(&self, storage: StorageRef, _options: &Options, env: &OpenEnv<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(open::QcowImage::open(storage, env)?))
+    fn open(&self, storage: StorageRef, options: &Options, env: &OpenEnv<'_>) -> Result<Box<dyn Image>> {
+        Ok(Box::new(open::QcowImage::open(storage, options, env)?))
     }
     fn create(&self, storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) -> Result<()> {
         create::create(&storage, spec, env)

@@ -3,11 +3,13 @@
 use libdeflater::{CompressionLvl, Compressor, Decompressor};
 
 use super::layout::{self, HEADER_LEN};
+use crate::crypto::{Secret, SectorCipher, legacy_qcow_cipher};
 use crate::formats::common::text;
 use crate::formats::two_level::{Codec, Shape, Slot, TwoLevel};
 use crate::image::{BackingReference, Below, BulkWrite, Extent, ImageInfo, Placement, Scratch};
+use crate::options::Options;
 use crate::storage::{read_padded, read_vec};
-use crate::{Error, Image, OpenEnv, Result, StorageRef};
+use crate::{Error, ErrorKind, Image, OpenEnv, Result, StorageRef};
 
 /// zlib's default, as QEMU has it.
 const LEVEL: i32 = 6;
@@ -15,6 +17,15 @@ const LEVEL: i32 = 6;
 /// L2 entries: 0 is unallocated; with bit 63 the rest is length and offset of a compressed cluster, else an offset.
 struct Entries {
     cluster_bits: u32,
+    encryption: Encryption,
+}
+
+/// How guest data is stored.
+enum Encryption {
+    None,
+    /// AES, and its key was not given.
+    Locked,
+    Aes(SectorCipher),
 }
 
 impl Entries {
@@ -46,6 +57,16 @@ impl Codec for Entries {
                 .then_some(1 << 63 | len << self.offset_bits() | at),
         }
     }
+    fn encrypted(&self) -> bool {
+        !matches!(self.encryption, Encryption::None)
+    }
+    fn cipher(&self) -> Result<Option<&SectorCipher>> {
+        match &self.encryption {
+            Encryption::None => Ok(None),
+            Encryption::Locked => Err(locked()),
+            Encryption::Aes(cipher) => Ok(Some(cipher)),
+        }
+    }
     fn inflate(&self, packed: &[u8], out: &mut [u8]) -> Result<()> {
         match Decompressor::new().deflate_decompress(packed, out) {
             Ok(n) if n == out.len() => Ok(()),
@@ -58,24 +79,52 @@ impl Codec for Entries {
     }
 }
 
+fn locked() -> Error {
+    let text = "the image is encrypted: name its passphrase with option 'encrypt.key-secret'";
+    Error::new(ErrorKind::WrongKey, text)
+}
+
+/// What the header says, with the key where it was given.
+fn encryption(encrypted: bool, options: &Options, env: &OpenEnv<'_>) -> Result<Encryption> {
+    match (options.get("encrypt.format"), encrypted) {
+        (Some(wanted), false) => {
+            return Err(Error::invalid(format!(
+                "the image is not encrypted, the options say format '{}'",
+                wanted.escape_debug()
+            )));
+        }
+        (Some(wanted), true) if wanted != "aes" => {
+            return Err(Error::invalid(format!(
+                "the header says 'aes' encryption, the options '{}'",
+                wanted.escape_debug()
+            )));
+        }
+        _ => {}
+    }
+    match options.get("encrypt.key-secret") {
+        _ if !encrypted => Ok(Encryption::None),
+        Some(id) if !env.metadata_only => {
+            let secret = Secret::new(env.secrets.get(id)?.to_vec());
+            legacy_qcow_cipher(&secret).map(Encryption::Aes)
+        }
+        _ => Ok(Encryption::Locked),
+    }
+}
+
 /// An open layer.
 pub(super) struct QcowImage {
     map: TwoLevel<Entries>,
     backing: Option<BackingReference>,
     encrypted: bool,
+    locked: bool,
 }
 
 impl QcowImage {
-    pub(super) fn open(file: StorageRef, env: &OpenEnv<'_>) -> Result<Self> {
+    pub(super) fn open(file: StorageRef, options: &Options, env: &OpenEnv<'_>) -> Result<Self> {
         let len = usize::try_from(file.len()?).unwrap_or(usize::MAX).min(HEADER_LEN);
         let mut bytes = [0; HEADER_LEN];
         read_padded(file.as_ref(), 0, &mut bytes)?;
         let header = layout::check(bytes.get(..len).unwrap_or_default())?;
-        if header.encrypted && !env.metadata_only {
-            return Err(Error::unsupported(
-                "AES encryption of qcow images is not supported; convert the image with its key first",
-            ));
-        }
         let backing = match header.backing {
             Some((at, len)) => {
                 let name = read_vec(file.as_ref(), at, usize::try_from(len).unwrap_or(0))?;
@@ -99,18 +148,22 @@ impl QcowImage {
         };
         let codec = Entries {
             cluster_bits: header.cluster_bits,
+            encryption: encryption(header.encrypted, options, env)?,
         };
+        let locked = matches!(codec.encryption, Encryption::Locked);
         Ok(Self {
             map: TwoLevel::open(file, codec, shape, header.size, env.limits)?,
             backing,
             encrypted: header.encrypted,
+            locked,
         })
     }
 
-    fn readable(&self) -> Result<()> {
+    /// Compressed clusters are never encrypted: they would show what the rest of the image hides.
+    fn refuse_packed(&self) -> Result<()> {
         if self.encrypted {
             return Err(Error::unsupported(
-                "the guest data of an encrypted qcow image cannot be used",
+                "compression and encryption cannot be used at the same time: compressed clusters are stored unencrypted",
             ));
         }
         Ok(())
@@ -175,19 +228,16 @@ impl Image for QcowImage {
         self.map.extent(offset, len)
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.readable()?;
         self.map.read(offset, buf)
     }
     fn write(&self, offset: u64, buf: &[u8], below: &dyn Below) -> Result<()> {
-        self.readable()?;
         self.map.write(offset, buf, below)
     }
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool, below: &dyn Below) -> Result<()> {
-        self.readable()?;
         self.map.write_zeroes(offset, len, unmap, below)
     }
     fn write_compressed(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        self.readable()?;
+        self.refuse_packed()?;
         self.check_unit(offset, buf.len() as u64)?;
         let packed = self.deflate(buf, &mut Scratch::default())?;
         self.map.write_encoded(offset, buf, packed.as_deref())
@@ -200,6 +250,9 @@ impl Image for QcowImage {
     }
     fn flush(&self) -> Result<()> {
         self.map.flush()
+    }
+    fn missing_key(&self) -> Option<Error> {
+        self.locked.then(|| locked().at(self.map.file().name()))
     }
     fn make_empty(&self) -> Result<()> {
         self.map.clear()
@@ -214,13 +267,13 @@ impl BulkWrite for QcowImage {
         false
     }
     fn sparse_store(&self) -> bool {
-        self.map.file().can_resize()
+        !self.encrypted && self.map.file().can_resize()
     }
     fn encode(&self, data: &[u8], scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
+        self.refuse_packed()?;
         self.deflate(data, scratch)
     }
     fn place(&self, offset: u64, len: u64, encoded: Option<u64>) -> Result<Placement> {
-        self.readable()?;
         self.map.place(offset, len, encoded)
     }
     fn store(&self, placement: &Placement, bytes: &[u8]) -> Result<()> {

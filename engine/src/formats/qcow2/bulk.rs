@@ -5,7 +5,7 @@ use super::image::Qcow2;
 use super::layout::L2Entry;
 use super::writer::Writer;
 use crate::image::{BulkWrite, HostPlace, Placement, Scratch};
-use crate::{Error, Result};
+use crate::{Error, Image, Result};
 
 impl BulkWrite for Qcow2 {
     fn unit(&self) -> u64 {
@@ -15,9 +15,10 @@ impl BulkWrite for Qcow2 {
         false
     }
     fn sparse_store(&self) -> bool {
-        self.host.leaves_holes()
+        self.encryption.is_none() && self.host.leaves_holes()
     }
     fn encode(&self, data: &[u8], scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
+        self.refuse_packed()?;
         let level = scratch.level();
         let packer = scratch.get(|| Packer::new(self.geometry.compression, level))?;
         if data.len() == self.geometry.cluster_len() {
@@ -55,6 +56,14 @@ impl BulkWrite for Qcow2 {
         let at = placement.at.offset;
         if placement.encoded {
             return self.host.file.write_at(at, bytes);
+        }
+        let end = placement.guest.saturating_add(bytes.len() as u64);
+        let rest = self.geometry.in_cluster(end);
+        if self.encryption.is_some() && rest != 0 && end == self.virtual_size() {
+            // What was never written would decrypt to noise, which a later growth would show.
+            let mut whole = bytes.to_vec();
+            whole.resize(bytes.len() + self.geometry.cluster_len() - rest as usize, 0);
+            return self.write_data(placement.guest, at, &whole);
         }
         self.write_data(placement.guest, at, bytes)
     }

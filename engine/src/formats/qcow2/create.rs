@@ -2,11 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
+use super::create_crypt::Wanted;
 use super::header_io::compose;
 use super::image::Qcow2;
 use super::layout::extensions::feature_names;
 use super::layout::refcounts::RefcountWidth;
-use super::layout::{Autoclear, Compatible, Compression, Extension, Extensions, Header, Incompatible};
+use super::layout::{Autoclear, Compatible, Compression, Crypt, Extension, Extensions, Header, Incompatible};
 use super::open;
 use crate::env::CreateSpec;
 use crate::gate::{Gate, Node, Reference, Role};
@@ -25,15 +26,15 @@ pub(super) struct Plan {
     pub data_file: Option<String>,
     pub data_file_raw: bool,
     pub preallocation: Preallocation,
+    pub encryption: Option<Wanted>,
 }
 
 impl Plan {
     /// Reads the options as qemu-img does.
     ///
     /// # Errors
-    /// `InvalidArgument` for values that do not go together, `Unsupported` for encryption.
+    /// `InvalidArgument` for values that do not go together.
     pub fn new(options: &Options, backing: bool) -> Result<Self> {
-        refuse_encryption(options)?;
         let flag = |name: &str| options.flag(name).map(|v| v.unwrap_or(false));
         let version = match options.get("compat") {
             Some("0.10" | "v2") => 2,
@@ -53,6 +54,7 @@ impl Plan {
             data_file: options.get("data_file").map(str::to_owned),
             data_file_raw: flag("data_file_raw")?,
             preallocation: preallocation(options),
+            encryption: Wanted::new(options)?,
         };
         plan.check(backing)?;
         Ok(plan)
@@ -100,6 +102,11 @@ impl Plan {
             autoclear: bit(self.data_file_raw, Autoclear::RAW_DATA_FILE),
             refcount_order: self.refcount_order,
             compression: self.compression,
+            // A LUKS header is not there yet: the method follows with it.
+            crypt: match &self.encryption {
+                Some(wanted) if wanted.method == Crypt::Aes => Crypt::Aes,
+                _ => Crypt::None,
+            },
             ..Header::default()
         }
     }
@@ -114,15 +121,6 @@ impl Plan {
         }
         Extensions(list)
     }
-}
-
-fn refuse_encryption(options: &Options) -> Result<()> {
-    let asked =
-        options.flag("encryption")?.unwrap_or(false) || options.iter().any(|(name, _)| name.starts_with("encrypt."));
-    if asked {
-        return Err(Error::unsupported("encrypted qcow2 images cannot be created yet"));
-    }
-    Ok(())
 }
 
 fn cluster_bits(options: &Options, extended_l2: bool) -> Result<u32> {
@@ -171,6 +169,7 @@ pub(super) fn create(storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>
         .checked_next_multiple_of(512)
         .filter(|size| *size <= env.limits.virtual_size)
         .ok_or_else(|| Error::limit(format!("a virtual size of {} bytes is too large", spec.virtual_size)))?;
+    let passphrase = plan.encryption.as_ref().map(|e| e.passphrase(env)).transpose()?;
     write_skeleton(&storage, &plan, spec)?;
     let data = plan
         .data_file
@@ -185,9 +184,13 @@ pub(super) fn create(storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>
         limits: env.limits,
         secrets: env.secrets,
     };
-    let image = open::open(storage, &open_env)?;
+    let mut image = open::open(storage, &Options::new(), &open_env)?;
     image.host.unordered.store(true, Ordering::Relaxed);
-    fill(&image, &plan, size)?;
+    grow(&image, size)?;
+    if let Some((wanted, passphrase)) = plan.encryption.as_ref().zip(passphrase.as_ref()) {
+        image.set_up_encryption(wanted, passphrase, env)?;
+    }
+    preallocate(&image, &plan, size)?;
     image.host.unordered.store(false, Ordering::Relaxed);
     image.close()
 }
@@ -209,11 +212,15 @@ fn write_skeleton(storage: &StorageRef, plan: &Plan, spec: &CreateSpec) -> Resul
     storage.write_at(2 * size, &counts)
 }
 
-fn fill(image: &Qcow2, plan: &Plan, size: u64) -> Result<()> {
+fn grow(image: &Qcow2, size: u64) -> Result<()> {
     let mut writer = image.lock_writer()?;
     image.prepare(&mut writer)?;
     image.grow_l1(&mut writer, size)?;
-    image.change_header(&writer, |s| s.header.virtual_size = size)?;
+    image.change_header(&writer, |s| s.header.virtual_size = size)
+}
+
+fn preallocate(image: &Qcow2, plan: &Plan, size: u64) -> Result<()> {
+    let mut writer = image.lock_writer()?;
     let how = match plan.preallocation {
         // A raw data file shows zeroes wherever the guest does: its clusters are all there from the start.
         Preallocation::Off if plan.data_file_raw => Preallocation::Metadata,

@@ -81,10 +81,12 @@ impl Qcow2 {
             return Ok(());
         }
         let size = self.geometry.cluster_size();
-        let subs = if self.geometry.extended_l2 {
-            Subclusters::NONE
-        } else {
-            Subclusters::DATA
+        let version = self.read_shared().header.version;
+        let subs = match &self.encryption {
+            _ if self.geometry.extended_l2 => Subclusters::NONE,
+            // What the file has there would decrypt to noise.
+            Some(_) if version >= 3 => Subclusters::ZERO,
+            _ => Subclusters::DATA,
         };
         let mut guest = self.geometry.cluster_start(from);
         while guest < to {
@@ -99,6 +101,9 @@ impl Qcow2 {
             self.ensure_table(writer, self.geometry.l1_index(guest))?;
             let (at, count) = self.allocate_data(writer, guest, free)?;
             self.reserve(writer, at, count * size, how)?;
+            if self.encryption.is_some() && subs == Subclusters::DATA {
+                self.write_zero_clusters(guest, at, count)?;
+            }
             let entry = |n| L2Entry::Standard {
                 at: Some(at + n * size),
                 copied: true,
@@ -110,6 +115,13 @@ impl Qcow2 {
             guest += count * size;
         }
         Ok(())
+    }
+
+    /// Writes encrypted zeroes.
+    fn write_zero_clusters(&self, guest: u64, at: u64, count: u64) -> Result<()> {
+        let size = self.geometry.cluster_size();
+        let zeroes = vec![0; self.geometry.cluster_len()];
+        (0..count).try_for_each(|n| self.write_data(guest + n * size, at + n * size, &zeroes))
     }
 
     fn reserve(&self, writer: &mut Writer, at: u64, len: u64, how: Preallocation) -> Result<()> {

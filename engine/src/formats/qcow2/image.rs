@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use super::cache::L2Cache;
 use super::codec::Codec;
+use super::crypt::Encryption;
 use super::host::Host;
-use super::layout::{Extensions, Geometry, Header};
+use super::layout::{Crypt, Extensions, Geometry, Header};
 use super::metadata::MetadataMap;
 use super::snapshot_table::Snapshot;
 use super::writer::Writer;
 use crate::image::{
-    BackingReference, Below, Bitmaps, BulkWrite, CheckReport, Extent, ImageInfo, Repair, Resize, Snapshots,
+    BackingReference, Below, Bitmaps, BulkWrite, CheckReport, Extent, ImageInfo, KeySlots, Repair, Resize, Snapshots,
 };
 use crate::options::Options;
 use crate::{Control, Error, Image, Limits, Result, StorageRef};
@@ -24,6 +25,8 @@ pub(super) struct Qcow2 {
     pub geometry: Geometry,
     pub host: Arc<Host>,
     pub codec: Codec,
+    /// `None`: guest data is stored as it is.
+    pub encryption: Option<Arc<Encryption>>,
     pub limits: Limits,
     /// `None`: opened for reading.
     pub writer: Option<Mutex<Writer>>,
@@ -107,6 +110,9 @@ impl Image for Qcow2 {
         self.refuse_outside(offset, len)?;
         self.find_extent(offset, len)
     }
+    fn reserves_space(&self) -> bool {
+        self.claims_more_than_it_occupies().unwrap_or(false)
+    }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.refuse_outside(offset, buf.len() as u64)?;
         self.read_own(offset, buf)
@@ -152,6 +158,14 @@ impl Image for Qcow2 {
     }
     fn amend(&self, options: &Options, force: bool, control: &Control) -> Result<()> {
         self.change_options(options, force, control)
+    }
+    fn missing_key(&self) -> Option<Error> {
+        let error = self.encryption.as_ref()?.missing_key()?;
+        Some(error.at(self.host.file.name()))
+    }
+    fn key_slots(&self) -> Option<&dyn KeySlots> {
+        let luks = self.read_shared().header.crypt == Crypt::Luks;
+        luks.then_some(self as &dyn KeySlots)
     }
     fn snapshots(&self) -> Option<&dyn Snapshots> {
         Some(self)

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::image::{Qcow2, Shared};
-use super::layout::{Autoclear, Compatible, Crypt, Incompatible};
+use super::layout::{Autoclear, Compatible, Incompatible};
 use crate::Result;
 use crate::image::{BitmapInfo, Bitmaps, ImageInfo};
 
@@ -17,7 +17,7 @@ impl Qcow2 {
         drop_in_bitmaps(&mut specific, &bitmaps);
         Ok(ImageInfo {
             cluster_size: Some(self.geometry.cluster_size()),
-            encrypted: header.crypt != Crypt::None,
+            encrypted: self.encryption.is_some(),
             compressed: false,
             dirty: Some(header.incompatible.has(Incompatible::DIRTY)),
             snapshots: shared.snapshots.iter().map(|s| s.info(header.virtual_size)).collect(),
@@ -39,6 +39,9 @@ impl Qcow2 {
             );
         }
         put("refcount-bits", json!(header.refcount_bits()));
+        if let Some(encryption) = &self.encryption {
+            put("encrypt", encryption.describe());
+        }
         if header.version >= 3 {
             if let Some(name) = shared.extensions.data_file() {
                 put("data-file", json!(name));
@@ -46,15 +49,6 @@ impl Qcow2 {
             }
             put("corrupt", json!(header.incompatible.has(Incompatible::CORRUPT)));
             put("extended-l2", json!(self.geometry.extended_l2));
-        }
-        match header.crypt {
-            Crypt::None => {}
-            Crypt::Aes => {
-                put("encrypt", json!({"format": "aes"}));
-            }
-            Crypt::Luks => {
-                put("encrypt", json!({"format": "luks"}));
-            }
         }
         map
     }

@@ -146,11 +146,21 @@ impl Qcow2 {
                 Err(error) => return Err(error),
             };
             let in_cluster = geometry.in_cluster(at);
-            let cluster_end = (at - in_cluster).saturating_add(geometry.cluster_size()).min(end);
+            let cluster = at - in_cluster;
+            let cluster_end = cluster.saturating_add(geometry.cluster_size()).min(end);
             match entry {
                 L2Entry::Compressed { at: place, len } => {
                     let fits = extend(run, cluster_end - at, Kind::Packed { at: place, len });
                     return Ok(if fits { cluster_end } else { at });
+                }
+                L2Entry::Standard { at: host, subs, .. } if !geometry.extended_l2 => {
+                    let alike = L2Entry::alike(table, geometry.l2_index(at), host.is_some(), geometry);
+                    let alike_end = cluster.saturating_add(alike << geometry.cluster_bits).min(end);
+                    let (kind, _) = self.sub_run(subs, host, in_cluster);
+                    if !extend(run, alike_end - at, kind) {
+                        return Ok(at);
+                    }
+                    at = alike_end;
                 }
                 L2Entry::Standard { at: host, subs, .. } => {
                     while at < cluster_end {
@@ -192,16 +202,22 @@ impl Qcow2 {
         let shared = self.read_shared();
         let run = self.locate(&shared, offset, len)?;
         let file = self.host.data_index();
-        let place = |at| HostPlace { file, offset: at };
+        // Encrypted bytes have no place: what stands there is not what the guest sees, and QEMU names none either.
+        let place = |offset| self.encryption.is_none().then_some(HostPlace { file, offset });
         let (len, kind) = match run.kind {
             Kind::Unallocated => (run.len, ExtentKind::Unallocated),
-            Kind::Zero { at } => (run.len, ExtentKind::Zero { at: at.map(place) }),
+            Kind::Zero { at } => (run.len, ExtentKind::Zero { at: at.and_then(place) }),
             Kind::Packed { .. } => (self.packed_len(&shared, offset, len, run.len)?, ExtentKind::Compressed),
+            Kind::Data { at } if self.encryption.is_some() => {
+                self.check_data(at, run.len)?;
+                let (at, direct) = (None, false);
+                (run.len, ExtentKind::Data { at, direct })
+            }
             Kind::Data { at } => {
                 let inside = self.check_data(at, run.len)?;
                 // The file may end inside its last cluster: that rest is the driver's to fill with zeroes.
                 let (len, direct) = if inside > 0 { (inside, true) } else { (run.len, false) };
-                let at = Some(place(at));
+                let at = place(at);
                 (len, ExtentKind::Data { at, direct })
             }
         };

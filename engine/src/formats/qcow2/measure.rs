@@ -15,7 +15,8 @@ pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
     if virtual_size.div_ceil(size).div_ceil(size / entry) * 8 > MAX_L1_BYTES {
         return Err(Error::limit("the image size is too large; try a larger cluster size"));
     }
-    let fully_allocated = whole_file(&plan, virtual_size);
+    let luks = plan.encryption.as_ref().map_or(Ok(0), |e| e.header_len())?;
+    let fully_allocated = whole_file(&plan, virtual_size).saturating_add(luks.next_multiple_of(size));
     let reserved = matches!(plan.preallocation, Preallocation::Falloc | Preallocation::Full);
     // With a layer below nobody can tell what will be stored here: as much as there is.
     let data = if reserved || spec.backing && !spec.data.is_empty() {

@@ -1,10 +1,11 @@
 //! qcow2: QEMU's format, versions 2 and 3.
 //!
 //! Supported: all cluster sizes (512 bytes to 2 MiB) and refcount widths (1 to 64 bits), zlib and zstd compressed clusters, zero clusters,
-//! extended L2 entries, external data files (raw ones too), backing files, unknown header extensions and fields (kept).
+//! extended L2 entries, external data files (raw ones too), backing files, LUKS and legacy AES encryption, unknown header extensions and
+//! fields (kept).
 //!
-//! Refused, each by name: unknown incompatible features, versions and compression types (`Unsupported`), encrypted images (`Unsupported`
-//! until encryption is there), writing to images marked corrupt or whose metadata overlaps (`Corrupt`).
+//! Refused, each by name: unknown incompatible features, versions and compression types (`Unsupported`), compressed clusters in encrypted
+//! images (`Unsupported`), data of an encrypted image without its secret (`WrongKey`), writing to images marked corrupt or whose metadata overlaps (`Corrupt`).
 //!
 //! Where things are: `layout` the bytes; `open`, `create`; `locate`, `read`; `tables`, `write`, `zero`, `packed`, `bulk`; `refcounts` who
 //! uses which cluster; `writer` the order of writes; `metadata` which clusters must never be taken for guest data.
@@ -18,6 +19,8 @@ mod check;
 mod clusters;
 mod codec;
 mod create;
+mod create_crypt;
+mod crypt;
 mod double_use;
 mod grow;
 mod header_io;
@@ -33,6 +36,7 @@ mod options;
 mod packed;
 mod read;
 mod refcounts;
+mod reserved;
 mod resize;
 mod snapshot_table;
 mod snapshots;
@@ -62,7 +66,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     snapshots: true,
     bitmaps: true,
     amend: true,
-    encryption: false,
+    encryption: true,
     several_files: true,
     measure: true,
     size_multiple: 512,
@@ -84,11 +88,14 @@ impl FormatDriver for Qcow2 {
     fn create_options(&self) -> &'static [OptionSpec] {
         options::CREATE
     }
+    fn open_options(&self) -> &'static [OptionSpec] {
+        options::OPEN
+    }
     fn detect(&self, probe: &Probe<'_>) -> Confidence {
         if layout::header::looks_like(probe.head) { 100 } else { 0 }
     }
-    fn open(&self, storage: StorageRef, _options: &Options, env: &OpenEnv<'_>) -> Result<Box<dyn Image>> {
-        Ok(Box::new(open::open(storage, env)?))
+    fn open(&self, storage: StorageRef, options: &Options, env: &OpenEnv<'_>) -> Result<Box<dyn Image>> {
+        Ok(Box::new(open::open(storage, options, env)?))
     }
     fn measure(&self, spec: &MeasureSpec<'_>) -> Result<Measurement> {
         measure::measure(spec)

@@ -4,19 +4,24 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use super::cache::L2Cache;
 use super::codec::Codec;
+use super::crypt::Encryption;
 use super::host::Host;
 use super::image::{Qcow2, Shared};
 use super::layout::extensions::text;
 use super::layout::header::{V2_LEN, unknown_features};
-use super::layout::{Autoclear, Crypt, Extensions, Geometry, Header, Incompatible, words_from_be};
+use super::layout::{Autoclear, Extensions, Geometry, Header, Incompatible, words_from_be};
 use super::metadata::MetadataMap;
 use super::refcounts::Refcounts;
 use super::snapshot_table::{self, Snapshot};
 use super::writer::Writer;
 use crate::env::BackingReference;
 use crate::gate::{Reference, Role};
+use crate::options::Options;
 use crate::storage::read_padded;
 use crate::{Error, OpenEnv, Result, Storage, StorageRef};
+
+/// Bytes that are read first: header, extensions and backing name of nearly every image.
+const FIRST_READ: u64 = 4096;
 
 /// The first cluster: header, extensions, backing name.
 pub(super) struct Preamble {
@@ -26,15 +31,26 @@ pub(super) struct Preamble {
 }
 
 impl Preamble {
-    /// Reads and checks the first cluster.
+    /// Reads and checks what is used of the first cluster.
     pub fn read(storage: &dyn Storage) -> Result<Self> {
         let len = storage.len()?;
-        let mut first = vec![0; len.min(512) as usize];
-        storage.read_at(0, &mut first)?;
-        let bits = super::layout::be32(&first, 20).unwrap_or(9).clamp(9, 21);
-        let mut cluster = vec![0; len.min(1 << bits) as usize];
-        storage.read_at(0, &mut cluster)?;
-        Self::parse(&cluster)
+        let mut bytes = vec![0; len.min(FIRST_READ) as usize];
+        storage.read_at(0, &mut bytes)?;
+        let used = Self::used_len(&bytes);
+        if used > FIRST_READ {
+            bytes.resize(len.min(used) as usize, 0);
+            storage.read_at(0, &mut bytes)?;
+        }
+        Self::parse(&bytes)
+    }
+
+    /// Bytes of the first cluster that may be in use: all, or up to the end of the backing file name, which comes last.
+    fn used_len(start: &[u8]) -> u64 {
+        let cluster = 1 << super::layout::be32(start, 20).unwrap_or(9).clamp(9, 21);
+        match (super::layout::be64(start, 8), super::layout::be32(start, 16)) {
+            (Ok(at), Ok(len)) if at != 0 => at.saturating_add(u64::from(len)).min(cluster),
+            _ => cluster,
+        }
     }
 
     fn parse(cluster: &[u8]) -> Result<Self> {
@@ -74,13 +90,13 @@ fn backing_name(cluster: &[u8], header: &Header) -> Result<Option<String>> {
 }
 
 /// Opens an image.
-pub(super) fn open(storage: StorageRef, env: &OpenEnv<'_>) -> Result<Qcow2> {
+pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) -> Result<Qcow2> {
     let Preamble {
         header,
         extensions,
         backing,
     } = Preamble::read(storage.as_ref())?;
-    refuse_encryption(&header, env)?;
+    let encryption = Encryption::open(&storage, &header, &extensions, options, env)?.map(Arc::new);
     refuse_damaged(&header, env)?;
     let data = open_data_file(&storage, &header, &extensions, env)?;
     let geometry = Geometry {
@@ -113,6 +129,7 @@ pub(super) fn open(storage: StorageRef, env: &OpenEnv<'_>) -> Result<Qcow2> {
     let image = Qcow2 {
         geometry,
         codec: Codec::new(geometry.compression),
+        encryption,
         limits: env.limits.clone(),
         writer,
         metadata,
@@ -131,20 +148,6 @@ pub(super) fn open(storage: StorageRef, env: &OpenEnv<'_>) -> Result<Qcow2> {
         image.repair_dirty()?;
     }
     Ok(image)
-}
-
-fn refuse_encryption(header: &Header, env: &OpenEnv<'_>) -> Result<()> {
-    let name = match header.crypt {
-        Crypt::None => return Ok(()),
-        Crypt::Aes => "AES",
-        Crypt::Luks => "LUKS",
-    };
-    if env.metadata_only {
-        return Ok(());
-    }
-    Err(Error::unsupported(format!(
-        "{name} encrypted qcow2 images cannot be read yet"
-    )))
 }
 
 fn refuse_damaged(header: &Header, env: &OpenEnv<'_>) -> Result<()> {
@@ -257,6 +260,11 @@ pub(super) fn build_map(
         && bitmaps.directory_offset.saturating_add(bitmaps.directory_size) <= file_len
     {
         map.add(bitmaps.directory_offset, bitmaps.directory_size);
+    }
+    if let Some((at, len)) = extensions.crypto()
+        && at.saturating_add(len) <= file_len
+    {
+        map.add(at, len);
     }
     map
 }

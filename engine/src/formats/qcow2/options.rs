@@ -11,6 +11,22 @@ const fn option(name: &'static str, kind: OptionKind, default: Option<&'static s
     }
 }
 
+/// What `open` takes.
+pub(super) const OPEN: &[OptionSpec] = &[
+    option(
+        "encrypt.format",
+        OptionKind::Text,
+        None,
+        "Encryption that the header must name: 'aes' or 'luks'",
+    ),
+    option(
+        "encrypt.key-secret",
+        OptionKind::Text,
+        None,
+        "ID of secret providing qcow AES key or LUKS passphrase",
+    ),
+];
+
 /// What `create` takes.
 pub(super) const CREATE: &[OptionSpec] = &[
     option("cluster_size", OptionKind::Size, Some("65536"), "qcow2 cluster size"),

@@ -10,6 +10,7 @@ use crate::{Error, Result};
 impl Qcow2 {
     /// Writes one whole cluster compressed, or as it is where that saves nothing.
     pub fn write_packed(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.refuse_packed()?;
         let mut packer = Packer::new(self.geometry.compression, None)?;
         let packed = packer.pack(&self.whole_cluster(offset, buf)?)?;
         let mut writer = self.lock_writer()?;

@@ -56,8 +56,16 @@ impl Qcow2 {
         Ok(end.saturating_sub(at).min(len))
     }
 
-    /// Reads guest data stored as is. Every such read goes through here: decryption belongs here too.
-    pub fn read_data(&self, _guest: u64, at: u64, buf: &mut [u8]) -> Result<()> {
+    /// Reads guest data that is not compressed.
+    fn read_data(&self, guest: u64, at: u64, buf: &mut [u8]) -> Result<()> {
+        match &self.encryption {
+            None => self.read_stored(at, buf),
+            Some(encryption) => self.read_encrypted(encryption, guest, at, buf),
+        }
+    }
+
+    /// Reads bytes as the file has them.
+    pub fn read_stored(&self, at: u64, buf: &mut [u8]) -> Result<()> {
         let inside = clamp(self.check_data(at, buf.len() as u64)?, buf.len());
         let (head, tail) = buf.split_at_mut(inside);
         tail.fill(0);

@@ -161,13 +161,12 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Drops all guest data of this layer.
+    /// Drops all guest data of this layer. Bitmaps stay as they are: this follows a commit, after which the layer below shows the same.
     pub fn forget_all(&self) -> Result<()> {
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
         let size = self.read_shared().header.virtual_size;
         self.drop_tables(&mut writer, 0)?;
-        self.note_write(&mut writer, 0, size)?;
         self.write_back(&mut writer)?;
         if self.geometry.data_file {
             self.host
@@ -182,13 +181,13 @@ impl Qcow2 {
     /// there when the old layer below is not.
     pub fn change_backing(&self, backing: Option<&BackingReference>) -> Result<()> {
         let mut writer = self.lock_writer()?;
-        self.prepare(&mut writer)?;
         let raw_data = self.read_shared().header.autoclear & Autoclear::RAW_DATA_FILE != 0;
         if raw_data && backing.is_some() {
             return Err(Error::invalid(
                 "a backing file and data_file_raw cannot be used together",
             ));
         }
+        self.prepare(&mut writer)?;
         self.write_back(&mut writer)?;
         self.host.flush()?;
         self.change_header(&writer, |shared| {

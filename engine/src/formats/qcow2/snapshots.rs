@@ -19,6 +19,16 @@ use crate::image::{Repair, SnapshotInfo, Snapshots};
 use crate::{Control, Error, Image, Result};
 
 impl Qcow2 {
+    /// Clusters of a data file are not counted, so none could be kept for a snapshot: a later write would change it.
+    fn refuse_data_file(&self) -> Result<()> {
+        match self.geometry.data_file {
+            true => Err(Error::unsupported(
+                "an image with an external data file cannot have internal snapshots",
+            )),
+            false => Ok(()),
+        }
+    }
+
     fn find_snapshot(&self, selector: &str) -> Result<(usize, Snapshot)> {
         let shared = self.read_shared();
         let list = &shared.snapshots;
@@ -339,6 +349,7 @@ impl Snapshots for Qcow2 {
     }
 
     fn create(&self, name: &str, when: (u64, u32)) -> Result<SnapshotInfo> {
+        self.refuse_data_file()?;
         let snapshot = self.new_snapshot(name, when)?;
         let size = snapshot.virtual_size.unwrap_or(0);
         let mut taken = None;
@@ -350,6 +361,7 @@ impl Snapshots for Qcow2 {
     }
 
     fn apply(&self, selector: &str) -> Result<()> {
+        self.refuse_data_file()?;
         let (_, snapshot) = self.find_snapshot(selector)?;
         let (old, version) = {
             let header = &self.read_shared().header;
@@ -370,6 +382,7 @@ impl Snapshots for Qcow2 {
     }
 
     fn delete(&self, selector: &str) -> Result<()> {
+        self.refuse_data_file()?;
         let (index, snapshot) = self.find_snapshot(selector)?;
         self.read_metadata().refuse_conflicts()?;
         let l1 = self.snapshot_l1(&snapshot)?;
@@ -413,6 +426,7 @@ impl Snapshots for Qcow2 {
             geometry: self.geometry,
             host: Arc::new(Host::new(self.host.file.clone(), self.host.data.clone())),
             codec: Codec::new(self.geometry.compression),
+            encryption: self.encryption.clone(),
             limits: self.limits.clone(),
             writer: None,
             metadata: self.metadata.clone(),

@@ -146,7 +146,9 @@ impl Qcow2 {
             Some(_) => touched & !old.data,
             None => touched | old.data,
         };
-        let fresh = owned.is_none() && !self.geometry.data_file && writer.refcounts.is_fresh(at);
+        // Zero bytes of a new place can be left out, unless they stand for something else.
+        let plain = !self.geometry.data_file && self.encryption.is_none();
+        let fresh = owned.is_none() && plain && writer.refcounts.is_fresh(at);
         if !self.geometry.data_file {
             writer.refcounts.no_longer_fresh(at + self.geometry.cluster_size());
         }
@@ -270,8 +272,11 @@ impl Qcow2 {
         Ok(true)
     }
 
-    /// Writes guest data as is. Every such write goes through here: encryption belongs here too.
-    pub fn write_data(&self, _guest: u64, at: u64, bytes: &[u8]) -> Result<()> {
-        self.host.data().write_at(at, bytes)
+    /// Writes guest data that is not compressed.
+    pub fn write_data(&self, guest: u64, at: u64, bytes: &[u8]) -> Result<()> {
+        match &self.encryption {
+            None => self.host.data().write_at(at, bytes),
+            Some(encryption) => self.write_encrypted(encryption, guest, at, bytes),
+        }
     }
 }

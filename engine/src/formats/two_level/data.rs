@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::{Codec, Slot, TwoLevel};
+use crate::crypto::{EncryptedBytes, SectorCipher};
 use crate::formats::common::{check_range, lock, read_below};
 use crate::image::{Below, Extent, ExtentKind, HostPlace, Placement};
 use crate::storage::StorageRef;
@@ -12,6 +13,33 @@ use crate::{Error, Result};
 const BATCH: u64 = 4096;
 
 impl<C: Codec> TwoLevel<C> {
+    /// Reads guest data that is not compressed.
+    fn load_data(&self, guest: u64, at: u64, buf: &mut [u8]) -> Result<()> {
+        match self.codec.cipher()? {
+            None => self.file.read_at(at, buf),
+            Some(cipher) => self.encrypted(cipher, |io| io.load(guest, at, buf)),
+        }
+    }
+
+    /// Writes guest data that is not compressed.
+    fn store_data(&self, guest: u64, at: u64, bytes: &[u8]) -> Result<()> {
+        let Some(cipher) = self.codec.cipher()? else {
+            return self.file.write_at(at, bytes);
+        };
+        self.encrypted(cipher, |io| {
+            let _alone = io.is_partial(at, bytes.len()).then(|| lock(&self.partial));
+            io.store(guest, at, bytes)
+        })
+    }
+
+    fn encrypted<T>(&self, cipher: &SectorCipher, work: impl FnOnce(&EncryptedBytes<'_>) -> Result<T>) -> Result<T> {
+        work(&EncryptedBytes {
+            cipher,
+            read: &|at, buf| self.file.read_at(at, buf),
+            write: &|at, bytes| self.file.write_at(at, bytes),
+        })
+    }
+
     pub(in crate::formats) fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }
@@ -30,6 +58,10 @@ impl<C: Codec> TwoLevel<C> {
         let kind = match slot {
             Slot::Unallocated => ExtentKind::Unallocated,
             Slot::Zero => ExtentKind::Zero { at: None },
+            Slot::Data(_) if self.codec.encrypted() => ExtentKind::Data {
+                at: None,
+                direct: false,
+            },
             Slot::Data(at) => ExtentKind::Data {
                 at: Some(HostPlace {
                     file: 0,
@@ -57,7 +89,7 @@ impl<C: Codec> TwoLevel<C> {
             let (head, rest) = buf.split_at_mut(usize::try_from(bytes).unwrap_or(usize::MAX));
             match slot {
                 Slot::Unallocated | Slot::Zero => head.fill(0),
-                Slot::Data(at) => self.file.read_at(at + inside, head)?,
+                Slot::Data(at) => self.load_data(offset, at + inside, head)?,
                 Slot::Compressed { .. } => self.read_compressed(offset, head)?,
             }
             offset += bytes;
@@ -100,7 +132,7 @@ impl<C: Codec> TwoLevel<C> {
                 whole.fill(0);
                 Ok(())
             }
-            Slot::Data(at) => self.file.read_at(at, whole),
+            Slot::Data(at) => self.load_data(cluster * self.shape.cluster, at, whole),
             Slot::Compressed { at, len } => {
                 let mut packed = vec![0; usize::try_from(len).unwrap_or(0)];
                 self.file.read_at(at, &mut packed)?;
@@ -118,7 +150,7 @@ impl<C: Codec> TwoLevel<C> {
             let done = match slot {
                 Slot::Data(at) => {
                     let head = buf.get(..usize::try_from(bytes).unwrap_or(0)).unwrap_or_default();
-                    self.file.write_at(at + offset % self.shape.cluster, head)?;
+                    self.store_data(offset, at + offset % self.shape.cluster, head)?;
                     bytes
                 }
                 _ => self.write_new(offset, buf, below)?,
@@ -164,7 +196,7 @@ impl<C: Codec> TwoLevel<C> {
         let unit = self.shape.cluster;
         let (inside, end) = (offset % unit, offset + data.len() as u64);
         if inside == 0 && end % unit == 0 {
-            return self.file.write_at(at, data);
+            return self.store_data(offset, at, data);
         }
         let (first, last) = (offset / unit, (end - 1) / unit);
         let cluster_bytes = usize::try_from(unit).unwrap_or(0);
@@ -182,7 +214,7 @@ impl<C: Codec> TwoLevel<C> {
         if let Some(place) = whole.get_mut(start..start.saturating_add(data.len())) {
             place.copy_from_slice(data);
         }
-        self.file.write_at(at, &whole)
+        self.store_data(offset - inside, at, &whole)
     }
 
     pub(in crate::formats) fn write_zeroes(
@@ -205,7 +237,7 @@ impl<C: Codec> TwoLevel<C> {
             let done = match slot {
                 Slot::Zero => bytes,
                 Slot::Unallocated if below.is_zero(offset, bytes)? => bytes,
-                Slot::Data(at) => {
+                Slot::Data(at) if !self.codec.encrypted() => {
                     self.file.write_zeroes(at + inside, bytes, unmap)?;
                     bytes
                 }
@@ -292,6 +324,9 @@ impl<C: Codec> TwoLevel<C> {
     /// Writes a placement or a part of one. What is never stored reads as zeroes: it was taken past the end of the file, and the
     /// flush makes the file long enough.
     pub(in crate::formats) fn store(&self, placement: &Placement, bytes: &[u8]) -> Result<()> {
-        self.file.write_at(placement.at.offset, bytes)
+        if placement.encoded {
+            return self.file.write_at(placement.at.offset, bytes);
+        }
+        self.store_data(placement.guest, placement.at.offset, bytes)
     }
 }

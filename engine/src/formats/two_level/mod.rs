@@ -10,6 +10,7 @@ mod tables;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Mutex, RwLock};
 
+use crate::crypto::SectorCipher;
 use crate::{Error, Result, StorageRef};
 use tables::State;
 
@@ -39,6 +40,17 @@ pub(super) trait Codec: Send + Sync {
     fn encode(&self, slot: Slot) -> Option<u64>;
     /// Reads a compressed cluster into `out`, one whole cluster.
     fn inflate(&self, packed: &[u8], out: &mut [u8]) -> Result<()>;
+    /// Whether guest data is stored encrypted.
+    fn encrypted(&self) -> bool {
+        false
+    }
+    /// The cipher of guest data, counted by where the guest sees it.
+    ///
+    /// # Errors
+    /// `WrongKey` when the key is not known.
+    fn cipher(&self) -> Result<Option<&SectorCipher>> {
+        Ok(None)
+    }
 }
 
 /// Shape of the tables.
@@ -78,6 +90,8 @@ pub(super) struct TwoLevel<C> {
     end: AtomicU64,
     /// Pages changed and not yet written.
     dirty_pages: AtomicUsize,
+    /// Held while an encrypted sector is read, changed in part and written back.
+    partial: Mutex<()>,
 }
 
 /// What the holder of the space lock knows.
@@ -102,6 +116,7 @@ impl<C: Codec> TwoLevel<C> {
             space: Mutex::new(Space { end, broken: false }),
             end: end.into(),
             dirty_pages: AtomicUsize::new(0),
+            partial: Mutex::new(()),
             file,
             codec,
             shape,

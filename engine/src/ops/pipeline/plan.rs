@@ -117,12 +117,12 @@ impl<'a> Planner<'a> {
         let offset = self.position;
         let extent = self.look(offset, end - offset)?;
         if extent.kind == SourceKind::Data {
-            return self.next_piece(end).map(Some);
+            return self.next_piece(end);
         }
         let stop = offset + extent.len;
         let aligned = if stop == end { end } else { stop / self.unit * self.unit };
         if aligned <= offset {
-            return self.next_piece(end).map(Some); // The unit is a mixture.
+            return self.next_piece(end); // The unit is a mixture.
         }
         self.position = aligned;
         let wanted = extent.kind == SourceKind::Zero && self.explicit_zeroes;
@@ -132,14 +132,17 @@ impl<'a> Planner<'a> {
         }))
     }
 
-    fn next_piece(&mut self, end: u64) -> Result<Step> {
+    /// The units from here to where no more data follows. `None`: they are of the target's own base alone.
+    fn next_piece(&mut self, end: u64) -> Result<Option<Step>> {
         let offset = self.position;
         let limit = offset.saturating_add(self.piece).min(end);
         let mut stop = offset.saturating_add(self.unit).min(end);
         let mut at = offset;
         let mut reads: Vec<Read> = Vec::new();
+        let mut absent = true;
         while at < stop {
             let extent = self.look(at, limit - at)?;
+            absent &= extent.kind == SourceKind::Absent;
             let len = match extent.kind {
                 SourceKind::Data => extent.len,
                 SourceKind::Zero | SourceKind::Absent => extent.len.min(stop - at),
@@ -155,9 +158,12 @@ impl<'a> Planner<'a> {
             stop = stop.max(at.div_ceil(self.unit).saturating_mul(self.unit)).min(limit);
         }
         self.position = stop;
+        if absent {
+            return Ok(None);
+        }
         let len =
             usize::try_from(stop - offset).map_err(|_| Error::limit("a unit is larger than the address space"))?;
-        Ok(Step::Copy(Piece { offset, len, reads }))
+        Ok(Some(Step::Copy(Piece { offset, len, reads })))
     }
 
     fn look(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {

@@ -93,8 +93,9 @@ impl<'a> Sink<'a> {
     }
 
     pub(super) fn unit(&self) -> u64 {
-        // Small units are planned together: what counts is where a piece may be cut.
-        if self.encode {
+        // Small units of a new image are planned together: what counts is where a piece may be cut. Elsewhere a unit that needs no copy
+        // keeps what it has.
+        if self.encode || !self.target.fresh {
             self.unit
         } else {
             self.unit.max(BLOCK as u64)

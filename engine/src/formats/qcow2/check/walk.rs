@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::bitmap_table::{self, BitmapCluster};
 use super::super::clusters::ClusterSet;
 use super::super::image::{Qcow2, Shared};
-use super::super::layout::{Autoclear, Extension, Geometry, L1Entry, L2Entry, RefTableEntry, words_from_be};
+use super::super::layout::{Autoclear, Extension, Geometry, L1Entry, L2Entry, RefTableEntry};
 use super::super::open::read_table;
 use super::counts::Counts;
 use crate::image::CheckReport;
@@ -258,6 +258,7 @@ impl<'a> Walk<'a> {
         let tables: Vec<(u64, Users)> = std::mem::take(&mut self.tables).into_iter().collect();
         control.set_total(tables.len() as u64 * size as u64);
         let mut rest = tables.as_slice();
+        let mut bytes = Vec::new();
         while let Some((first, _)) = rest.first() {
             let row = rest
                 .iter()
@@ -267,7 +268,7 @@ impl<'a> Walk<'a> {
                 .count();
             let (now, later) = rest.split_at(row);
             control.checkpoint((row * size) as u64)?;
-            let mut bytes = vec![0; row * size];
+            bytes.resize(row * size, 0);
             self.image.host.file.read_at(*first, &mut bytes)?;
             for ((at, users), bytes) in now.iter().zip(bytes.chunks_exact(size)) {
                 self.l2(*at, *users, bytes);
@@ -280,14 +281,16 @@ impl<'a> Walk<'a> {
 
     fn l2(&mut self, table: u64, users: Users, bytes: &[u8]) {
         self.add(table, 1, users.times, "L2 table");
-        let step = self.geometry.entry_words() * 8;
+        let step = self.geometry.entry_words();
         let mut next = 0;
         let mut allocated = 0;
-        for (index, raw) in bytes.chunks_exact(step).enumerate() {
-            if raw.iter().all(|b| *b == 0) {
-                continue;
-            }
-            let words = words_from_be(raw);
+        for index in non_zero_entries(bytes, step * 8) {
+            let mut words = [0; 2];
+            let raw = bytes.as_chunks().0.iter().skip(index * step).take(step);
+            words
+                .iter_mut()
+                .zip(raw)
+                .for_each(|(word, raw)| *word = u64::from_be_bytes(*raw));
             match L2Entry::decode(&words, 0, &self.geometry, self.version) {
                 Ok(L2Entry::Standard { at: None, .. }) => {}
                 Ok(L2Entry::Standard {
@@ -392,6 +395,17 @@ impl<'a> Walk<'a> {
             }
         }
     }
+}
+
+/// The entries of `step` bytes that are not zero: most tables of a large disk are nearly empty.
+fn non_zero_entries(table: &[u8], step: usize) -> impl Iterator<Item = usize> {
+    const BLOCK: usize = 512;
+    let blocks = table.chunks(BLOCK).enumerate();
+    let used = blocks.filter(|(_, block)| block.iter().fold(0, |any, b| any | b) != 0);
+    used.flat_map(move |(n, block)| {
+        let entries = block.chunks_exact(step).enumerate();
+        entries.filter_map(move |(i, raw)| raw.iter().any(|b| *b != 0).then_some(n * BLOCK / step + i))
+    })
 }
 
 fn bump(count: &mut Option<u64>) {

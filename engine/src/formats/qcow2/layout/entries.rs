@@ -140,6 +140,22 @@ impl L2Entry {
         Self::decode_extended(raw, map, geometry)
     }
 
+    /// How many entries of a table without maps of subclusters go on as the one at `index` began: the same flags, and the same lack of a
+    /// place or the place that follows. At least 1.
+    pub fn alike(table: &[u64], index: usize, placed: bool, geometry: &Geometry) -> u64 {
+        let rest = table.get(index..).unwrap_or_default();
+        let Some((first, next)) = rest.split_first() else {
+            return 1;
+        };
+        let step = if placed { geometry.cluster_size() } else { 0 };
+        let mut expected = *first;
+        let count = next.iter().take_while(|raw| {
+            expected = expected.wrapping_add(step);
+            **raw == expected && (expected ^ first) & !OFFSET == 0
+        });
+        1 + count.count() as u64
+    }
+
     /// Takes a place out of an entry that cannot be decoded or used, if the guest sees no data of it: zeroes that had space, or subclusters
     /// of which none holds data. False, and nothing changed, for entries that stand for data.
     pub fn drop_needless_place(words: &mut [u64], geometry: &Geometry, version: u32) -> bool {

@@ -116,6 +116,13 @@ impl Extensions {
             _ => None,
         })
     }
+    /// Place and length of the LUKS header.
+    pub fn crypto(&self) -> Option<(u64, u64)> {
+        self.0.iter().find_map(|e| match e {
+            Extension::Crypto { offset, len } => Some((*offset, *len)),
+            _ => None,
+        })
+    }
     /// The bitmaps extension.
     pub fn bitmaps(&self) -> Option<BitmapsExtension> {
         self.0.iter().find_map(|e| match e {
@@ -165,6 +172,7 @@ impl ExtensionKind {
     pub const BACKING_FORMAT: Self = Self(BACKING_FORMAT);
     pub const FEATURE_NAMES: Self = Self(FEATURE_NAMES);
     pub const BITMAPS: Self = Self(BITMAPS);
+    pub const CRYPTO: Self = Self(CRYPTO);
     pub const DATA_FILE: Self = Self(DATA_FILE);
 }
 

@@ -1,14 +1,13 @@
-//! What `info` and `check` say about a volume.
+//! What `info` says about a header.
 
 use serde_json::{Map, Value};
 
-use crate::crypto::luks::{LuksHeader, LuksSlot, VolumeLayout};
+use super::{LuksHeader, LuksSlot, VolumeLayout};
 use crate::crypto::{CipherSpec, IvKind};
-use crate::image::CheckReport;
-use crate::{Result, StorageRef};
 
-/// `format-specific.data` under QEMU's keys; `version` and more of a slot where QEMU has none.
-pub(super) fn specific(header: &LuksHeader, layout: &VolumeLayout, detached: bool) -> Map<String, Value> {
+/// A header for `info`, under QEMU's keys; `version` and more of a slot where QEMU has none. Nothing in it is secret.
+#[must_use]
+pub fn describe(header: &LuksHeader, layout: &VolumeLayout, detached: bool) -> Map<String, Value> {
     let info = header.info();
     let mut out = Map::new();
     put_iv(&mut out, &layout.spec);
@@ -56,30 +55,4 @@ fn slot(slot: &LuksSlot) -> Value {
         out.insert("memory-kib".to_owned(), slot.memory_kib.into());
     }
     Value::Object(out)
-}
-
-/// The header was checked when it was read; what is left are its key slots and the length of the file.
-pub(super) fn check(header: &LuksHeader, layout: &VolumeLayout, file: &StorageRef) -> Result<CheckReport> {
-    let mut report = CheckReport {
-        image_end_offset: Some(file.len()?),
-        ..CheckReport::default()
-    };
-    if let Some(damage) = header.damaged_copy() {
-        report.corruptions += 1;
-        report.messages.push(damage.to_owned());
-    }
-    if header.active_slots().is_empty() {
-        report.corruptions += 1;
-        report
-            .messages
-            .push("no key slot holds a key: the data is lost".to_owned());
-    }
-    let ragged = file.len()?.saturating_sub(layout.payload_offset) % u64::from(layout.sector_size);
-    if ragged != 0 {
-        report.corruptions += 1;
-        report.messages.push(format!(
-            "the file ends {ragged} bytes into a sector, which cannot be read"
-        ));
-    }
-    Ok(report)
 }

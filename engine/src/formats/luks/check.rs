@@ -1,0 +1,31 @@
+//! What `check` says about a volume.
+
+use crate::crypto::luks::{LuksHeader, VolumeLayout};
+use crate::image::CheckReport;
+use crate::{Result, StorageRef};
+
+/// The header was checked when it was read; what is left are its key slots and the length of the file.
+pub(super) fn check(header: &LuksHeader, layout: &VolumeLayout, file: &StorageRef) -> Result<CheckReport> {
+    let mut report = CheckReport {
+        image_end_offset: Some(file.len()?),
+        ..CheckReport::default()
+    };
+    if let Some(damage) = header.damaged_copy() {
+        report.corruptions += 1;
+        report.messages.push(damage.to_owned());
+    }
+    if header.active_slots().is_empty() {
+        report.corruptions += 1;
+        report
+            .messages
+            .push("no key slot holds a key: the data is lost".to_owned());
+    }
+    let ragged = file.len()?.saturating_sub(layout.payload_offset) % u64::from(layout.sector_size);
+    if ragged != 0 {
+        report.corruptions += 1;
+        report.messages.push(format!(
+            "the file ends {ragged} bytes into a sector, which cannot be read"
+        ));
+    }
+    Ok(report)
+}

@@ -1,0 +1,306 @@
+//! Ranged requests to one URL: what the server answers is checked before a byte of it is believed.
+
+use std::io::Read;
+use std::time::Duration;
+
+use ureq::http::header::{CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderName, LAST_MODIFIED, LOCATION, RANGE};
+use ureq::http::{Response, StatusCode, Uri};
+use ureq::tls::TlsConfig;
+use ureq::unversioned::transport::DefaultConnector;
+use ureq::{Agent, Body};
+
+use super::HttpOptions;
+use super::guard::{Guard, Refused};
+use crate::{Error, ErrorKind, Result};
+
+/// Redirections that are followed when a file is opened.
+const MAX_REDIRECTS: usize = 5;
+/// Bytes of the headers of a reply.
+const MAX_HEADERS: usize = 32 << 10;
+
+/// A file on a server, as it was when it was opened.
+#[derive(Debug)]
+pub(super) struct Remote {
+    agent: Agent,
+    url: Uri,
+    pub(super) len: u64,
+    /// What changes when the file does.
+    mark: Mark,
+    retries: u32,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Mark {
+    tag: Option<String>,
+    modified: Option<String>,
+}
+
+/// Why a request failed, and whether it may go better the next time.
+struct Failed {
+    error: Error,
+    again: bool,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, again: false }
+    }
+}
+
+type Tried<T> = std::result::Result<T, Failed>;
+
+impl Remote {
+    pub(super) fn open(options: &HttpOptions) -> Result<Self> {
+        let mut remote = Self {
+            agent: agent(options),
+            url: checked_url(&options.url)?,
+            len: 0,
+            mark: Mark::default(),
+            retries: options.retries,
+        };
+        for _ in 0..=MAX_REDIRECTS {
+            let reply = remote.retried(|r| r.ask(0, 0))?;
+            if let Some(next) = redirection(&reply, &remote.url)? {
+                remote.url = next;
+                continue;
+            }
+            (remote.len, remote.mark) = (first_answer(&reply)?, mark(&reply));
+            if remote.len > options.max_len {
+                let (len, limit) = (remote.len, options.max_len);
+                return Err(Error::limit(format!(
+                    "the file of {len} bytes exceeds the limit of {limit} bytes"
+                )));
+            }
+            return Ok(remote);
+        }
+        Err(Error::denied("the server redirects again and again"))
+    }
+
+    /// Fills `buf`, which is not empty, from `offset`; the range lies inside the file.
+    pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.retried(|r| r.read_once(offset, buf))
+    }
+
+    fn read_once(&self, offset: u64, buf: &mut [u8]) -> Tried<()> {
+        let last = offset + (buf.len() as u64 - 1);
+        let mut reply = self.ask(offset, last)?;
+        self.check_range(&reply, offset, last)?;
+        let mut body = reply.body_mut().as_reader();
+        body.read_exact(buf).map_err(|e| Failed {
+            error: Error::io(
+                format!("the server's answer for {} bytes at {offset:#x} ended early", buf.len()),
+                e,
+            ),
+            again: true,
+        })?;
+        match body.read(&mut [0]) {
+            Ok(0) => Ok(()),
+            _ => Err(Error::corrupt("the server sends more bytes than were asked for").into()),
+        }
+    }
+
+    fn check_range(&self, reply: &Response<Body>, first: u64, last: u64) -> Result<()> {
+        match reply.status() {
+            StatusCode::PARTIAL_CONTENT => {}
+            StatusCode::OK => return Err(no_ranges()),
+            status if status.is_redirection() => {
+                return Err(Error::corrupt("the server redirects a file that it served before"));
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE => return Err(changed()),
+            status => return Err(refused(status)),
+        }
+        let found = content_range(reply)?;
+        if (found.first, found.last) != (first, last) {
+            let (a, b) = (found.first, found.last);
+            return Err(Error::corrupt(format!(
+                "the server answers with bytes {a} to {b} where {first} to {last} were asked for"
+            )));
+        }
+        if found.len != self.len || mark(reply) != self.mark {
+            return Err(changed());
+        }
+        Ok(())
+    }
+
+    fn retried<T>(&self, mut work: impl FnMut(&Self) -> Tried<T>) -> Result<T> {
+        let mut left = self.retries;
+        let mut pause = Duration::from_millis(100);
+        loop {
+            match work(self) {
+                Ok(done) => return Ok(done),
+                Err(failed) if failed.again && left > 0 => {
+                    left -= 1;
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_secs(5));
+                }
+                Err(failed) => return Err(failed.error),
+            }
+        }
+    }
+
+    fn ask(&self, first: u64, last: u64) -> Tried<Response<Body>> {
+        let range = format!("bytes={first}-{last}");
+        let reply = self.agent.get(&self.url).header(RANGE, range).call();
+        let reply = reply.map_err(no_reply)?;
+        let status = reply.status();
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(Failed {
+                error: refused(status),
+                again: true,
+            });
+        }
+        if header(&reply, CONTENT_ENCODING).is_some_and(|e| !e.eq_ignore_ascii_case("identity")) {
+            return Err(Error::unsupported("the server sends the file in another encoding").into());
+        }
+        Ok(reply)
+    }
+}
+
+fn agent(options: &HttpOptions) -> Agent {
+    let tls = TlsConfig::builder().disable_verification(!options.verify_tls).build();
+    let config = Agent::config_builder()
+        // The environment has no say.
+        .proxy(None)
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .timeout_global(Some(options.timeout))
+        .max_response_header_size(MAX_HEADERS)
+        .tls_config(tls)
+        .user_agent("vdisk")
+        .build();
+    let guard = Guard {
+        allow: options.allow.clone(),
+    };
+    Agent::with_parts(config, DefaultConnector::default(), guard)
+}
+
+fn checked_url(text: &str) -> Result<Uri> {
+    let invalid = |why: &str| Error::invalid(format!("\"{}\" is no URL of a file: {why}", text.escape_debug()));
+    let url: Uri = text.parse().map_err(|_| invalid("it cannot be read"))?;
+    if !matches!(url.scheme_str(), Some("http" | "https")) {
+        return Err(invalid("only http and https are known"));
+    }
+    match url.authority() {
+        Some(a) if a.as_str().contains('@') => Err(Error::unsupported("names and passwords in URLs are not supported")),
+        Some(a) if a.host() != a.as_str() && a.port_u16().is_none() => Err(invalid("its port is no port")),
+        Some(a) if !a.host().is_empty() => Ok(url),
+        _ => Err(invalid("it has no host")),
+    }
+}
+
+/// Where the server sends us, if it does. Only to the same scheme, host and port.
+fn redirection(reply: &Response<Body>, from: &Uri) -> Result<Option<Uri>> {
+    if !reply.status().is_redirection() {
+        return Ok(None);
+    }
+    let to = header(reply, LOCATION).unwrap_or_default();
+    if to.starts_with('/') && !to.starts_with("//") {
+        let (scheme, authority) = (from.scheme_str().unwrap_or_default(), from.authority());
+        let authority = authority.map_or("", |a| a.as_str());
+        return checked_url(&format!("{scheme}://{authority}{to}")).map(Some);
+    }
+    match checked_url(to) {
+        Ok(next) if next.scheme() == from.scheme() && next.authority() == from.authority() => Ok(Some(next)),
+        _ => Err(Error::denied(format!(
+            "the server redirects to \"{}\"; only redirections to the same server are followed",
+            to.escape_debug()
+        ))),
+    }
+}
+
+/// The length of the file, from the answer to a request for its first byte.
+fn first_answer(reply: &Response<Body>) -> Result<u64> {
+    match reply.status() {
+        StatusCode::PARTIAL_CONTENT => {
+            let range = content_range(reply)?;
+            if (range.first, range.last) == (0, 0) {
+                return Ok(range.len);
+            }
+            Err(Error::corrupt(
+                "the server answers with other bytes than were asked for",
+            ))
+        }
+        // An empty file has no first byte.
+        StatusCode::RANGE_NOT_SATISFIABLE if header(reply, CONTENT_RANGE) == Some("bytes */0") => Ok(0),
+        StatusCode::OK => Err(no_ranges()),
+        status => Err(refused(status)),
+    }
+}
+
+/// What a `Content-Range` says (RFC 9110, 14.4).
+struct ContentRange {
+    first: u64,
+    last: u64,
+    len: u64,
+}
+
+fn content_range(reply: &Response<Body>) -> Result<ContentRange> {
+    let text = header(reply, CONTENT_RANGE).unwrap_or_default();
+    let parts = text.strip_prefix("bytes ").and_then(|t| {
+        let (range, len) = t.split_once('/')?;
+        let (first, last) = range.split_once('-')?;
+        Some(ContentRange {
+            first: number(first)?,
+            last: number(last)?,
+            len: number(len)?,
+        })
+    });
+    parts
+        .filter(|r| r.first <= r.last && r.last < r.len && i64::try_from(r.len).is_ok())
+        .ok_or_else(|| {
+            Error::corrupt(format!(
+                "the server's Content-Range \"{}\" makes no sense",
+                text.escape_debug()
+            ))
+        })
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+fn header(reply: &Response<Body>, name: HeaderName) -> Option<&str> {
+    reply.headers().get(name)?.to_str().ok()
+}
+
+fn mark(reply: &Response<Body>) -> Mark {
+    Mark {
+        tag: header(reply, ETAG).map(str::to_owned),
+        modified: header(reply, LAST_MODIFIED).map(str::to_owned),
+    }
+}
+
+fn no_ranges() -> Error {
+    Error::unsupported("the server does not support 'range' (byte ranges)")
+}
+
+fn changed() -> Error {
+    Error::corrupt("the file changed on the server while it was read")
+}
+
+fn refused(status: StatusCode) -> Error {
+    let kind = match status {
+        StatusCode::NOT_FOUND | StatusCode::GONE => std::io::ErrorKind::NotFound,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => std::io::ErrorKind::PermissionDenied,
+        _ => std::io::ErrorKind::Other,
+    };
+    let cause = std::io::Error::new(kind, format!("status {status}"));
+    Error::io("the server does not give the file", cause)
+}
+
+fn no_reply(error: ureq::Error) -> Failed {
+    let (kind, again) = match &error {
+        ureq::Error::Other(inner) if inner.is::<Refused>() => {
+            return Error::new(ErrorKind::Denied, Refused.to_string()).into();
+        }
+        ureq::Error::Timeout(_) => (std::io::ErrorKind::TimedOut, true),
+        ureq::Error::Io(io) => (io.kind(), true),
+        ureq::Error::ConnectionFailed => (std::io::ErrorKind::ConnectionRefused, true),
+        ureq::Error::HostNotFound => (std::io::ErrorKind::NotFound, false),
+        _ => (std::io::ErrorKind::InvalidData, false),
+    };
+    Failed {
+        error: Error::io("cannot reach the server", std::io::Error::new(kind, error.to_string())),
+        again,
+    }
+}

@@ -1,0 +1,216 @@
+//! A file on a web server as a read-only storage.
+//!
+//! Supported: http and https (rustls, the roots of Mozilla), byte ranges, reading ahead, retries, a timeout for each request, a size limit,
+//! a say in which addresses are connected to. Redirections are followed when the file is opened, and to the same server only. A file whose
+//! length, `ETag` or `Last-Modified` changes is `Corrupt`. Refused: servers without byte ranges and other encodings (`Unsupported`),
+//! writing (`Denied`).
+
+mod fetch;
+mod guard;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fetch::Remote;
+pub use guard::{AllowAddress, is_public};
+
+use super::{Storage, StorageExtent, past_end};
+use crate::{Error, Result};
+
+/// Most bytes of one request: it must be done within the timeout.
+const MAX_REQUEST: usize = 4 << 20;
+/// Windows that are kept.
+const WINDOWS: usize = 8;
+
+/// How to open a file.
+#[derive(Clone)]
+pub struct HttpOptions {
+    /// `http://` or `https://`.
+    pub url: String,
+    /// Time for each request.
+    pub timeout: Duration,
+    /// How often a request is tried again.
+    pub retries: u32,
+    /// Bytes that a small read fetches, 512 to 4 MiB.
+    pub readahead: usize,
+    /// Longest file.
+    pub max_len: u64,
+    /// Whether the server's certificate is verified.
+    pub verify_tls: bool,
+    /// Which addresses may be connected to.
+    pub allow: AllowAddress,
+}
+
+impl HttpOptions {
+    /// The usual numbers; `allow` decides about addresses.
+    pub fn new(url: impl Into<String>, allow: AllowAddress) -> Self {
+        Self {
+            url: url.into(),
+            timeout: Duration::from_secs(30),
+            retries: 3,
+            readahead: 256 << 10,
+            max_len: i64::MAX as u64,
+            verify_tls: true,
+            allow,
+        }
+    }
+}
+
+impl fmt::Debug for HttpOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpOptions")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A part of the file that was read ahead.
+#[derive(Debug, Clone)]
+struct Window {
+    number: u64,
+    bytes: Arc<Vec<u8>>,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub struct HttpStorage {
+    name: String,
+    remote: Remote,
+    readahead: usize,
+    /// Used last first.
+    windows: Mutex<VecDeque<Window>>,
+}
+
+impl HttpStorage {
+    /// Asks for the file's length.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no such URL, `Denied` for addresses and redirections that are not allowed, `LimitExceeded`,
+    /// `Unsupported` for servers without ranges, `Corrupt` for answers that make no sense, `Io`.
+    pub fn open(options: &HttpOptions) -> Result<Self> {
+        if !(512..=MAX_REQUEST).contains(&options.readahead) || options.readahead % 512 != 0 {
+            return Err(Error::invalid("the readahead is no multiple of 512 up to 4 MiB"));
+        }
+        Ok(Self {
+            remote: Remote::open(options).map_err(|e| e.at(&options.url))?,
+            name: options.url.clone(),
+            readahead: options.readahead,
+            windows: Mutex::default(),
+        })
+    }
+
+    fn windows(&self) -> MutexGuard<'_, VecDeque<Window>> {
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn window(&self, number: u64) -> Result<Arc<Vec<u8>>> {
+        {
+            let mut kept = self.windows();
+            if let Some(window) = kept
+                .iter()
+                .position(|w| w.number == number)
+                .and_then(|i| kept.remove(i))
+            {
+                kept.push_front(window.clone());
+                return Ok(window.bytes);
+            }
+        }
+        let start = number * self.readahead as u64;
+        let left = usize::try_from(self.remote.len - start).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; left.min(self.readahead)];
+        self.remote.read(start, &mut bytes)?;
+        let bytes = Arc::new(bytes);
+        let mut kept = self.windows();
+        kept.push_front(Window {
+            number,
+            bytes: bytes.clone(),
+        });
+        kept.truncate(WINDOWS);
+        Ok(bytes)
+    }
+
+    fn read_small(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let unit = self.readahead as u64;
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let window = self.window(at / unit)?;
+            let from = window.get((at % unit) as usize..).unwrap_or_default();
+            let n = from.len().min(buf.len() - done);
+            if n == 0 {
+                return Err(past_end(&self.name, offset, buf.len() as u64, self.remote.len));
+            }
+            buf[done..done + n].copy_from_slice(&from[..n]);
+            done += n;
+        }
+        Ok(())
+    }
+
+    fn refuse<T>(&self) -> Result<T> {
+        Err(Error::denied("a file on a web server is read-only").at(&self.name))
+    }
+}
+
+impl Storage for HttpStorage {
+    fn name(&self) -> &str {
+        &self.name
+    }
+    fn len(&self) -> Result<u64> {
+        Ok(self.remote.len)
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let end = offset.checked_add(buf.len() as u64);
+        if end.is_none_or(|e| e > self.remote.len) {
+            return Err(past_end(&self.name, offset, buf.len() as u64, self.remote.len));
+        }
+        if buf.len() < self.readahead {
+            return self.read_small(offset, buf).map_err(|e| e.at(&self.name));
+        }
+        let mut at = offset;
+        for part in buf.chunks_mut(MAX_REQUEST) {
+            self.remote.read(at, part).map_err(|e| e.at(&self.name))?;
+            at += part.len() as u64;
+        }
+        Ok(())
+    }
+    fn write_at(&self, _offset: u64, _buf: &[u8]) -> Result<()> {
+        self.refuse()
+    }
+    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Result<()> {
+        self.refuse()
+    }
+    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
+        self.refuse()
+    }
+    fn set_len(&self, _len: u64) -> Result<()> {
+        self.refuse()
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent> {
+        if offset >= self.remote.len || len == 0 {
+            return Err(past_end(&self.name, offset, len, self.remote.len));
+        }
+        Ok(StorageExtent {
+            len: len.min(self.remote.len - offset),
+            data: true,
+        })
+    }
+    fn allocated(&self) -> Result<u64> {
+        Err(Error::unsupported("a web server does not tell the space that is used").at(&self.name))
+    }
+    fn allocate(&self, _offset: u64, _len: u64) -> Result<()> {
+        self.refuse()
+    }
+    fn is_read_only(&self) -> bool {
+        true
+    }
+    fn can_resize(&self) -> bool {
+        false
+    }
+}

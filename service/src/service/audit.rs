@@ -1,0 +1,97 @@
+//! The audit log: entries are handed over at once and written in batches, so that no request waits for them.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::paging::Window;
+use super::{Inner, Service};
+use crate::error::Result;
+use crate::model::{AuditEntry, Page, Role};
+use crate::request::PageRequest;
+
+/// Entries that wait for the database. More than that are in the program's log alone.
+const WAITING: usize = 4096;
+const BATCH: usize = 256;
+
+/// What is known of a request when it was answered.
+#[derive(Clone, Debug)]
+pub struct Audited {
+    /// Name of the token, subject of the certificate, or `anonymous`.
+    pub caller: String,
+    /// The caller's role.
+    pub role: Option<Role>,
+    /// `http` or `grpc`.
+    pub transport: &'static str,
+    /// Method and route, or the name of the call.
+    pub action: String,
+    /// The path.
+    pub target: String,
+    /// HTTP status or gRPC code.
+    pub outcome: String,
+    /// `X-Request-Id`.
+    pub request_id: Option<String>,
+}
+
+impl Service {
+    /// Notes who asked for what and how it ended, in the program's log and in the table.
+    pub fn audit(&self, entry: Audited) {
+        let role = entry.role.map(Role::as_str);
+        tracing::info!(target: "vdiskd::audit", caller = entry.caller, role, action = entry.action, path = entry.target,
+            outcome = entry.outcome, request_id = entry.request_id, "audit");
+        let entry = AuditEntry {
+            id: Uuid::now_v7(),
+            at: self.inner.store.now(),
+            caller: entry.caller,
+            role: entry.role,
+            transport: entry.transport.to_owned(),
+            action: entry.action,
+            target: entry.target,
+            outcome: entry.outcome,
+            request_id: entry.request_id,
+        };
+        if self.inner.audit.try_send(entry).is_err() {
+            tracing::error!("the audit table does not keep up; the entry above is in this log alone");
+        }
+    }
+
+    /// The audit log, newest entries first.
+    ///
+    /// # Errors
+    /// `invalid_argument` for a page token that is not ours.
+    pub async fn list_audit(&self, page: &PageRequest) -> Result<Page<AuditEntry>> {
+        let window = Window::new(page, &self.inner.config.limits)?;
+        let entries = self.inner.store.list_audit(window.from, window.rows()).await?;
+        Ok(window.page(entries, |entry| entry.id))
+    }
+}
+
+pub(super) fn channel() -> (mpsc::Sender<AuditEntry>, mpsc::Receiver<AuditEntry>) {
+    mpsc::channel(WAITING)
+}
+
+/// Writes entries until the service stops, then those that still wait.
+pub(super) async fn writer(inner: Arc<Inner>, mut entries: mpsc::Receiver<AuditEntry>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        tokio::select! {
+            biased;
+            count = entries.recv_many(&mut batch, BATCH) => if count == 0 { return },
+            () = inner.stop.cancelled() => return,
+        }
+        if let Err(error) = write(&inner, &batch).await {
+            tracing::error!(%error, entries = batch.len(), "the audit table cannot be written; the entries are in this log alone");
+        }
+        batch.clear();
+    }
+}
+
+async fn write(inner: &Inner, entries: &[AuditEntry]) -> Result<()> {
+    let mut tx = inner.store.begin().await?;
+    for entry in entries {
+        tx.append_audit(entry).await?;
+    }
+    tx.prune_audit(inner.config.audit_entries).await?;
+    tx.commit().await
+}
