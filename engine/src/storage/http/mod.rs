@@ -92,7 +92,7 @@ impl HttpStorage {
     /// `InvalidArgument` for what is no such URL, `Denied` for addresses and redirections that are not allowed, `LimitExceeded`,
     /// `Unsupported` for servers without ranges, `Corrupt` for answers that make no sense, `Io`.
     pub fn open(options: &HttpOptions) -> Result<Self> {
-        if !(512..=MAX_REQUEST).contains(&options.readahead) || options.readahead % 512 != 0 {
+        if !(512..=MAX_REQUEST).contains(&options.readahead) || !options.readahead.is_multiple_of(512) {
             return Err(Error::invalid("the readahead is no multiple of 512 up to 4 MiB"));
         }
         Ok(Self {
