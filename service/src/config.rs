@@ -44,6 +44,8 @@ pub struct ServiceConfig {
     pub audit_entries: u32,
     /// The key that seals secrets, 32 bytes; `None` keeps one in `data_dir/master.key`, made at first start, mode 0600.
     pub master_key: Option<MasterKey>,
+    /// Whether imports may fetch from addresses that are not public: those of this machine and of private networks.
+    pub import_from_private: bool,
     /// Bounds on what requests may ask for.
     pub limits: ServiceLimits,
     /// Where time comes from.
@@ -125,6 +127,7 @@ impl ServiceConfig {
             event_retention: Duration::from_secs(24 * 3600),
             audit_entries: 100_000,
             master_key: None,
+            import_from_private: false,
             limits: ServiceLimits::default(),
             clock: Arc::new(SystemClock),
         }

@@ -166,3 +166,29 @@ async fn killed_copies_go_on() {
         killed_twice(verb, &bytes).await;
     }
 }
+
+/// A job that waits for its next attempt holds a file half filled; when it is cancelled instead, that file goes too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_copy_leaves_nothing_for_an_attempt_that_never_comes() {
+    let lab = Lab::new().await;
+    let source = lab.upload("source", Some("raw"), &content()).await.unwrap().id;
+    let job = queue(&lab, source, Verb::Convert("raw", false)).await;
+    while lab.service.job(job.id).await.unwrap().progress.done_bytes < 80 * MIB {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let Lab { dir, service } = lab;
+    service.shutdown(Duration::ZERO).await;
+    drop(service);
+    let mut config = quick_config(dir.path());
+    config.workers = 0;
+    let service = Service::open(config).await.unwrap();
+    let lab = Lab { dir, service };
+    assert_eq!(
+        lab.files().len(),
+        2,
+        "the source and what was filled: {:?}",
+        lab.files()
+    );
+    lab.service.cancel_job(job.id).await.unwrap();
+    lab.assert_tidy().await;
+}

@@ -292,11 +292,7 @@ async fn bad_credentials_are_refused_even_where_none_are_needed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_content_type_does_not_choose_the_table() {
     let server = closed().await;
-    for path in [
-        "/v1/images",
-        "/v1/tokens",
-        "/v1/secrets",
-    ] {
+    for path in ["/v1/images", "/v1/tokens", "/v1/secrets"] {
         for kind in [
             "application/grpc",
             "application/grpc-web",

@@ -14,5 +14,5 @@ pub use create::{NewDisk, create_disk, publish, try_random};
 pub use facts::{file_facts, fingerprint};
 pub use gate::explicit_node;
 pub use identify::{Identity, identify};
-pub use open::{Layer, Opening, base_changed, open_chain, was_changed_by_others};
+pub use open::{Layer, Opening, base_changed, keyring, open_chain, was_changed_by_others};
 pub use secrets::OpenSecrets;

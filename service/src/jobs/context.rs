@@ -109,6 +109,7 @@ impl JobContext {
             let dependents = tx.dependents(image).await?;
             let layer = Layer {
                 pool: pool_of(&self.inner, &record.image.pool)?,
+                keys: OpenSecrets::default(),
                 record,
             };
             if let Some(overlay) = dependents

@@ -18,7 +18,7 @@ use super::sources::DifferenceTo;
 use super::{JobContext, JobRunner, note_digest, parse, plan};
 use crate::clock::Timestamp;
 use crate::disk::{
-    Layer, NewDisk, OpenSecrets, Opening, check_structures, create_disk, file_facts, open_chain, publish,
+    Layer, NewDisk, OpenSecrets, Opening, check_structures, create_disk, file_facts, keyring, open_chain, publish,
 };
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -42,7 +42,7 @@ struct Payload {
 }
 
 /// Checks a request and makes a job of it.
-pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, request: ConvertRequest) -> Result<NewJob> {
+pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, mut request: ConvertRequest) -> Result<NewJob> {
     check_image_name(&request.name)?;
     let chain = plan::ready_chain(tx, inner, source).await?;
     let top = chain.first().ok_or_else(|| ServiceError::not_found("image", source))?;
@@ -64,6 +64,8 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, request: ConvertR
         return Err(unsupported("have a backing file"));
     }
     plan::require_secrets(inner, &request.secrets).await?;
+    let shown = request.clone();
+    let roles = plan::take_roles(driver, &mut request.options, &request.secrets);
     let target = Uuid::now_v7();
     let mut locks: Vec<_> = plan::shared(&chain).collect();
     let mut images = vec![source, target];
@@ -89,7 +91,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, request: ConvertR
         pool: pool.clone(),
         request: request.clone(),
     };
-    let mut job = plan::new_job(JobKind::Convert, &request, &payload)?;
+    let mut job = plan::new_job(JobKind::Convert, &shown, &payload)?;
     job.makes = Some(NewImage {
         id: target,
         name: request.name.clone(),
@@ -97,6 +99,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, request: ConvertR
         file: target.to_string(),
         format: driver.name().to_owned(),
         labels: request.labels.clone(),
+        secrets: roles,
         backing,
         origin: Origin::ReservedBy(job.id),
     });
@@ -120,14 +123,16 @@ async fn run(context: JobContext, payload: Value) -> Result<Done> {
     let payload: Payload = parse(payload)?;
     let target = payload.target;
     let file = context.new_file_name(target);
+    let base = match payload.request.backing {
+        Some(base) => context.layers(base).await?,
+        None => Vec::new(),
+    };
+    let asked = context.secrets(&payload.request.secrets).await?;
     let work = Work {
         source: context.layers(payload.source).await?,
-        base: match payload.request.backing {
-            Some(base) => context.layers(base).await?,
-            None => Vec::new(),
-        },
+        secrets: keyring(&base, &asked.under_roles(&payload.request.options)),
+        base,
         pool: pool_of(&context.inner, &payload.pool)?,
-        secrets: context.secrets(&payload.request.secrets).await?,
         job: context.job(),
         now: context.inner.store.now(),
         limits: context.inner.limits.clone(),

@@ -7,6 +7,7 @@ mod compare;
 mod compress;
 mod context;
 mod convert;
+mod fetch;
 mod fill;
 mod flatten;
 mod import;
@@ -30,12 +31,13 @@ pub use self::commit::plan as plan_commit;
 pub use self::compare::plan as plan_compare;
 pub use self::compress::plan as plan_compress;
 pub use self::convert::plan as plan_convert;
+pub use self::fetch::Source as ImportFrom;
 pub use self::flatten::plan as plan_flatten;
 pub use self::import::plan as plan_import;
 pub use self::import::take_in;
 pub use self::plan::{
     creatable, engine_options, priority as check_priority, require_ready, require_same_pool, require_secrets,
-    require_unprotected,
+    require_unprotected, take_roles,
 };
 pub use self::rebase::plan as plan_rebase;
 pub use self::resize::plan as plan_resize;

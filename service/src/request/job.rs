@@ -27,7 +27,8 @@ pub struct ConvertRequest {
     /// Make the result an overlay on this base: only what differs from it is written.
     #[schema(value_type = Option<Uuid>)]
     pub backing: Option<ImageRef>,
-    /// Secrets that `options` or the source refer to.
+    /// Secrets by the names that `options` give them, or by role (`encrypt.key-secret`). The new image remembers those that open it. A
+    /// source that names no secrets of its own is opened with these.
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, Uuid>)]
     pub secrets: SecretRefs,
