@@ -53,7 +53,7 @@ impl Shape {
         }
         // Not always a multiple of the cluster: the last one may be short.
         let clusters = 8 + random.below(if bits > 16 { 12 } else { 120 });
-        let size = (cluster * clusters).min(12 << 20).max(64 << 10) + random.pick(&[0, 0, 512, 1536]);
+        let size = (cluster * clusters).clamp(64 << 10, 12 << 20) + random.pick(&[0, 0, 512, 1536]);
         let mut base = (random.below(2) == 0).then(|| random.pick(&BASES));
         if data_file {
             options.push("data_file=data".into());

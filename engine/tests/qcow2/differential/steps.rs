@@ -265,13 +265,11 @@ impl Io {
             Self::Write { at, len, fill } => chain.write(at, &vec![fill; len as usize]),
             Self::Compressed { at, len, fill } => {
                 let unit = chain.top().info()?.cluster_size.unwrap();
-                let starts = (at..at + len).step_by(unit as usize);
-                starts
-                    .map(|start| {
-                        let n = unit.min(at + len - start);
-                        chain.top().write_compressed(start, &vec![fill; n as usize])
-                    })
-                    .collect()
+                let mut starts = (at..at + len).step_by(unit as usize);
+                starts.try_for_each(|start| {
+                    let n = unit.min(at + len - start);
+                    chain.top().write_compressed(start, &vec![fill; n as usize])
+                })
             }
             Self::Zero { at, len, unmap } => chain.write_zeroes(at, len, unmap),
             Self::Discard { at, len } => chain.top().discard(at, len),
