@@ -35,17 +35,13 @@ pub struct NewSecret {
 
 text_enum! {
     /// How the value of a secret reads.
+    #[derive(Default)]
     SecretForm, "secret format" {
         /// The text itself.
+        #[default]
         Raw = "raw",
         /// Base64 of the bytes.
         Base64 = "base64",
-    }
-}
-
-impl Default for SecretForm {
-    fn default() -> Self {
-        Self::Raw
     }
 }
 
