@@ -263,7 +263,7 @@ mod tests {
             .get_arguments()
             .filter(|arg| !["help"].contains(&arg.get_id().as_str()))
             .collect();
-        assert_eq!(options.len(), 19);
+        assert_eq!(options.len(), 20);
         for option in options {
             let key = option.get_id().as_str();
             let variable = option.get_env().and_then(|name| name.to_str()).map(str::to_owned);
