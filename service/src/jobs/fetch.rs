@@ -18,11 +18,12 @@ use super::JobContext;
 use super::context::pool_of;
 use super::fill::{Fill, Filling, space_for};
 use crate::clock::Timestamp;
-use crate::disk::{Identity, NewDisk, OpenSecrets, check_structures, create_disk, file_facts, identify, publish};
+use crate::disk::{Look, Looked, NewDisk, OpenSecrets, create_disk, file_facts, look, publish};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::ImageId;
 use crate::pool::{Access, PoolFolder, check_file_name};
 use crate::queue::{Done, Effect};
+use crate::sandbox::inspect;
 use crate::service::Inner;
 use crate::store::images::FileFacts;
 
@@ -97,6 +98,7 @@ pub async fn run(context: JobContext, fetch: Fetch) -> Result<Done> {
         limits: context.inner.limits.clone(),
         threads: context.inner.config.threads_per_job,
         private: context.inner.config.import_from_private,
+        inspector: context.inner.config.inspector.clone(),
         fetch,
     };
     context.step("looking at the file").await?;
@@ -126,44 +128,49 @@ struct Opener {
     limits: Limits,
     threads: usize,
     private: bool,
+    inspector: Option<PathBuf>,
 }
 
 impl Opener {
     fn run(&self, filling: &Filling, control: &Control, require_lease: &dyn Fn() -> Result<()>) -> Result<FileFacts> {
         let storage = self.fetch.source.open(&self.pool, self.private, &self.limits)?;
-        let identity = identify(storage.clone(), self.fetch.format.as_deref(), &self.limits)?;
-        refuse_unfit(&identity)?;
-        let target = self
-            .fetch
-            .target_format
-            .clone()
-            .unwrap_or_else(|| identity.format.clone());
-        let staged = if target == identity.format {
+        let format = self.look_at_source(&storage, control)?;
+        let target = self.fetch.target_format.clone().unwrap_or_else(|| format.clone());
+        let staged = if target == format {
             self.copy_file(storage.as_ref(), control)?
         } else {
             let converting = Converting {
                 opener: self,
                 storage,
-                format: identity.format,
+                format,
                 target: target.clone(),
             };
             filling.run(&converting, false, control)?.file
         };
         // What was fetched is looked at again: a server can tell something else each time.
-        let found = identify(staged.storage(), Some(&target), &self.limits)?;
-        refuse_unfit(&found)?;
-        check_structures(
-            staged.storage(),
-            &target,
-            &self.limits,
-            &OpenSecrets::default(),
-            control,
-        )?;
+        let wanted = wanted(Some(target.clone()), true);
+        let found = look(&staged.storage(), &wanted, &self.limits, &control.uncounted())?;
+        refuse_overlay(&found.accepted()?)?;
         require_lease()?;
         let storage = staged.storage();
         publish(staged, false)?;
         let chain = self.open(storage, &target, false)?;
         file_facts(chain.top(), &self.pool, &self.file)
+    }
+
+    /// The format of the source, if nothing speaks against taking it in. A file that lies in the pool is parsed apart from this process.
+    fn look_at_source(&self, storage: &StorageRef, control: &Control) -> Result<String> {
+        let wanted = wanted(self.fetch.format.clone(), false);
+        let looked = match &self.fetch.source {
+            Source::PoolFile(file) => {
+                let handle = self.pool.open_file(file, Access::Read)?;
+                inspect(self.inspector.as_deref(), handle, file, &wanted, &self.limits, control)?
+            }
+            Source::Url(_) => look(storage, &wanted, &self.limits, control)?,
+        };
+        let looked = looked.accepted()?;
+        refuse_overlay(&looked)?;
+        Ok(looked.inspection.format)
     }
 
     fn open(&self, storage: StorageRef, format: &str, writable: bool) -> Result<Chain> {
@@ -198,14 +205,19 @@ impl Opener {
     }
 }
 
-/// Files that need others, or a key that nobody gave.
-fn refuse_unfit(identity: &Identity) -> Result<()> {
-    if let Some(backing) = &identity.backing {
-        let name = backing.name.escape_debug().to_string();
-        let public = format!("the file is an overlay on \"{name}\"; put both into the pool and scan it");
-        return Err(ServiceError::new(ErrorCode::Denied, public).with_field("source"));
-    }
-    Ok(())
+fn wanted(claimed: Option<String>, check: bool) -> Look {
+    let strict = true;
+    Look { claimed, check, strict }
+}
+
+/// A file that needs another one is not an image yet.
+fn refuse_overlay(looked: &Looked) -> Result<()> {
+    let Some((name, _)) = &looked.backing else {
+        return Ok(());
+    };
+    let name = name.escape_debug();
+    let public = format!("the file is an overlay on \"{name}\"; put both into the pool and scan it");
+    Err(ServiceError::new(ErrorCode::Denied, public).with_field("source"))
 }
 
 struct Converting<'a> {
