@@ -185,6 +185,7 @@ pub fn row(code: ErrorCode) -> Row {
             Code::InvalidArgument,
             "secret does not open the image",
         ),
+        E::SecretInUse => (S::CONFLICT, Code::FailedPrecondition, "secret is in use"),
         E::SecretRequired => (S::UNPROCESSABLE_ENTITY, Code::InvalidArgument, "secret required"),
         E::ChecksumMismatch => (S::UNPROCESSABLE_ENTITY, Code::DataLoss, "checksum does not match"),
         E::UploadOffsetMismatch => (S::CONFLICT, Code::OutOfRange, "upload goes on elsewhere"),

@@ -74,6 +74,9 @@ pub struct Options {
     /// How often a job whose worker died is started in all [default: 5]
     #[arg(long, env = "VDISKD_MAX_ATTEMPTS", value_name = "N")]
     pub max_attempts: Option<u32>,
+    /// Let imports by URL fetch from this machine and private networks too [default: false]
+    #[arg(long, env = "VDISKD_IMPORT_FROM_PRIVATE", value_name = "BOOL")]
+    pub import_from_private: Option<bool>,
     /// Seconds after which a job whose worker gave no sign of life runs again [default: 30]
     #[arg(long, env = "VDISKD_LEASE_SECONDS", value_name = "N")]
     pub lease_seconds: Option<u64>,
@@ -202,6 +205,7 @@ impl Options {
             workers: self.workers.or(below.workers),
             threads_per_job: self.threads_per_job.or(below.threads_per_job),
             max_attempts: self.max_attempts.or(below.max_attempts),
+            import_from_private: self.import_from_private.or(below.import_from_private),
             lease_seconds: self.lease_seconds.or(below.lease_seconds),
             max_upload_bytes: self.max_upload_bytes.or(below.max_upload_bytes),
             max_virtual_size: self.max_virtual_size.or(below.max_virtual_size),
@@ -273,6 +277,7 @@ impl Options {
         config.workers = self.workers.unwrap_or(config.workers);
         config.threads_per_job = self.threads_per_job.unwrap_or(config.threads_per_job);
         config.max_attempts = self.max_attempts.unwrap_or(config.max_attempts);
+        config.import_from_private = self.import_from_private.unwrap_or(config.import_from_private);
         if let Some(seconds) = self.lease_seconds {
             config.lease = Duration::from_secs(seconds.max(1));
             config.heartbeat = config.lease / 3;

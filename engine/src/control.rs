@@ -43,6 +43,17 @@ impl CancelToken {
     }
 }
 
+/// Passes on the pace alone.
+struct PaceOf(Arc<dyn Progress>);
+
+impl Progress for PaceOf {
+    fn set_total(&self, _bytes: u64) {}
+    fn advance(&self, _bytes: u64) {}
+    fn pace(&self, bytes: u64) {
+        self.0.pace(bytes);
+    }
+}
+
 /// Progress sink and cancel token of one operation.
 #[derive(Clone)]
 pub struct Control {
@@ -60,6 +71,10 @@ impl Control {
     /// Reports to `progress`, stops when `cancel` is set.
     pub fn new(progress: Arc<dyn Progress>, cancel: CancelToken) -> Self {
         Self { progress, cancel }
+    }
+    /// The same pace and token for a part of the work that the progress does not count.
+    pub fn uncounted(&self) -> Self {
+        Self::new(Arc::new(PaceOf(self.progress.clone())), self.cancel.clone())
     }
     /// Announces the total.
     pub fn set_total(&self, bytes: u64) {

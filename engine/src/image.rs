@@ -219,6 +219,11 @@ pub trait Image: Send + Sync {
     fn bulk(&self) -> Option<&dyn BulkWrite> {
         None
     }
+    /// Whether filling it in bulk may be interrupted: what was flushed stays when the rest is lost, and bulk writes go on after the
+    /// image was opened again. `false` where a flush ends the image for good, or nobody made sure.
+    fn resumable(&self) -> bool {
+        false
+    }
     /// Returns when all that was written is stable.
     fn flush(&self) -> Result<()>;
     /// Flushes and leaves the image marked as clean. Dropping without it leaves an image as a crash would.

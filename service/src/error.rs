@@ -69,6 +69,8 @@ error_codes! {
     Denied = "denied",
     /// The secret does not open the image.
     WrongKey = "wrong_key",
+    /// Images name the secret as their key; `dependents` lists them.
+    SecretInUse = "secret_in_use",
     /// A secret is needed and none was named.
     SecretRequired = "secret_required",
     /// The bytes received do not match the checksum that was announced.
@@ -126,7 +128,7 @@ pub struct ServiceError {
     pub public: String,
     /// What the log should say beyond `public`; never sent to a client.
     pub internal: Option<String>,
-    /// With [`ErrorCode::ConflictDependents`]: the images built on the one in question.
+    /// With [`ErrorCode::ConflictDependents`] the images built on the one in question, with [`ErrorCode::SecretInUse`] those it opens.
     pub dependents: Vec<ImageId>,
     /// With [`ErrorCode::RangeNotSatisfiable`] and [`ErrorCode::UploadOffsetMismatch`]: the size to go by, in bytes.
     pub range_total: Option<u64>,

@@ -38,15 +38,19 @@ enum Verb {
     Commit,
     CommitAndDrop,
     Flatten,
+    Resize,
+    Repair,
 }
 
-const VERBS: [Verb; 6] = [
+const VERBS: [Verb; 8] = [
     Verb::Convert,
     Verb::Compress,
     Verb::Rebase,
     Verb::Commit,
     Verb::CommitAndDrop,
     Verb::Flatten,
+    Verb::Resize,
+    Verb::Repair,
 ];
 
 /// Images made by a service that then goes away, with one job left in the queue.
@@ -72,21 +76,30 @@ async fn scene(verb: Verb) -> Scene {
             (service.convert_image(overlay, request, &NONE).await, None)
         }
         Verb::Compress => {
-            let request = json(json!({"algorithm": "zlib", "rate_limit": slow}));
+            let request = json(json!({"algorithm": "zlib", "rate_limit": slow, "verify": true}));
             (service.compress_image(packed, request, &NONE).await, Some(packed))
         }
         Verb::Rebase => {
-            let request = json(json!({"backing": other.id, "rate_limit": slow}));
+            let request = json(json!({"backing": other.id, "rate_limit": slow, "verify": true}));
             (service.rebase_image(overlay, request, &NONE).await, Some(overlay))
         }
         Verb::Commit | Verb::CommitAndDrop => {
             let drop = matches!(verb, Verb::CommitAndDrop);
-            let request = json(json!({"drop": drop, "rate_limit": slow}));
+            let request = json(json!({"drop": drop, "rate_limit": slow, "verify": true}));
             (service.commit_image(overlay, request, &NONE).await, Some(base.id))
         }
         Verb::Flatten => {
-            let request = json(json!({"rate_limit": slow}));
+            let request = json(json!({"rate_limit": slow, "verify": true}));
             (service.flatten_image(overlay, request, &NONE).await, Some(overlay))
+        }
+        Verb::Resize => {
+            expected.resize(SIZE + (1 << 20), 0);
+            let request = json(json!({"virtual_size": expected.len()}));
+            (service.resize_image(overlay, request, &NONE).await, Some(overlay))
+        }
+        Verb::Repair => {
+            let request = json(json!({"repair": "all"}));
+            (service.check_image(overlay, request, &NONE).await, Some(overlay))
         }
     };
     let job = job.unwrap();
@@ -139,8 +152,9 @@ async fn wait_until_running(dir: &Path) {
 async fn serve_until_killed(dir: &Path) {
     let service = open(dir, 1).await.unwrap();
     loop {
-        let running = service.list_jobs(&json(json!({})), &Default::default()).await.unwrap();
-        if running.items.iter().any(|job| job.state == JobState::Running) {
+        let jobs = service.list_jobs(&json(json!({})), &Default::default()).await.unwrap();
+        // One that has ended meanwhile was running, too.
+        if jobs.items.iter().all(|job| job.state != JobState::Queued) {
             std::fs::write(dir.join("vdiskd.lock.running"), b"").unwrap();
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -174,11 +188,15 @@ async fn kill_once(verb: Verb, after: Duration) {
     let Lab { dir, service } = lab;
     service.shutdown(Duration::from_secs(5)).await;
     drop(service);
-    let mut child = spawn_service(dir.path());
-    wait_until_running(dir.path()).await;
-    tokio::time::sleep(after).await;
-    child.kill().unwrap();
-    child.wait().unwrap();
+    // Twice: the second process dies in the work of putting right what the first one left.
+    for _ in 0..2 {
+        let _ = std::fs::remove_file(dir.path().join("vdiskd.lock.running"));
+        let mut child = spawn_service(dir.path());
+        wait_until_running(dir.path()).await;
+        tokio::time::sleep(after).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
     let lab = Lab {
         service: open(dir.path(), 2).await.unwrap(),
         dir,

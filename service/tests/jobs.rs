@@ -493,3 +493,30 @@ async fn map_pages_agree_with_the_stream() {
     let part = lab.service.image_map(overlay.id, &part).await.unwrap();
     assert_eq!((part.extents[0].start, part.extents[0].length), (MIB, 4096));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verified_jobs_tell_the_digest_of_what_the_guest_sees() {
+    let lab = Lab::new().await;
+    let bytes = sample(3 << 20, 21);
+    let base = lab.create("base", "raw", 3 << 20).await;
+    let source = lab.upload("source", Some("raw"), &bytes).await.unwrap();
+    let request = json(json!({"name": "overlay", "format": OVERLAY, "backing": base.id, "verify": true}));
+    let job = lab.service.convert_image(source.id, request, &NONE).await.unwrap();
+    let made = lab.succeed(job).await;
+    let (overlay, digest) = (made.result_image_id().unwrap(), made.result.unwrap()["digest"].clone());
+    assert_eq!(digest.as_str().map(str::len), Some(64));
+    let compress = json(json!({"algorithm": "zlib", "verify": true}));
+    let compress = lab.service.compress_image(overlay, compress, &NONE).await.unwrap();
+    let rebase = json(json!({"backing": null, "verify": true}));
+    let commit = json(json!({"verify": true}));
+    assert_eq!(lab.succeed(compress).await.result.unwrap()["digest"], digest);
+    let job = lab.service.commit_image(overlay, commit, &NONE).await.unwrap();
+    assert_eq!(lab.succeed(job).await.result.unwrap()["digest"], digest);
+    assert!(lab.data(base.id).await == bytes && lab.data(overlay).await == bytes);
+    let job = lab.service.rebase_image(overlay, rebase, &NONE).await.unwrap();
+    assert_eq!(lab.succeed(job).await.result.unwrap()["digest"], digest);
+    assert!(lab.data(overlay).await == bytes);
+    let unsafe_one = json(json!({"backing": base.id, "mode": "unsafe", "verify": true}));
+    let refused = lab.service.rebase_image(overlay, unsafe_one, &NONE).await;
+    assert_eq!(code(refused), ErrorCode::InvalidArgument);
+}

@@ -85,7 +85,7 @@ impl ImageService for Api {
         Ok(Response::new(
             self.0
                 .service
-                .update_image(id, request.into())
+                .update_image(id, request.try_into().map_err(status::of)?)
                 .await
                 .map_err(status::of)?
                 .into(),

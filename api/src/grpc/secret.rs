@@ -14,7 +14,7 @@ impl SecretService for Api {
         let secret = self
             .0
             .service
-            .create_secret(request.into_inner().into(), &call)
+            .create_secret(request.into_inner().try_into().map_err(status::of)?, &call)
             .await
             .map_err(status::of)?;
         Ok(Response::new(secret.into()))

@@ -140,6 +140,7 @@ fn image() -> Image {
         labels: [("team".to_owned(), "web".to_owned())].into(),
         protected: false,
         encrypted: false,
+        secrets: Default::default(),
         uploaded_bytes: None,
         problem: None,
         created_at: THEN,

@@ -23,7 +23,8 @@ problems!(ImportProblems: InvalidArgument, InvalidName, NameTaken, NotFound, Uns
 /// Import an image.
 ///
 /// With `source: {"upload": true}` the image is recorded and its `upload_url` takes the bytes; with
-/// `source: {"pool_file": "NAME"}` a job takes a file in that lies in the pool's folder.
+/// `source: {"pool_file": "NAME"}` a job takes a file in that lies in the pool's folder, with `source: {"url": "https://..."}` a job fetches it.
+/// Jobs convert to `target_format` when that is another format; a file that lay in the pool then stays beside the new image.
 #[utoipa::path(post, path = "/v1/images/import", operation_id = "import_image", tag = "images",
     params(IdempotencyKey), request_body = ImportImage,
     responses(

@@ -25,6 +25,7 @@ problems!(CreateProblems: InvalidName, NameTaken, LimitExceeded, InvalidArgument
     MalformedBody, BodyTooLarge, UnsupportedMediaType);
 problems!(ListProblems: InvalidArgument);
 problems!(SecretProblems: NotFound);
+problems!(DeleteProblems: NotFound, SecretInUse);
 
 /// Store a secret.
 ///
@@ -60,9 +61,9 @@ async fn get_secret(State(service): State<Service>, SecretPath(id): SecretPath) 
 
 /// Delete a secret.
 ///
-/// Jobs that still need it will fail.
+/// Refused with the images while some name it as their key. Jobs that still need it will fail.
 #[utoipa::path(delete, path = "/v1/secrets/{id}", operation_id = "delete_secret", tag = "secrets", params(SecretPath),
-    responses((status = 204, description = "It is gone."), SecretProblems))]
+    responses((status = 204, description = "It is gone."), DeleteProblems))]
 async fn delete_secret(State(service): State<Service>, SecretPath(id): SecretPath) -> Answer<StatusCode> {
     service.delete_secret(id).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -1,8 +1,7 @@
 //! `digest`: a digest of what the guest sees, equal for the same content in any format. Not in qemu-img.
 
 use serde_json::json;
-use sha2::{Digest, Sha256};
-use vdisk_engine::{Chain, Control};
+use vdisk_engine::{Chain, Control, ops};
 
 use super::Common;
 use crate::app::{Failure, Outcome};
@@ -38,9 +37,6 @@ pub struct Args {
     files: Vec<String>,
 }
 
-/// Bytes that are left out together when they are all zero.
-const BLOCK: u64 = 64 << 10;
-
 /// Digests the image.
 ///
 /// By default the digest is SHA-256 over the offset (8 bytes, little-endian) and the data of every 64 KiB block that is not all zero, so that
@@ -55,7 +51,7 @@ pub fn run(args: &Args) -> Outcome {
         .map_err(|e| Failure::from(e).context(format!("error while reading {file}")))?;
     meter.finish();
     if format.is_json() {
-        let kind = if args.full { "sha256" } else { "sha256-nonzero-64k" };
+        let kind = if args.full { "sha256" } else { ops::digest::NONZERO_KIND };
         output::json(
             &json!({"filename": file, "virtual-size": image.chain.virtual_size(), "kind": kind, "digest": digest}),
         );
@@ -66,34 +62,10 @@ pub fn run(args: &Args) -> Outcome {
 }
 
 fn digest(chain: &Chain, full: bool, control: &Control) -> vdisk_engine::Result<String> {
-    let (size, mut offset, mut hash) = (chain.virtual_size(), 0, Sha256::new());
-    let mut block = vec![0; BLOCK as usize];
-    control.set_total(size);
-    while offset < size {
-        let len = BLOCK.min(size - offset);
-        let extent = chain.extent(offset, size - offset)?;
-        if extent.is_zero() && extent.len >= len && !full {
-            // Whole blocks of zeroes only: what is left of the run may belong to a block with data.
-            let whole = if offset + extent.len == size {
-                extent.len
-            } else {
-                extent.len / BLOCK * BLOCK
-            };
-            offset += whole.max(len);
-            control.advance(whole.max(len));
-            continue;
-        }
-        control.checkpoint(len)?;
-        let data = &mut block[..len as usize];
-        chain.read(offset, data)?;
-        if full {
-            hash.update(&*data);
-        } else if data.iter().any(|b| *b != 0) {
-            hash.update(offset.to_le_bytes());
-            hash.update(&*data);
-        }
-        offset += len;
-        control.advance(len);
-    }
-    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    let digest = if full {
+        ops::digest::full(chain, control)?
+    } else {
+        ops::digest::nonzero(chain, chain.virtual_size(), control)?
+    };
+    Ok(digest.iter().map(|b| format!("{b:02x}")).collect())
 }

@@ -235,6 +235,9 @@ impl Image for RawImage {
     fn bulk(&self) -> Option<&dyn BulkWrite> {
         Some(self)
     }
+    fn resumable(&self) -> bool {
+        true
+    }
     fn flush(&self) -> Result<()> {
         self.file.flush()
     }

@@ -1,6 +1,6 @@
 //! convert: fills a new image with the content of another, whatever the formats.
 
-pub use super::pipeline::{CopyOptions, CopyTarget};
+pub use super::pipeline::{CopyOptions, CopyTarget, Mark, Segments};
 use super::{GuestSource, pipeline};
 use crate::image::NothingBelow;
 use crate::{Control, Image, Result, formats};
@@ -32,4 +32,25 @@ pub fn convert_into(
 ) -> Result<()> {
     pipeline::copy(source, target, options, control)?;
     target.image.close()
+}
+
+/// As [`convert_into`], with marks from which another process can go on, where the target allows it.
+///
+/// # Errors
+/// As [`convert`]; what the keeper of the marks says; `Unsupported` to go on with a target that is not [`Image::resumable`].
+pub fn convert_in_segments(
+    source: &dyn GuestSource,
+    target: &CopyTarget<'_>,
+    options: &CopyOptions,
+    segments: &Segments<'_>,
+    control: &Control,
+) -> Result<()> {
+    if target.image.resumable() {
+        pipeline::copy_in_segments(source, target, options, segments, control)?;
+        return target.image.close();
+    }
+    if segments.from.is_some() {
+        return Err(target.image.cannot("go on filling"));
+    }
+    convert_into(source, target, options, control)
 }

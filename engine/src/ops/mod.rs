@@ -5,6 +5,7 @@ pub mod commit;
 pub mod compare;
 pub mod convert;
 pub mod create;
+pub mod digest;
 pub mod info;
 pub mod keys;
 pub mod map;

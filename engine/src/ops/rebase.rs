@@ -17,6 +17,9 @@ pub fn rebase_unsafe(image: &dyn Image, backing: Option<&BackingReference>) -> R
     super::closed(image, image.set_backing(backing))
 }
 
+/// A rebase that dies and is begun anew passes over what the top has by then: at most so much is copied again.
+const FLUSH_EVERY: u64 = 56 << 20;
+
 /// Puts the top of `chain` on `new_base` (`None`: on nothing) without changing what it shows: where old and new base differ, the old
 /// content is copied into the top first.
 ///
@@ -49,7 +52,11 @@ pub fn rebase(
         // On nothing, what is not stored reads as zeroes.
         is_zero: new_base.is_none(),
     };
-    let done = pipeline::copy(&source, &target, options, control)
+    let options = CopyOptions {
+        flush_every: FLUSH_EVERY,
+        ..*options
+    };
+    let done = pipeline::copy(&source, &target, &options, control)
         .and_then(|()| top.flush())
         .and_then(|()| top.set_backing_over(backing, new_base.map(Chain::top)));
     super::closed(top, done)

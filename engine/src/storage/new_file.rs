@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, fsync, openat, renameat, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, fsync, openat, renameat, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
 
-use super::{FileOptions, FileStorage, Storage, StorageRef};
+use super::{FileId, FileOptions, FileStorage, Storage, StorageRef};
 use crate::{Error, Result};
 
 /// A new file under a temporary name beside its final one. Dropping it removes it; [`publish`](Self::publish) gives it its name.
@@ -62,6 +62,46 @@ impl NewFile {
             storage: Arc::new(storage),
             published: false,
         })
+    }
+
+    /// Takes over the file that an earlier, dead maker began under `temporary` in the folder; it will be `name`.
+    ///
+    /// # Errors
+    /// `Busy` while its maker lives, `Io` when it is not there.
+    pub fn adopt_in(folder: OwnedFd, temporary: &str, name: OsString, shown: PathBuf) -> Result<Self> {
+        let failed = |what: &str, e: Errno| Error::io(what, e).at(shown.display().to_string());
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = openat(&folder, temporary, flags, Mode::empty())
+            .map_err(|e| failed("cannot open the unfinished file", e))?;
+        let storage = FileStorage::from_file(File::from(fd), shown.display().to_string(), FileOptions::write())?;
+        // Its maker may have removed the name between the opening and the lock.
+        let there = statat(&folder, temporary, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| failed("cannot find the unfinished file again", e))?;
+        let id = FileId {
+            device: there.st_dev,
+            inode: there.st_ino,
+        };
+        if storage.identity() != Some(id) {
+            return Err(failed("cannot find the unfinished file again", Errno::NOENT));
+        }
+        Ok(Self {
+            folder,
+            temporary: temporary.into(),
+            target: name,
+            shown,
+            storage: Arc::new(storage),
+            published: false,
+        })
+    }
+
+    /// The temporary name.
+    pub fn temporary(&self) -> &std::ffi::OsStr {
+        &self.temporary
+    }
+
+    /// Leaves the file under its temporary name, for another maker to go on with.
+    pub fn leave(mut self) {
+        self.published = true;
     }
 
     /// The storage to fill.
@@ -145,5 +185,20 @@ mod tests {
             (std::fs::read(&path).unwrap(), names(dir.path()).len()),
             (b"new!".to_vec(), 1)
         );
+    }
+
+    #[test]
+    fn a_file_is_taken_over_when_its_maker_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = || -> OwnedFd { File::open(dir.path()).unwrap().into() };
+        let adopt = || NewFile::adopt_in(folder(), ".disk.t1.part", "disk-2".into(), "disk-2".into());
+        let first = NewFile::create(&dir.path().join("disk"), "t1").unwrap();
+        first.storage().write_at(0, b"abc").unwrap();
+        assert_eq!(adopt().unwrap_err().kind(), crate::ErrorKind::Busy);
+        first.leave();
+        let second = adopt().unwrap();
+        assert_eq!(names(dir.path()), [".disk.t1.part"]);
+        second.publish(false).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("disk-2")).unwrap(), b"abc");
     }
 }

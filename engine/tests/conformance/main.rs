@@ -4,5 +4,6 @@
 
 mod hostile;
 mod lifecycle;
+mod resume;
 mod support;
 mod writes;

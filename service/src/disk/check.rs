@@ -1,6 +1,3 @@
-use std::sync::Arc;
-
-use vdisk_engine::control::NoProgress;
 use vdisk_engine::gate::Node;
 use vdisk_engine::image::Repair;
 use vdisk_engine::{Chain, Control, Limits, OpenEnv, StorageRef, formats, ops};
@@ -29,9 +26,8 @@ pub fn check_structures(
     if !formats::by_name(format)?.capabilities().check {
         return Ok(());
     }
-    // Cancelled with the job, but not counted: the job's progress is that of its copy.
-    let quiet = Control::new(Arc::new(NoProgress), control.cancel_token().clone());
-    let report = ops::check::check(chain.top(), Repair::No, &quiet)?;
+    // Not counted: the job's progress is that of its copy.
+    let report = ops::check::check(chain.top(), Repair::No, &control.uncounted())?;
     if report.corruptions == 0 && report.check_errors == 0 {
         return Ok(());
     }

@@ -1,6 +1,7 @@
 use rustix::fs::Stat;
 use vdisk_engine::{Image, ops};
 
+use super::Layer;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::pool::PoolFolder;
 use crate::store::images::FileFacts;
@@ -30,6 +31,19 @@ pub fn file_stamp(stat: &Stat) -> String {
 /// The stamp of a file; `None` when it is gone.
 pub(super) fn stamp_of(pool: &PoolFolder, file: &str) -> Result<Option<String>> {
     Ok(pool.stat(file)?.as_ref().map(file_stamp))
+}
+
+/// What an image shows depends on this: its layers, with generation and file as they are now.
+pub fn fingerprint(layers: &[Layer]) -> Result<String> {
+    let mut all = String::new();
+    for layer in layers {
+        let stamp = stamp_of(&layer.pool, &layer.record.file)?.ok_or_else(|| gone(&layer.record.file))?;
+        all.push_str(&format!(
+            "{}@{}[{stamp}];",
+            layer.record.image.id, layer.record.image.generation
+        ));
+    }
+    Ok(all)
 }
 
 fn gone(file: &str) -> ServiceError {

@@ -6,6 +6,7 @@ use vdisk_engine::gate::{BackingChoice, Gate, Node, Reference, Role};
 use vdisk_engine::storage::{FileOptions, FileStorage, LockMode};
 use vdisk_engine::{Error, Result, StorageRef};
 
+use super::OpenSecrets;
 use super::open::Layer;
 use crate::pool::Access;
 
@@ -14,6 +15,8 @@ pub(super) struct InventoryGate<'a> {
     pub(super) layers: &'a [Layer],
     /// Depths that are opened for writing.
     pub(super) writable: &'a [usize],
+    /// Keys that the request named.
+    pub(super) secrets: &'a OpenSecrets,
     pub(super) lock: LockMode,
 }
 
@@ -43,10 +46,8 @@ impl Gate for InventoryGate<'_> {
                 "is of format '{format}', not of the one that the image claims"
             ));
         }
-        Ok(Node::new(
-            open_layer(base, self.writable.contains(&depth), self.lock)?,
-            format,
-        ))
+        let storage = open_layer(base, self.writable.contains(&depth), self.lock)?;
+        Ok(Node::new(storage, format).with_options(base.key_options(self.secrets)))
     }
 
     fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
@@ -82,7 +83,9 @@ pub(super) fn open_layer(layer: &Layer, writable: bool, lock: LockMode) -> Resul
 pub fn explicit_node(layers: &[Layer]) -> crate::Result<Node> {
     let mut below: Option<Node> = None;
     for layer in layers.iter().rev() {
-        let mut node = Node::new(open_layer(layer, false, LockMode::Read)?, &layer.record.image.format);
+        let storage = open_layer(layer, false, LockMode::Read)?;
+        let options = layer.key_options(&OpenSecrets::default());
+        let mut node = Node::new(storage, &layer.record.image.format).with_options(options);
         node.backing = match below.take() {
             Some(base) => BackingChoice::Explicit(Box::new(base)),
             None => BackingChoice::None,

@@ -11,8 +11,8 @@ mod secrets;
 
 pub use check::check_structures;
 pub use create::{NewDisk, create_disk, publish, try_random};
-pub use facts::{file_facts, file_stamp};
+pub use facts::{file_facts, file_stamp, fingerprint};
 pub use gate::explicit_node;
 pub use inspect::{Look, Looked, look};
-pub use open::{Layer, Opening, base_changed, open_chain, was_changed_by_others};
+pub use open::{Layer, Opening, base_changed, keyring, open_chain, was_changed_by_others};
 pub use secrets::OpenSecrets;

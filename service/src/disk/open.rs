@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use vdisk_engine::env::Secrets;
 use vdisk_engine::gate::Node;
+use vdisk_engine::options::Options;
 use vdisk_engine::storage::LockMode;
 use vdisk_engine::{Chain, Limits, OpenEnv};
 
@@ -19,6 +20,51 @@ pub struct Layer {
     pub record: ImageRecord,
     /// The folder.
     pub pool: Arc<PoolFolder>,
+    /// The secrets that the record names, by role.
+    pub keys: OpenSecrets,
+}
+
+impl Layer {
+    /// Open options that name the layer's own keys, or else those of the request.
+    pub(super) fn key_options(&self, asked: &OpenSecrets) -> Options {
+        let format = &self.record.image.format;
+        let own = self.keys.open_options(format);
+        if own.is_empty() {
+            return asked.open_options(format);
+        }
+        own.iter()
+            .fold(Options::new(), |all, (role, name)| all.with(role, self.key_name(name)))
+    }
+
+    fn key_name(&self, role: &str) -> String {
+        format!("{}/{role}", self.record.image.id)
+    }
+}
+
+/// The secrets of a request together with those that the layers name.
+pub fn keyring(layers: &[Layer], asked: &OpenSecrets) -> OpenSecrets {
+    let mut ring = asked.clone();
+    for layer in layers {
+        for (role, value) in &layer.keys.0 {
+            ring.0.insert(layer.key_name(role), value.clone());
+        }
+    }
+    ring
+}
+
+/// Data of an encrypted layer needs a key.
+fn require_keys(layers: &[Layer], asked: &OpenSecrets) -> Result<()> {
+    let locked = |layer: &&Layer| layer.record.image.encrypted && layer.key_options(asked).is_empty();
+    match layers.iter().find(locked) {
+        None => Ok(()),
+        Some(layer) => {
+            let public = format!(
+                "image {} is encrypted; name the secret that opens it, in its 'secrets'",
+                layer.record.image.id
+            );
+            Err(ServiceError::new(ErrorCode::SecretRequired, public).with_field("secrets"))
+        }
+    }
 }
 
 /// How to open a chain.
@@ -32,6 +78,8 @@ pub struct Opening<'a> {
     pub for_check: bool,
     /// Only metadata is wanted.
     pub metadata_only: bool,
+    /// Who asks holds the lock already, by another opening.
+    pub unlocked: bool,
     /// Bounds.
     pub limits: &'a Limits,
     /// Keys.
@@ -46,6 +94,7 @@ impl<'a> Opening<'a> {
             top_only: false,
             for_check: false,
             metadata_only: false,
+            unlocked: false,
             limits,
             secrets,
         }
@@ -67,23 +116,30 @@ pub fn open_chain(layers: &[Layer], opening: &Opening<'_>) -> Result<Chain> {
         layers
     };
     check_bases(layers)?;
-    let lock = if opening.metadata_only {
-        LockMode::Inspect
-    } else {
-        LockMode::Read
+    if !opening.metadata_only {
+        require_keys(layers, opening.secrets)?;
+    }
+    let lock = match opening {
+        Opening { unlocked: true, .. } => LockMode::None,
+        Opening {
+            metadata_only: true, ..
+        } => LockMode::Inspect,
+        _ => LockMode::Read,
     };
     let gate = InventoryGate {
         layers,
         writable: opening.writable,
+        secrets: opening.secrets,
         lock,
     };
     let storage = open_layer(top, opening.writable.contains(&0), lock)?;
     let format = &top.record.image.format;
-    let mut node = Node::new(storage, format).with_options(opening.secrets.open_options(format));
+    let mut node = Node::new(storage, format).with_options(top.key_options(opening.secrets));
     if opening.top_only {
         node = node.without_backing();
     }
-    let secrets: &dyn Secrets = opening.secrets;
+    let ring = keyring(layers, opening.secrets);
+    let secrets: &dyn Secrets = &ring;
     let mut env = OpenEnv::closed(opening.limits).with_gate(&gate).with_secrets(secrets);
     env.writable = !opening.writable.is_empty();
     env.for_check = opening.for_check;

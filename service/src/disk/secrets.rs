@@ -1,4 +1,6 @@
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use vdisk_engine::env::Secrets;
 use vdisk_engine::formats;
@@ -20,20 +22,46 @@ impl Secrets for OpenSecrets {
         };
         self.0.get(id).cloned().ok_or_else(missing)
     }
+
+    /// Key derivation is measured by it.
+    fn elapsed(&self) -> Option<Duration> {
+        static START: OnceLock<Instant> = OnceLock::new();
+        Some(START.get_or_init(Instant::now).elapsed())
+    }
+}
+
+impl std::fmt::Debug for OpenSecrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 impl OpenSecrets {
-    /// Open options that hand each secret named like an option of the format (`encrypt.key-secret`) to that option.
+    /// With each secret also under the names of the options that refer to it.
+    pub fn under_roles(mut self, options: &crate::request::Options) -> Self {
+        for (option, name) in options {
+            if option.ends_with("key-secret")
+                && let Some(value) = self.0.get(name).cloned()
+            {
+                self.0.insert(option.clone(), value);
+            }
+        }
+        self
+    }
+
+    /// Open options that hand each secret named like an option of the format (`encrypt.key-secret`) to that option. Where the format
+    /// itself is the encryption (LUKS: `key-secret`), the long name will do too.
     pub(super) fn open_options(&self, format: &str) -> Options {
         let mut options = Options::new();
-        if let Ok(driver) = formats::by_name(format) {
-            let known = driver.open_options();
-            for name in self
-                .0
-                .keys()
-                .filter(|name| known.iter().any(|option| option.name == name.as_str()))
-            {
-                options.set(name, name);
+        let Ok(driver) = formats::by_name(format) else {
+            return options;
+        };
+        for option in driver.open_options().iter().map(|option| option.name) {
+            let long = format!("encrypt.{option}");
+            if self.0.contains_key(option) {
+                options.set(option, option);
+            } else if option == "key-secret" && self.0.contains_key(&long) {
+                options.set(option, long);
             }
         }
         options

@@ -14,7 +14,8 @@ use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::{Control, formats, ops};
 
 use super::context::open_patiently;
-use super::{JobContext, JobRunner, parse, plan};
+use super::fill::{digest_before, require_digest};
+use super::{JobContext, JobRunner, note_digest, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -35,6 +36,8 @@ struct Payload {
     image: ImageId,
     depth: usize,
     drop: bool,
+    #[serde(default)]
+    verify: bool,
 }
 
 /// Checks a request and makes a job of it.
@@ -65,6 +68,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: CommitReques
         image: id,
         depth,
         drop: request.drop,
+        verify: request.verify,
     };
     let mut job = plan::new_job(JobKind::Commit, &request, &payload)?;
     let mode = |at: usize| {
@@ -111,15 +115,42 @@ impl JobRunner for Commit {
 async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     let layers = context.layers(payload.image).await?;
     let (limits, threads) = (context.inner.limits.clone(), context.inner.config.threads_per_job);
+    let size = layers.first().map_or(0, |top| top.record.image.virtual_size);
+    let before = match payload.verify {
+        true => Some(digest_before(&context, &layers, size).await?),
+        false => None,
+    };
     context.step("writing into the base").await?;
     context.require_lease().await?;
-    let drop_layers = payload.drop;
-    let (layers, mut done) = context
+    let (drop_layers, depth) = (payload.drop, payload.depth);
+    let work = Work {
+        layers,
+        payload,
+        limits,
+        threads,
+    };
+    // With a digest to compare, the overlay stays whole until it was compared.
+    let keep = drop_layers || before.is_some();
+    let work = context
+        .blocking(move |control| work.commit(!keep, control).map(|()| work))
+        .await?;
+    if let Some(before) = &before {
+        let base = work.layers.get(depth..).unwrap_or_default();
+        require_digest(&context, base, size, before).await?;
+        context.require_lease().await?;
+    }
+    let empty = before.is_some() && !drop_layers;
+    let (work, mut done) = context
         .blocking(move |control| {
-            let done = commit(&layers, &payload, &limits, threads, control)?;
-            Ok((layers, done))
+            if empty {
+                work.empty_top(control)?;
+            }
+            let done = work.outcome(control)?;
+            Ok((work, done))
         })
         .await?;
+    note_digest(&mut done.result, before);
+    let layers = work.layers;
     if drop_layers {
         context.step("dropping the overlay").await?;
         context.require_lease().await?;
@@ -131,29 +162,57 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     Ok(done)
 }
 
-fn commit(
-    layers: &[Layer],
-    payload: &Payload,
-    limits: &vdisk_engine::Limits,
+struct Work {
+    layers: Vec<Layer>,
+    payload: Payload,
+    limits: vdisk_engine::Limits,
     threads: usize,
-    control: &Control,
-) -> Result<Done> {
+}
+
+impl Work {
+    fn commit(&self, empty_top: bool, control: &Control) -> Result<()> {
+        let secrets = OpenSecrets::default();
+        let options = CopyOptions {
+            workers: self.threads,
+            ..CopyOptions::default()
+        };
+        let opening = Opening {
+            writable: &[0, self.payload.depth],
+            ..Opening::read(&self.limits, &secrets)
+        };
+        let chain = open_patiently(&self.layers, &opening, control)?;
+        Ok(ops::commit::commit(
+            &chain,
+            self.payload.depth,
+            empty_top,
+            &options,
+            control,
+        )?)
+    }
+
+    /// The overlay has nothing of its own any more once the base has it all.
+    fn empty_top(&self, control: &Control) -> Result<()> {
+        let secrets = OpenSecrets::default();
+        let opening = Opening {
+            writable: &[0],
+            ..Opening::read(&self.limits, &secrets)
+        };
+        let chain = open_patiently(&self.layers, &opening, control)?;
+        let top = chain.top();
+        if formats::by_name(top.format())?.capabilities().make_empty {
+            top.make_empty()?;
+        }
+        Ok(top.close()?)
+    }
+
+    fn outcome(&self, control: &Control) -> Result<Done> {
+        outcome(&self.layers, &self.payload, &self.limits, control)
+    }
+}
+
+fn outcome(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, control: &Control) -> Result<Done> {
     let secrets = OpenSecrets::default();
     let reading = Opening::read(limits, &secrets);
-    let options = CopyOptions {
-        workers: threads,
-        ..CopyOptions::default()
-    };
-    let chain = open_patiently(
-        layers,
-        &Opening {
-            writable: &[0, payload.depth],
-            ..reading.clone()
-        },
-        control,
-    )?;
-    ops::commit::commit(&chain, payload.depth, !payload.drop, &options, control)?;
-    drop(chain);
     let mut effects = Vec::new();
     let changed = |at: usize, new_content: bool| -> Result<Effect> {
         let tail = layers.get(at..).unwrap_or_default();

@@ -11,17 +11,18 @@ use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::{BackingChoice, Node};
 use vdisk_engine::image::ImageInfo;
-use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, convert_into};
+use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, Segments, convert_in_segments};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::NewFile;
 use vdisk_engine::{Chain, Control, OpenEnv, formats};
 
 use super::context::open_patiently;
+use super::fill::{Fill, Filling};
 use super::sources::TopLayer;
-use super::{JobContext, JobRunner, parse, plan};
+use super::{JobContext, JobRunner, note_digest, parse, plan};
 use crate::clock::Timestamp;
 use crate::disk::{
-    Layer, NewDisk, OpenSecrets, Opening, check_structures, create_disk, explicit_node, file_facts, publish,
+    Layer, NewDisk, OpenSecrets, Opening, check_structures, create_disk, explicit_node, file_facts, open_chain, publish,
 };
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -44,6 +45,8 @@ struct Payload {
     image: ImageId,
     algorithm: CompressionAlgorithm,
     level: Option<i32>,
+    #[serde(default)]
+    verify: bool,
 }
 
 /// Checks a request and makes a job of it.
@@ -72,6 +75,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: CompressRequ
         image: id,
         algorithm: request.algorithm,
         level: request.level,
+        verify: request.verify,
     };
     let mut job = plan::new_job(JobKind::Compress, &request, &payload)?;
     (job.images, job.locks) = (vec![id], plan::exclusive_top(&chain));
@@ -112,13 +116,17 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     };
     let before = work.layers.first().map_or(0, |layer| layer.record.image.allocated_size);
     context.step("compressing").await?;
+    let top = work.layers.first().ok_or_else(|| ServiceError::internal("no image"))?;
+    let options = serde_json::to_string(&work.payload).map_err(ServiceError::internal)?;
+    let filling = Filling::new(&context, &top.pool, &top.record.file, &[&work.layers], &options).await?;
     let lease = context.clone();
     let runtime = tokio::runtime::Handle::current();
     // One piece on one thread: the old file's lock is held from the first read until the new file is in its place.
-    let facts = context
-        .blocking(move |control| work.run(control, &|| runtime.block_on(lease.require_lease())))
+    let (facts, digest) = context
+        .blocking(move |control| work.run(&filling, control, &|| runtime.block_on(lease.require_lease())))
         .await?;
-    let result = json!({"image_id": image, "allocated_before": before, "allocated_size": facts.allocated_size});
+    let mut result = json!({"image_id": image, "allocated_before": before, "allocated_size": facts.allocated_size});
+    note_digest(&mut result, digest);
     Ok(Done {
         result,
         effects: vec![Effect::Changed {
@@ -139,9 +147,71 @@ struct Work {
     threads: usize,
 }
 
+/// The work with the old file open, and locked.
+struct Rewriting<'a> {
+    work: &'a Work,
+    old: &'a Chain,
+    info: &'a ImageInfo,
+    secrets: &'a OpenSecrets,
+}
+
+impl Fill for Rewriting<'_> {
+    fn needs(&self, _control: &Control) -> Result<u64> {
+        Ok(0) // Less than the old file has, but who knows how much.
+    }
+
+    fn create(&self) -> Result<NewFile> {
+        self.work.create(self.old, self.info, self.work.top()?, self.secrets)
+    }
+
+    fn copy(&self, staged: &NewFile, segments: &Segments<'_>, control: &Control) -> Result<()> {
+        let options = CopyOptions {
+            workers: self.work.threads,
+            compress: true,
+            level: self.work.payload.level,
+            ..CopyOptions::default()
+        };
+        let new = self.work.open_new(staged, true)?;
+        let below = new.below(0);
+        let target = CopyTarget {
+            image: new.top(),
+            below: &below,
+            fresh: true,
+            is_zero: self.work.layers.len() == 1,
+        };
+        Ok(convert_in_segments(
+            &TopLayer(self.old),
+            &target,
+            &options,
+            segments,
+            control,
+        )?)
+    }
+
+    fn both(&self, staged: &NewFile) -> Result<(Chain, Chain)> {
+        let force_share = Opening {
+            unlocked: true,
+            ..Opening::read(&self.work.limits, self.secrets)
+        };
+        Ok((
+            open_chain(&self.work.layers, &force_share)?,
+            self.work.open_new(staged, false)?,
+        ))
+    }
+}
+
 impl Work {
-    fn run(&self, control: &Control, require_lease: &dyn Fn() -> Result<()>) -> Result<FileFacts> {
-        let top = self.layers.first().ok_or_else(|| ServiceError::internal("no image"))?;
+    fn top(&self) -> Result<&Layer> {
+        self.layers.first().ok_or_else(|| ServiceError::internal("no image"))
+    }
+
+    fn run(
+        &self,
+        filling: &Filling,
+        control: &Control,
+        require_lease: &dyn Fn() -> Result<()>,
+    ) -> Result<(FileFacts, Option<String>)> {
+        let top = self.top()?;
         let secrets = OpenSecrets::default();
         let opening = Opening {
             writable: &[0],
@@ -150,23 +220,14 @@ impl Work {
         let old = open_patiently(&self.layers, &opening, control)?;
         let info = old.top().info()?;
         refuse_losses(&old, &info)?;
-        let staged = self.create(&old, &info, top, &secrets)?;
-        let options = CopyOptions {
-            workers: self.threads,
-            compress: true,
-            level: self.payload.level,
-            ..CopyOptions::default()
+        let rewriting = Rewriting {
+            work: self,
+            old: &old,
+            info: &info,
+            secrets: &secrets,
         };
-        let new = self.open_new(&staged, &top.record.image.format)?;
-        let below = new.below(0);
-        let target = CopyTarget {
-            image: new.top(),
-            below: &below,
-            fresh: true,
-            is_zero: self.layers.len() == 1,
-        };
-        convert_into(&TopLayer(&old), &target, &options, control)?;
-        drop(new);
+        let filled = filling.run(&rewriting, self.payload.verify, control)?;
+        let staged = filled.file;
         let format = &top.record.image.format;
         check_structures(staged.storage(), format, &self.limits, &secrets, control)?;
         require_lease()?;
@@ -177,7 +238,7 @@ impl Work {
             ..OpenEnv::closed(&self.limits)
         };
         let chain = Chain::open(Node::new(storage, format).without_backing(), &env)?;
-        file_facts(chain.top(), &top.pool, &top.record.file)
+        Ok((file_facts(chain.top(), &top.pool, &top.record.file)?, filled.digest))
     }
 
     fn create(&self, old: &Chain, info: &ImageInfo, top: &Layer, secrets: &OpenSecrets) -> Result<NewFile> {
@@ -219,13 +280,17 @@ impl Work {
         })
     }
 
-    fn open_new(&self, staged: &NewFile, format: &str) -> Result<Chain> {
-        let mut node = Node::new(staged.storage(), format);
+    fn open_new(&self, staged: &NewFile, writable: bool) -> Result<Chain> {
+        let mut node = Node::new(staged.storage(), &self.top()?.record.image.format);
         node.backing = match self.layers.get(1..).unwrap_or_default() {
             [] => BackingChoice::None,
             below => BackingChoice::Explicit(Box::new(explicit_node(below)?)),
         };
-        Ok(Chain::open(node, &OpenEnv::closed(&self.limits).writable())?)
+        let env = OpenEnv {
+            writable,
+            ..OpenEnv::closed(&self.limits)
+        };
+        Ok(Chain::open(node, &env)?)
     }
 }
 

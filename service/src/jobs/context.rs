@@ -7,10 +7,10 @@ use crate::disk::{Layer, OpenSecrets, Opening, base_changed, open_chain, was_cha
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, ImageState, JobId};
 use crate::pool::{FileName, PoolFolder};
-use crate::queue::JobControl;
+use crate::queue::{JobControl, StopReason};
 use crate::request::SecretRefs;
 use crate::service::Inner;
-use crate::store::jobs::{Claimed, Fence};
+use crate::store::jobs::{Claimed, Fence, JournalEntry};
 
 /// How long a job waits for somebody who just reads the image's metadata, or for a dying worker's file locks.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -109,6 +109,7 @@ impl JobContext {
             let dependents = tx.dependents(image).await?;
             let layer = Layer {
                 pool: pool_of(&self.inner, &record.image.pool)?,
+                keys: OpenSecrets::default(),
                 record,
             };
             if let Some(overlay) = dependents
@@ -122,30 +123,89 @@ impl JobContext {
         tx.commit().await
     }
 
-    /// Removes what an earlier attempt of this job left, and brings back what it was about to delete.
+    /// Removes what an earlier attempt of this job left, but for the file that it can go on with, and brings back what it was about to
+    /// delete.
     pub async fn sweep(&self) -> Result<()> {
-        let images = self.inner.store.job(self.job()).await?.image_ids;
-        for pool in self.inner.pools.values() {
-            let records = self.inner.store.pool_records(pool.name()).await?;
-            let made = |image| {
-                let ours = self.job().to_string();
-                records
-                    .iter()
-                    .any(|r| r.image.id == image && r.reserved_by.as_ref() == Some(&ours))
-            };
-            for name in pool.file_names()? {
-                match FileName::parse(&name) {
-                    FileName::Staged { maker, .. } if maker == self.job() => drop(pool.remove(&name)?),
-                    FileName::Published(image) if made(image) => drop(pool.remove(&name)?),
-                    FileName::Trash(file) if records.iter().any(|r| r.file == file && images.contains(&r.image.id)) => {
-                        pool.rename(&name, &file, false)?;
-                    }
-                    _ => {}
+        sweep(&self.inner, self.job()).await
+    }
+
+    /// What the attempt before this one kept.
+    pub async fn journal(&self) -> Result<JournalEntry> {
+        self.inner.store.journal(self.job()).await
+    }
+
+    /// Keeps this for the next attempt.
+    ///
+    /// # Errors
+    /// `lease_lost`.
+    pub async fn keep(&self, entry: &JournalEntry) -> Result<()> {
+        let mut tx = self.inner.store.begin().await?;
+        tx.write_journal(self.fence, entry).await?;
+        tx.commit().await
+    }
+
+    /// Makes sure that a new file has room in a pool beside what other jobs there were promised and have not written yet.
+    ///
+    /// # Errors
+    /// `insufficient_storage`, `lease_lost`.
+    pub async fn reserve(&self, pool: &PoolFolder, bytes: u64) -> Result<()> {
+        let mut tx = self.inner.store.begin().await?;
+        let mut promised = 0_u64;
+        for (job, reserved) in tx.reservations(pool.name(), self.job()).await? {
+            promised = promised.saturating_add(reserved.saturating_sub(pool.staged_bytes(job)?));
+        }
+        let free = pool.space()?.free;
+        if bytes > free.saturating_sub(promised) {
+            let public = format!(
+                "the new image needs {bytes} bytes; pool '{}' has {free} free, {promised} of them promised to other jobs",
+                pool.name()
+            );
+            return Err(ServiceError::new(ErrorCode::InsufficientStorage, public));
+        }
+        tx.reserve_space(self.fence, bytes).await?;
+        tx.commit().await
+    }
+
+    /// Whether the job will go on elsewhere or later: what it has done so far is wanted.
+    pub fn is_handed_on(&self) -> bool {
+        matches!(
+            self.control.stop_reason(),
+            Some(StopReason::LeaseLost | StopReason::Shutdown)
+        )
+    }
+}
+
+/// Removes what a job left that nobody goes on with, and brings back what it was about to delete.
+pub async fn sweep(inner: &Inner, job: JobId) -> Result<()> {
+    let images = inner.store.job(job).await?.image_ids;
+    let keep = inner.store.journal(job).await?.filling.map(|filling| filling.file);
+    for pool in inner.pools.values() {
+        let records = inner.store.pool_records(pool.name()).await?;
+        let made = |image| {
+            let ours = job.to_string();
+            records
+                .iter()
+                .any(|r| r.image.id == image && r.reserved_by.as_ref() == Some(&ours))
+        };
+        let names = pool.file_names()?;
+        let lost = keep.as_ref().filter(|keep| !names.contains(keep)).cloned();
+        for name in names {
+            match FileName::parse(&name) {
+                FileName::Staged { .. } if keep.as_ref() == Some(&name) => {}
+                FileName::Staged { maker, .. } if maker == job => drop(pool.remove(&name)?),
+                FileName::Published(image) if made(image) => match &lost {
+                    // It had its name, but no record yet: one step back.
+                    Some(unfinished) => pool.rename(&name, unfinished, false)?,
+                    None => drop(pool.remove(&name)?),
+                },
+                FileName::Trash(file) if records.iter().any(|r| r.file == file && images.contains(&r.image.id)) => {
+                    pool.rename(&name, &file, false)?;
                 }
+                _ => {}
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Opens a chain, waiting a little for locks of others to go.

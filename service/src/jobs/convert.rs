@@ -8,15 +8,18 @@ use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::{BackingChoice, Node};
 use vdisk_engine::image::BackingReference;
-use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, convert, convert_into};
+use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, Segments, convert_in_segments};
 use vdisk_engine::storage::NewFile;
 use vdisk_engine::{Chain, Control, OpenEnv};
 
 use super::context::{open_patiently, pool_of};
+use super::fill::{Fill, Filling, space_for};
 use super::sources::DifferenceTo;
-use super::{JobContext, JobRunner, parse, plan};
+use super::{JobContext, JobRunner, note_digest, parse, plan};
 use crate::clock::Timestamp;
-use crate::disk::{Layer, NewDisk, OpenSecrets, Opening, check_structures, create_disk, file_facts, publish};
+use crate::disk::{
+    Layer, NewDisk, OpenSecrets, Opening, check_structures, create_disk, file_facts, keyring, open_chain, publish,
+};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
 use crate::pool::{PoolFolder, check_image_name};
@@ -39,7 +42,7 @@ struct Payload {
 }
 
 /// Checks a request and makes a job of it.
-pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, request: ConvertRequest) -> Result<NewJob> {
+pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, mut request: ConvertRequest) -> Result<NewJob> {
     check_image_name(&request.name)?;
     let chain = plan::ready_chain(tx, inner, source).await?;
     let top = chain.first().ok_or_else(|| ServiceError::not_found("image", source))?;
@@ -61,6 +64,8 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, request: ConvertR
         return Err(unsupported("have a backing file"));
     }
     plan::require_secrets(inner, &request.secrets).await?;
+    let shown = request.clone();
+    let roles = plan::take_roles(driver, &mut request.options, &request.secrets);
     let target = Uuid::now_v7();
     let mut locks: Vec<_> = plan::shared(&chain).collect();
     let mut images = vec![source, target];
@@ -86,7 +91,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, request: ConvertR
         pool: pool.clone(),
         request: request.clone(),
     };
-    let mut job = plan::new_job(JobKind::Convert, &request, &payload)?;
+    let mut job = plan::new_job(JobKind::Convert, &shown, &payload)?;
     job.makes = Some(NewImage {
         id: target,
         name: request.name.clone(),
@@ -94,6 +99,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, request: ConvertR
         file: target.to_string(),
         format: driver.name().to_owned(),
         labels: request.labels.clone(),
+        secrets: roles,
         backing,
         origin: Origin::ReservedBy(job.id),
     });
@@ -117,14 +123,16 @@ async fn run(context: JobContext, payload: Value) -> Result<Done> {
     let payload: Payload = parse(payload)?;
     let target = payload.target;
     let file = context.new_file_name(target);
+    let base = match payload.request.backing {
+        Some(base) => context.layers(base).await?,
+        None => Vec::new(),
+    };
+    let asked = context.secrets(&payload.request.secrets).await?;
     let work = Work {
         source: context.layers(payload.source).await?,
-        base: match payload.request.backing {
-            Some(base) => context.layers(base).await?,
-            None => Vec::new(),
-        },
+        secrets: keyring(&base, &asked.under_roles(&payload.request.options)),
+        base,
         pool: pool_of(&context.inner, &payload.pool)?,
-        secrets: context.secrets(&payload.request.secrets).await?,
         job: context.job(),
         now: context.inner.store.now(),
         limits: context.inner.limits.clone(),
@@ -133,9 +141,15 @@ async fn run(context: JobContext, payload: Value) -> Result<Done> {
         request: payload.request,
     };
     let pool = work.pool.clone();
+    let options = serde_json::to_string(&work.request).map_err(ServiceError::internal)?;
+    let filling = Filling::new(&context, &pool, &file, &[&work.source, &work.base], &options).await?;
     context.step("copying").await?;
-    let (staged, work) = context.blocking(move |control| Ok((work.fill(control)?, work))).await?;
+    let verify = work.request.verify;
+    let (filled, work) = context
+        .blocking(move |control| Ok((filling.run(&work, verify, control)?, work)))
+        .await?;
     context.step("checking the new image").await?;
+    let (staged, digest) = (filled.file, filled.digest);
     let (staged, work) = context
         .blocking(move |control| {
             check_structures(
@@ -150,8 +164,11 @@ async fn run(context: JobContext, payload: Value) -> Result<Done> {
         .await?;
     context.require_lease().await?;
     let facts = context.blocking(move |_| work.publish(staged)).await?;
+    let mut result =
+        json!({"image_id": target, "virtual_size": facts.virtual_size, "allocated_size": facts.allocated_size});
+    note_digest(&mut result, digest);
     Ok(Done {
-        result: json!({"image_id": target, "virtual_size": facts.virtual_size, "allocated_size": facts.allocated_size}),
+        result,
         effects: vec![Effect::Published {
             image: target,
             file: file.clone(),
@@ -176,35 +193,66 @@ struct Work {
     request: ConvertRequest,
 }
 
-impl Work {
-    fn fill(&self, control: &Control) -> Result<NewFile> {
-        let reading = Opening::read(&self.limits, &self.secrets);
-        let source = self.at_snapshot(open_patiently(&self.source, &reading, control)?)?;
-        let staged = self.create(source.virtual_size())?;
+impl Fill for Work {
+    fn needs(&self, control: &Control) -> Result<u64> {
+        if !self.base.is_empty() {
+            return Ok(0); // What differs from the base is known once it is copied.
+        }
+        let options = plan::engine_options(&self.request.options);
+        space_for(
+            &self.open_source()?,
+            &self.request.format,
+            &options,
+            self.request.compress,
+            control,
+        )
+    }
+
+    fn create(&self) -> Result<NewFile> {
+        self.create_target(self.open_source()?.virtual_size())
+    }
+
+    fn copy(&self, staged: &NewFile, segments: &Segments<'_>, control: &Control) -> Result<()> {
+        let source = self.at_snapshot(open_patiently(&self.source, &self.reading(), control)?)?;
         let options = CopyOptions {
             workers: self.threads,
             compress: self.request.compress,
             ..CopyOptions::default()
         };
-        let target = self.open_target(&staged, true)?;
+        let target = self.open_target(staged, true)?;
+        let below = target.below(0);
+        let can = vdisk_engine::formats::by_name(target.top().format())?.capabilities();
+        let into = CopyTarget {
+            image: target.top(),
+            below: &below,
+            fresh: true,
+            is_zero: can.zero && self.base.is_empty(),
+        };
         if self.base.is_empty() {
-            convert(&source, target.top(), &options, control)?;
+            convert_in_segments(&source, &into, &options, segments, control)?;
         } else {
-            let base = open_patiently(&self.base, &reading, control)?;
+            let base = open_patiently(&self.base, &self.reading(), control)?;
             let difference = DifferenceTo {
                 image: &source,
                 base: &base,
             };
-            let below = target.below(0);
-            let into = CopyTarget {
-                image: target.top(),
-                below: &below,
-                fresh: true,
-                is_zero: false,
-            };
-            convert_into(&difference, &into, &options, control)?;
+            convert_in_segments(&difference, &into, &options, segments, control)?;
         }
-        Ok(staged)
+        Ok(())
+    }
+
+    fn both(&self, staged: &NewFile) -> Result<(Chain, Chain)> {
+        Ok((self.open_source()?, self.open_target(staged, false)?))
+    }
+}
+
+impl Work {
+    fn reading(&self) -> Opening<'_> {
+        Opening::read(&self.limits, &self.secrets)
+    }
+
+    fn open_source(&self) -> Result<Chain> {
+        self.at_snapshot(open_chain(&self.source, &self.reading())?)
     }
 
     /// The source as it was at the wanted snapshot.
@@ -226,7 +274,7 @@ impl Work {
         Ok(Chain::from_layers(layers)?)
     }
 
-    fn create(&self, virtual_size: u64) -> Result<NewFile> {
+    fn create_target(&self, virtual_size: u64) -> Result<NewFile> {
         let backing = self.base.first().map(|base| BackingReference {
             name: base.record.file.clone(),
             format: Some(base.record.image.format.clone()),

@@ -30,6 +30,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: FlattenReque
         image: id,
         backing: None,
         mode: RebaseMode::Safe,
+        verify: request.verify,
     };
     let mut job = plan::new_job(JobKind::Flatten, &request, &payload)?;
     job.images = vec![id];

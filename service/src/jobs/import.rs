@@ -1,4 +1,5 @@
-//! Import: a file that lies in the pool's folder becomes an image, as it is or converted on the way.
+//! Import: a file becomes an image. One that lies in the pool's folder stays where it is; what is fetched, or converted on the way in, is
+//! made anew by `fetch`.
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -9,13 +10,14 @@ use uuid::Uuid;
 use vdisk_engine::{Control, Limits};
 
 use super::context::pool_of;
+use super::fetch::{Fetch, Source};
 use super::{JobContext, JobRunner, parse, plan};
 use crate::disk::Look;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
-use crate::pool::{Access, PoolFolder, check_file_name, check_image_name};
+use crate::pool::{Access, PoolFolder, check_image_name};
 use crate::queue::{Done, Effect};
-use crate::request::ImportImage;
+use crate::request::{ImportImage, Options, SecretRefs};
 use crate::sandbox::inspect;
 use crate::service::Inner;
 use crate::store::Tx;
@@ -29,18 +31,29 @@ pub struct Import;
 struct Payload {
     image: ImageId,
     pool: String,
-    file: String,
+    source: Source,
     format: Option<String>,
+    target_format: Option<String>,
     backing: Option<ImageId>,
 }
 
 /// Checks a request and makes a job of it.
-pub async fn plan(tx: &mut Tx, inner: &Inner, pool: &str, file: &str, request: ImportImage) -> Result<NewJob> {
+pub async fn plan(tx: &mut Tx, inner: &Inner, pool: &str, source: Source, request: ImportImage) -> Result<NewJob> {
     check_image_name(&request.name)?;
-    check_file_name(file)?;
-    // Opened once to say at once what is wrong with the name; the job opens it again.
-    pool_of(inner, pool)?.open_file(file, Access::Read)?;
+    source.check(inner, pool)?;
     let image = Uuid::now_v7();
+    // What is made anew gets a name of ours; a file that lies there keeps its own.
+    let file = match (&source, &request.target_format) {
+        (Source::PoolFile(file), None) => file.clone(),
+        _ => image.to_string(),
+    };
+    if let Some(target) = &request.target_format {
+        plan::creatable(target, &Options::new()).map_err(|error| error.with_field("target_format"))?;
+        if request.backing.is_some() {
+            let public = "an overlay is not converted on the way in; import it, then convert it";
+            return Err(ServiceError::new(ErrorCode::Unsupported, public).with_field("target_format"));
+        }
+    }
     let mut locks = Vec::new();
     let mut images = vec![image];
     let backing = match request.backing {
@@ -62,18 +75,21 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, pool: &str, file: &str, request: I
     let payload = Payload {
         image,
         pool: pool.to_owned(),
-        file: file.to_owned(),
+        source,
         format: request.format.clone(),
+        target_format: request.target_format.clone(),
         backing: request.backing,
     };
     let mut job = plan::new_job(JobKind::Import, &request, &payload)?;
+    let format = request.target_format.or(request.format);
     job.makes = Some(NewImage {
         id: image,
         name: request.name,
         pool: pool.to_owned(),
-        file: file.to_owned(),
-        format: request.format.unwrap_or_default(),
+        file,
+        format: format.unwrap_or_default(),
         labels: request.labels,
+        secrets: SecretRefs::new(),
         backing,
         origin: Origin::ReservedBy(job.id),
     });
@@ -92,27 +108,42 @@ impl JobRunner for Import {
 }
 
 async fn run(context: JobContext, payload: Payload) -> Result<Done> {
+    match &payload.source {
+        Source::PoolFile(file) if payload.target_format.is_none() => {
+            let file = file.clone();
+            take_over(context, payload, file).await
+        }
+        _ => super::fetch::run(context, payload.into_fetch()).await,
+    }
+}
+
+impl Payload {
+    fn into_fetch(self) -> Fetch {
+        Fetch {
+            image: self.image,
+            pool: self.pool,
+            source: self.source,
+            format: self.format,
+            target_format: self.target_format,
+        }
+    }
+}
+
+/// A file that lies in the pool stays where it is.
+async fn take_over(context: JobContext, payload: Payload, file: String) -> Result<Done> {
     let pool = pool_of(&context.inner, &payload.pool)?;
     let limits = context.inner.limits.clone();
-    let (image, file) = (payload.image, payload.file.clone());
+    let image = payload.image;
     let base = match payload.backing {
         Some(base) => Some(context.inner.store.image(base).await?),
         None => None,
     };
     context.step("looking at the file").await?;
-    let (claimed, wanted) = (payload.format, payload.backing.is_some());
+    let (claimed, wanted, name) = (payload.format, payload.backing.is_some(), file.clone());
     let inspector = context.inner.config.inspector.clone();
     let taken = context.blocking(move |control| {
         let inspector = inspector.as_deref();
-        take_in(
-            inspector,
-            &pool,
-            &payload.file,
-            claimed.as_deref(),
-            wanted,
-            &limits,
-            control,
-        )
+        take_in(inspector, &pool, &name, claimed.as_deref(), wanted, &limits, control)
     });
     let taken = taken.await?;
     let mut effects = vec![Effect::Published {

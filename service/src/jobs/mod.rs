@@ -7,6 +7,8 @@ mod compare;
 mod compress;
 mod context;
 mod convert;
+mod fetch;
+mod fill;
 mod flatten;
 mod import;
 mod plan;
@@ -18,7 +20,7 @@ mod sources;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
-pub use context::JobContext;
+pub use context::{JobContext, sweep};
 
 use crate::error::{Result, ServiceError};
 use crate::model::JobKind;
@@ -29,12 +31,13 @@ pub use self::commit::plan as plan_commit;
 pub use self::compare::plan as plan_compare;
 pub use self::compress::plan as plan_compress;
 pub use self::convert::plan as plan_convert;
+pub use self::fetch::Source as ImportFrom;
 pub use self::flatten::plan as plan_flatten;
 pub use self::import::plan as plan_import;
 pub use self::import::take_in;
 pub use self::plan::{
     creatable, engine_options, priority as check_priority, require_ready, require_same_pool, require_secrets,
-    require_unprotected,
+    require_unprotected, take_roles,
 };
 pub use self::rebase::plan as plan_rebase;
 pub use self::resize::plan as plan_resize;
@@ -66,6 +69,14 @@ const KINDS: &[&dyn JobRunner] = &[
 pub fn find(kind: JobKind) -> Result<&'static dyn JobRunner> {
     let found = KINDS.iter().find(|runner| runner.kind() == kind).copied();
     found.ok_or_else(|| ServiceError::internal(format!("no runner for jobs of kind {kind}")))
+}
+
+/// Tells in a result that the target was read back, and what its content's digest is.
+fn note_digest(result: &mut Value, digest: Option<String>) {
+    if let (Value::Object(keys), Some(digest)) = (result, digest) {
+        keys.insert("digest".to_owned(), digest.into());
+        keys.insert("digest_kind".to_owned(), vdisk_engine::ops::digest::NONZERO_KIND.into());
+    }
 }
 
 /// Reads a payload that the same program wrote.

@@ -122,6 +122,37 @@ pub fn creatable(format: &str, options: &Options) -> Result<&'static dyn FormatD
     Ok(driver)
 }
 
+/// The secrets that will open an image made with these options, by role. A secret that is named by its role alone becomes an option.
+pub fn take_roles(driver: &dyn FormatDriver, options: &mut Options, secrets: &SecretRefs) -> SecretRefs {
+    let known = driver.open_options();
+    let mut roles = SecretRefs::new();
+    for role in driver.create_options().iter().map(|option| option.name) {
+        if !role.ends_with("key-secret") || !known.iter().any(|option| option.name == role) {
+            continue;
+        }
+        let long = format!("encrypt.{role}");
+        if role == "key-secret" && secrets.contains_key(&long) {
+            options.entry(role.to_owned()).or_insert(long);
+        }
+        if secrets.contains_key(role) && wants_encryption(driver, options, role) {
+            options.entry(role.to_owned()).or_insert_with(|| role.to_owned());
+        }
+        let named = options.get(role).and_then(|name| secrets.get(name));
+        roles.extend(named.map(|id| (role.to_owned(), *id)));
+    }
+    roles
+}
+
+/// A key makes no image encrypted: where encryption is a choice, an option says so.
+fn wants_encryption(driver: &dyn FormatDriver, options: &Options, role: &str) -> bool {
+    let Some(group) = role.strip_suffix("key-secret").filter(|group| !group.is_empty()) else {
+        return true;
+    };
+    let chosen = format!("{group}format");
+    let is_choice = driver.create_options().iter().any(|option| option.name == chosen);
+    !is_choice || options.contains_key(&chosen)
+}
+
 /// Options as the engine takes them.
 pub fn engine_options(options: &Options) -> vdisk_engine::options::Options {
     options

@@ -12,7 +12,8 @@ use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::{Chain, Control, formats, ops};
 
 use super::context::open_patiently;
-use super::{JobContext, JobRunner, parse, plan};
+use super::fill::{digest_before, require_digest};
+use super::{JobContext, JobRunner, note_digest, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -31,6 +32,8 @@ pub(super) struct Payload {
     pub image: ImageId,
     pub backing: Option<ImageId>,
     pub mode: RebaseMode,
+    #[serde(default)]
+    pub verify: bool,
 }
 
 /// Checks a request and makes a job of it.
@@ -41,6 +44,10 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: RebaseReques
         RebaseMode::Unsafe => vec![tx.image(id).await?],
     };
     let top = chain.first().ok_or_else(|| ServiceError::not_found("image", id))?;
+    if request.verify && request.mode == RebaseMode::Unsafe {
+        let public = "an unsafe rebase changes what the guest sees: there is nothing to verify";
+        return Err(ServiceError::invalid("verify", public));
+    }
     plan::require_ready(top)?;
     plan::require_unprotected(top)?;
     require_can_rebase(top)?;
@@ -51,6 +58,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: RebaseReques
         image: id,
         backing: request.backing,
         mode: request.mode,
+        verify: request.verify,
     };
     let mut job = plan::new_job(JobKind::Rebase, &request, &payload)?;
     job.images = vec![id];
@@ -121,8 +129,18 @@ pub(super) async fn run(context: JobContext, payload: Payload) -> Result<Done> {
             "copying what differs"
         })
         .await?;
+    let before = match payload.verify {
+        true => Some(digest_before(&context, &work.image, u64::MAX).await?),
+        false => None,
+    };
     context.require_lease().await?;
-    context.blocking(move |control| work.run(control)).await
+    let after = work.rebased();
+    let mut done = context.blocking(move |control| work.run(control)).await?;
+    if let Some(before) = before {
+        require_digest(&context, &after, u64::MAX, &before).await?;
+        note_digest(&mut done.result, Some(before));
+    }
+    Ok(done)
 }
 
 struct Work {
@@ -134,6 +152,18 @@ struct Work {
 }
 
 impl Work {
+    /// The chain as it will be, which the inventory learns at the end.
+    fn rebased(&self) -> Vec<Layer> {
+        let mut layers: Vec<Layer> = self.image.iter().take(1).cloned().collect();
+        let base = self.base.first();
+        for top in &mut layers {
+            top.record.backing_name = base.map(|base| base.record.file.clone());
+            top.record.backing_generation = base.map(|base| base.record.image.generation);
+        }
+        layers.extend(self.base.iter().cloned());
+        layers
+    }
+
     fn run(&self, control: &Control) -> Result<Done> {
         let secrets = OpenSecrets::default();
         let reading = Opening::read(&self.limits, &secrets);

@@ -209,6 +209,7 @@ impl Scanner {
             file,
             format,
             labels: Labels::new(),
+            secrets: Default::default(),
             backing,
             origin: Origin::ReservedBy(id),
         };

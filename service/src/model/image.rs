@@ -45,6 +45,10 @@ pub struct Image {
     pub protected: bool,
     /// Whether its content is encrypted.
     pub encrypted: bool,
+    /// The secrets that open it, by role: an option of its format (`encrypt.key-secret`; `key-secret` for LUKS).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, Uuid>)]
+    pub secrets: BTreeMap<String, Uuid>,
     /// While uploading: how many bytes of the file have arrived.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uploaded_bytes: Option<u64>,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
+use uuid::Uuid;
 
 pub use names::{FileName, check_file_name, check_image_name};
 
@@ -191,6 +192,19 @@ impl PoolFolder {
     fn is_regular(&self, name: &str) -> bool {
         let stat = self.stat(name).ok().flatten();
         stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+    }
+
+    /// Bytes on disk of the files that a job or request is making.
+    pub fn staged_bytes(&self, by: Uuid) -> Result<u64> {
+        let mut bytes = 0_u64;
+        for name in self.file_names()? {
+            if matches!(FileName::parse(&name), FileName::Staged { maker, .. } if maker == by)
+                && let Some(stat) = self.stat(&name)?
+            {
+                bytes = bytes.saturating_add(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512));
+            }
+        }
+        Ok(bytes)
     }
 
     /// Room of the file system.

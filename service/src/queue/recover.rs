@@ -34,9 +34,11 @@ pub async fn recover(inner: &Inner) -> Result<()> {
 async fn recover_pool(inner: &Inner, pool: &Arc<PoolFolder>, alone: bool) -> Result<()> {
     let records = inner.store.pool_records(pool.name()).await?;
     let open_jobs = inner.store.open_jobs().await?;
+    let unfinished = inner.store.files_to_go_on_with(pool.name()).await?;
     let by_id: HashMap<ImageId, &ImageRecord> = records.iter().map(|record| (record.image.id, record)).collect();
     for name in pool.file_names()? {
         let keep = match FileName::parse(&name) {
+            FileName::Staged { .. } if unfinished.contains(&name) => true,
             FileName::Staged { maker, .. } => !alone && is_live(inner, maker, &open_jobs).await?,
             FileName::Upload(image) => by_id
                 .get(&image)

@@ -77,10 +77,24 @@ async fn run(inner: &Arc<Inner>, claimed: Claimed) {
         }
     };
     let outcome = outcome.unwrap_or_else(|_| Err(ServiceError::internal("the job panicked")));
-    if let Err(error) = settle(inner, &claimed, &control, outcome).await {
-        tracing::warn!(job = %fence.job, %error, "the job could not be settled; it will be taken over");
+    match settle(inner, &claimed, &control, outcome).await {
+        Ok(()) => clear_away(inner, fence.job).await,
+        Err(error) => tracing::warn!(job = %fence.job, %error, "the job could not be settled; it will be taken over"),
     }
     inner.running().remove(&fence.job);
+}
+
+/// What attempts kept for a next one, which there will not be when the job has ended.
+async fn clear_away(inner: &Inner, job: crate::model::JobId) {
+    let cleared = async {
+        if inner.store.job(job).await?.is_finished() {
+            jobs::sweep(inner, job).await?;
+        }
+        Ok::<_, ServiceError>(())
+    };
+    if let Err(error) = cleared.await {
+        tracing::warn!(%job, %error, "leftovers of an ended job were not cleared away; the next start does it");
+    }
 }
 
 async fn attempt(inner: &Arc<Inner>, claimed: &Claimed, control: &Arc<JobControl>) -> Result<Done> {

@@ -31,7 +31,7 @@ pub struct CreateImage {
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, String>)]
     pub labels: Labels,
-    /// Secrets that `options` refer to.
+    /// Secrets by the names that `options` give them, or by role (`encrypt.key-secret`). The image remembers those that open it.
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, Uuid>)]
     pub secrets: SecretRefs,
@@ -49,7 +49,7 @@ pub struct ImportImage {
     pub format: Option<String>,
     /// Where the bytes come from.
     pub source: ImportSource,
-    /// Convert to this format on the way in.
+    /// Convert to this format on the way in; not for uploads.
     pub target_format: Option<String>,
     /// Base that the file's own backing reference stands for; needed when the file has one.
     #[schema(value_type = Option<Uuid>)]
@@ -117,6 +117,9 @@ pub struct UpdateImage {
     pub labels: Option<Labels>,
     /// Whether deletion and change are refused.
     pub protected: Option<bool>,
+    /// The secrets that open the image, by role (`encrypt.key-secret`; `key-secret` for LUKS); replaces all.
+    #[schema(value_type = Option<BTreeMap<String, Uuid>>)]
+    pub secrets: Option<SecretRefs>,
 }
 
 /// Which images a list shows. Absent fields do not narrow it.

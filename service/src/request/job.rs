@@ -27,7 +27,8 @@ pub struct ConvertRequest {
     /// Make the result an overlay on this base: only what differs from it is written.
     #[schema(value_type = Option<Uuid>)]
     pub backing: Option<ImageRef>,
-    /// Secrets that `options` or the source refer to.
+    /// Secrets by the names that `options` give them, or by role (`encrypt.key-secret`). The new image remembers those that open it. A
+    /// source that names no secrets of its own is opened with these.
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, Uuid>)]
     pub secrets: SecretRefs,
@@ -35,6 +36,9 @@ pub struct ConvertRequest {
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, String>)]
     pub labels: Labels,
+    /// Read the result back and compare its digest with the source's before the job succeeds.
+    #[serde(default)]
+    pub verify: bool,
     /// Bytes per second.
     pub rate_limit: Option<u64>,
     /// Higher runs earlier.
@@ -49,6 +53,9 @@ pub struct CompressRequest {
     pub algorithm: CompressionAlgorithm,
     /// Effort; the algorithm's own scale.
     pub level: Option<i32>,
+    /// Read the result back and compare its digest with the source's before the job succeeds.
+    #[serde(default)]
+    pub verify: bool,
     /// Bytes per second.
     pub rate_limit: Option<u64>,
     /// Higher runs earlier.
@@ -76,6 +83,9 @@ pub struct RebaseRequest {
     /// Whether the content is kept.
     #[serde(default)]
     pub mode: RebaseMode,
+    /// Read the result back and compare its digest with the source's before the job succeeds.
+    #[serde(default)]
+    pub verify: bool,
     /// Bytes per second.
     pub rate_limit: Option<u64>,
     /// Higher runs earlier.
@@ -102,6 +112,8 @@ pub struct CommitRequest {
     pub base: Option<ImageRef>,
     /// Delete the overlay (and the layers between) when done.
     pub drop: bool,
+    /// Read the result back and compare its digest with the source's before the job succeeds.
+    pub verify: bool,
     /// Bytes per second.
     pub rate_limit: Option<u64>,
     /// Higher runs earlier.
@@ -171,6 +183,8 @@ pub struct MeasureRequest {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FlattenRequest {
+    /// Read the result back and compare its digest with the source's before the job succeeds.
+    pub verify: bool,
     /// Bytes per second.
     pub rate_limit: Option<u64>,
     /// Higher runs earlier.

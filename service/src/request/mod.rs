@@ -16,5 +16,5 @@ pub use job::{
 };
 pub use list::{Call, EventFilter, MapLayer, MapRequest, PageRequest};
 pub use transfer::{ByteRange, Checksum, UploadPart, UploadStatus};
-pub use values::{NewSecret, Options, SecretRefs};
+pub use values::{NewSecret, Options, SecretForm, SecretRefs};
 pub use webhook::NewWebhook;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 use zeroize::Zeroizing;
 
-use crate::model::SecretId;
+use crate::model::{SecretId, text_enum};
 
 /// Options of a format by name, as `-o name=value` gives them. JSON numbers and booleans are taken as their text.
 pub type Options = BTreeMap<String, String>;
@@ -19,16 +19,38 @@ pub type SecretRefs = BTreeMap<String, SecretId>;
 pub struct NewSecret {
     /// Unique name, `[A-Za-z0-9._-]{1,128}`.
     pub name: String,
-    /// The value as it is to be used; never returned.
+    /// The value, as `format` says; never returned.
     #[serde(deserialize_with = "secret_text")]
     #[schema(value_type = String, format = Password)]
     pub value: Zeroizing<Vec<u8>>,
+    /// How `value` reads.
+    #[serde(default)]
+    pub format: SecretForm,
+    /// The value is encrypted as QEMU has it, with AES-256-CBC under the secret of this id, which is a key of 32 bytes.
+    #[schema(value_type = Option<Uuid>)]
+    pub keyid: Option<SecretId>,
+    /// Initialization vector of an encrypted value: 16 bytes in base64.
+    pub iv: Option<String>,
+}
+
+text_enum! {
+    /// How the value of a secret reads.
+    #[derive(Default)]
+    SecretForm, "secret format" {
+        /// The text itself.
+        #[default]
+        Raw = "raw",
+        /// Base64 of the bytes.
+        Base64 = "base64",
+    }
 }
 
 impl fmt::Debug for NewSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NewSecret")
             .field("name", &self.name)
+            .field("format", &self.format)
+            .field("keyid", &self.keyid)
             .finish_non_exhaustive()
     }
 }

@@ -12,10 +12,12 @@ use super::paging::Window;
 use super::{Inner, Service};
 use crate::disk::{NewDisk, create_disk, file_facts, publish};
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::jobs::{creatable, engine_options, require_ready, require_same_pool, require_secrets, require_unprotected};
+use crate::jobs::{
+    creatable, engine_options, require_ready, require_same_pool, require_secrets, require_unprotected, take_roles,
+};
 use crate::model::{Image, ImageId, Labels, Page};
 use crate::pool::{FileName, PoolFolder, check_image_name};
-use crate::request::{Call, CreateImage, ImageFilter, PageRequest, UpdateImage};
+use crate::request::{Call, CreateImage, ImageFilter, PageRequest, SecretRefs, UpdateImage};
 use crate::store::Tx;
 use crate::store::idempotency::{IdempotentRequest, Outcome};
 use crate::store::images::{Backing, FileFacts, ImageRecord, NewImage, Origin};
@@ -110,9 +112,11 @@ struct Plan {
     format: &'static str,
 }
 
-async fn create(inner: &Arc<Inner>, request: CreateImage, key: Option<IdempotentRequest>) -> Result<Image> {
+async fn create(inner: &Arc<Inner>, mut request: CreateImage, key: Option<IdempotentRequest>) -> Result<Image> {
     let locks = RequestLocks::new(inner);
-    let plan = match reserve(inner, &locks, &request, key.as_ref()).await? {
+    let driver = creatable(&request.format, &request.options)?;
+    let roles = take_roles(driver, &mut request.options, &request.secrets);
+    let plan = match reserve(inner, &locks, &request, roles, key.as_ref()).await? {
         Ok(plan) => plan,
         Err(existing) => return already_made(inner, existing).await,
     };
@@ -141,6 +145,7 @@ async fn reserve(
     inner: &Arc<Inner>,
     locks: &RequestLocks,
     request: &CreateImage,
+    secrets: SecretRefs,
     key: Option<&IdempotentRequest>,
 ) -> Result<std::result::Result<Plan, ImageId>> {
     let mut tx = inner.store.begin().await?;
@@ -169,6 +174,7 @@ async fn reserve(
         file: id.to_string(),
         format: plan.format.to_owned(),
         labels: request.labels.clone(),
+        secrets,
         backing: plan.base.as_ref().map(name),
         origin: Origin::ReservedBy(locks.id),
     })

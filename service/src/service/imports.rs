@@ -3,18 +3,19 @@ use vdisk_engine::formats;
 
 use super::Service;
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::jobs::{plan_import, require_ready, require_same_pool};
+use crate::jobs::{ImportFrom, plan_import, require_ready, require_same_pool};
 use crate::model::Image;
 use crate::pool::check_image_name;
-use crate::request::{Call, ImportImage, ImportOutcome, ImportSource};
+use crate::request::{Call, ImportImage, ImportOutcome, ImportSource, SecretRefs};
 use crate::store::idempotency::Outcome;
 use crate::store::images::{Backing, NewImage, Origin};
 
 impl Service {
-    /// Records an image whose bytes exist: starts an upload, or queues a job that takes a file of the pool in.
+    /// Records an image whose bytes exist: starts an upload, or queues a job that takes a file of the pool in or fetches
+    /// it.
     ///
     /// # Errors
-    /// As [`Service::create_image`]; `unsupported` for a URL and for `target_format` (convert the image afterwards).
+    /// As [`Service::create_image`]; `unsupported` for an upload with `target_format` (convert the image afterwards).
     pub async fn import_image(&self, request: ImportImage, call: &Call) -> Result<ImportOutcome> {
         check_image_name(&request.name)?;
         self.check_labels(&request.labels)?;
@@ -22,40 +23,49 @@ impl Service {
             formats::by_name(format)
                 .map_err(|error| ServiceError::new(ErrorCode::Unsupported, error.to_string()).with_field("format"))?;
         }
-        if request
-            .target_format
-            .as_ref()
-            .is_some_and(|target| Some(target) != request.format.as_ref())
-        {
-            let public = "converting on the way in is not supported; import the image, then convert it";
-            return Err(ServiceError::new(ErrorCode::Unsupported, public).with_field("target_format"));
-        }
         let pool = request
             .pool
             .clone()
             .unwrap_or_else(|| self.inner.config.default_pool.clone());
         self.inner.pool(&pool)?;
         match request.source.clone() {
-            ImportSource::Upload(true) => self
-                .start_upload(&pool, request, call)
-                .await
-                .map(ImportOutcome::Uploading),
+            ImportSource::Upload(true) => {
+                if request
+                    .target_format
+                    .as_ref()
+                    .is_some_and(|target| Some(target) != request.format.as_ref())
+                {
+                    let public = "an upload is not converted on the way in; upload the file, then convert the image";
+                    return Err(ServiceError::new(ErrorCode::Unsupported, public).with_field("target_format"));
+                }
+                self.start_upload(&pool, request, call)
+                    .await
+                    .map(ImportOutcome::Uploading)
+            }
             ImportSource::Upload(false) => Err(ServiceError::invalid(
                 "source",
-                "'upload' must be true; or name a 'pool_file'",
+                "'upload' must be true; or name a 'pool_file' or a 'url'",
             )),
-            ImportSource::Url(_) => {
-                let public = "fetching from a URL is not supported; upload the file";
-                Err(ServiceError::new(ErrorCode::Unsupported, public).with_field("source"))
-            }
+            ImportSource::Url(url) => self.queue_import(&pool, ImportFrom::Url(url), request, call).await,
             ImportSource::PoolFile(file) => {
-                let body = request.clone();
-                let plan = self.queue("import", "", &body, call, async |tx| {
-                    plan_import(tx, &self.inner, &pool, &file, request).await
-                });
-                plan.await.map(ImportOutcome::Queued)
+                self.queue_import(&pool, ImportFrom::PoolFile(file), request, call)
+                    .await
             }
         }
+    }
+
+    async fn queue_import(
+        &self,
+        pool: &str,
+        source: ImportFrom,
+        request: ImportImage,
+        call: &Call,
+    ) -> Result<ImportOutcome> {
+        let body = request.clone();
+        let plan = self.queue("import", "", &body, call, async |tx| {
+            plan_import(tx, &self.inner, pool, source, request).await
+        });
+        plan.await.map(ImportOutcome::Queued)
     }
 
     async fn start_upload(&self, pool: &str, request: ImportImage, call: &Call) -> Result<Image> {
@@ -87,6 +97,7 @@ impl Service {
             file: id.to_string(),
             format: request.format.unwrap_or_default(),
             labels: request.labels,
+            secrets: SecretRefs::new(),
             backing,
             origin: Origin::Upload,
         })

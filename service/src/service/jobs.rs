@@ -66,7 +66,12 @@ impl Service {
     /// # Errors
     /// `not_found`, `job_state_conflict` when it has succeeded or failed.
     pub async fn cancel_job(&self, id: JobId) -> Result<Job> {
-        self.steer(id, async |tx| tx.cancel_job(id).await).await
+        let job = self.steer(id, async |tx| tx.cancel_job(id).await).await?;
+        if job.is_finished() {
+            // It waited for its next attempt: what the one before left goes too.
+            crate::jobs::sweep(&self.inner, id).await?;
+        }
+        Ok(job)
     }
 
     /// Holds a job back. Pausing a paused job changes nothing.

@@ -130,11 +130,13 @@ impl Inner {
     /// The chain of an image with the folders of its files.
     pub(crate) async fn layers(&self, image: ImageId) -> Result<Vec<Layer>> {
         let chain = self.store.chain(image, self.config.limits.chain_depth).await?;
-        let layer = |record: crate::store::images::ImageRecord| {
+        let mut layers = Vec::with_capacity(chain.len());
+        for record in chain {
             let pool = self.pool(&record.image.pool)?;
-            Ok(Layer { pool, record })
-        };
-        chain.into_iter().map(layer).collect()
+            let keys = self.open_secrets(&record.image.secrets).await?;
+            layers.push(Layer { record, pool, keys });
+        }
+        Ok(layers)
     }
 
     /// The folder of a pool.

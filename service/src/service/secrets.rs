@@ -1,11 +1,12 @@
 use uuid::Uuid;
+use vdisk_engine::crypto::{SealedUnder, Secret as EngineSecret, SecretFormat, decode_secret};
 
 use super::Service;
 use super::paging::Window;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{Page, Secret, SecretId};
 use crate::pool::check_image_name;
-use crate::request::{Call, NewSecret, PageRequest};
+use crate::request::{Call, NewSecret, PageRequest, SecretForm};
 use crate::store::idempotency::Outcome;
 
 impl Service {
@@ -23,13 +24,11 @@ impl Service {
             let public = format!("a secret has at most {limit} bytes");
             return Err(ServiceError::new(ErrorCode::LimitExceeded, public).with_field("value"));
         }
+        let value = self.decode(&request).await?;
         let id = Uuid::now_v7();
-        let digest = self
-            .inner
-            .vault
-            .keyed_digest(&[request.name.as_bytes(), &request.value]);
+        let digest = self.inner.vault.keyed_digest(&[request.name.as_bytes(), value.bytes()]);
         let key = call.bind("create_secret", "", &digest)?;
-        let sealed = self.inner.vault.seal(id, &request.value)?;
+        let sealed = self.inner.vault.seal(id, value.bytes())?;
         let mut tx = self.inner.store.begin().await?;
         if let Some(Outcome::Secret(id)) = tx.recall(key.as_ref()).await? {
             drop(tx);
@@ -39,6 +38,26 @@ impl Service {
         tx.remember(key.as_ref(), Outcome::Secret(id)).await?;
         tx.commit().await?;
         Ok(secret)
+    }
+
+    /// The value itself, from the form it came in.
+    async fn decode(&self, request: &NewSecret) -> Result<EngineSecret> {
+        let format = match request.format {
+            SecretForm::Raw => SecretFormat::Raw,
+            SecretForm::Base64 => SecretFormat::Base64,
+        };
+        // What the decoder says may quote what it was given.
+        let refused = |_| ServiceError::invalid("value", "the value cannot be decoded with this format, key and iv");
+        let (keyid, iv) = match (request.keyid, &request.iv) {
+            (None, None) => return decode_secret(&request.value, format, None).map_err(refused),
+            (Some(keyid), Some(iv)) => (keyid, iv),
+            _ => return Err(ServiceError::invalid("iv", "'keyid' and 'iv' go together")),
+        };
+        let sealed = self.inner.store.sealed_secret(keyid).await;
+        let sealed = sealed.map_err(|error| error.with_field("keyid"))?;
+        let master = EngineSecret::new(self.inner.vault.open_secret(keyid, &sealed)?.to_vec());
+        let under = SealedUnder { master: &master, iv };
+        decode_secret(&request.value, format, Some(under)).map_err(refused)
     }
 
     /// The secrets' names, oldest first.
@@ -62,7 +81,7 @@ impl Service {
     /// Deletes a secret. Jobs that still need it will fail.
     ///
     /// # Errors
-    /// `not_found`.
+    /// `not_found`; `secret_in_use` while images name it as their key.
     pub async fn delete_secret(&self, id: SecretId) -> Result<()> {
         let mut tx = self.inner.store.begin().await?;
         tx.delete_secret(id).await?;

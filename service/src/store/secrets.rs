@@ -45,11 +45,36 @@ impl Tx {
         }
     }
 
+    /// # Errors
+    /// `not_found`.
+    pub(super) async fn require_secret(&mut self, id: SecretId) -> Result<()> {
+        let sql = "SELECT id FROM secrets WHERE id = $1";
+        let row = sqlx::query(sql)
+            .bind(id.to_string())
+            .fetch_optional(&mut *self.inner)
+            .await?;
+        row.map(drop)
+            .ok_or_else(|| ServiceError::not_found("secret", id).with_field("secrets"))
+    }
+
     /// Deletes a secret.
     ///
     /// # Errors
-    /// `not_found`.
+    /// `not_found`; `secret_in_use` with the images that it opens.
     pub async fn delete_secret(&mut self, id: SecretId) -> Result<()> {
+        let sql = "SELECT DISTINCT image_id FROM image_secrets WHERE secret_id = $1 ORDER BY image_id";
+        let rows = sqlx::query(sql)
+            .bind(id.to_string())
+            .fetch_all(&mut *self.inner)
+            .await?;
+        let images: Vec<Uuid> = rows.iter().map(|row| row.id("image_id")).collect::<Result<_>>()?;
+        if !images.is_empty() {
+            let public = format!(
+                "{} image(s) are opened with secret {id}; give them another first",
+                images.len()
+            );
+            return Err(ServiceError::new(ErrorCode::SecretInUse, public).with_dependents(images));
+        }
         let sql = "DELETE FROM secrets WHERE id = $1";
         match sqlx::query(sql)
             .bind(id.to_string())

@@ -85,6 +85,7 @@ fn new_image(name: &str, holder: Uuid) -> NewImage {
         file: id.to_string(),
         format: "raw".to_owned(),
         labels: Labels::new(),
+        secrets: Default::default(),
         backing: None,
         origin: Origin::ReservedBy(holder),
     }

@@ -23,6 +23,11 @@ impl From<Image> for proto::Image {
             labels: image.labels.into_iter().collect(),
             protected: image.protected,
             encrypted: image.encrypted,
+            secrets: image
+                .secrets
+                .into_iter()
+                .map(|(role, id)| (role, id.to_string()))
+                .collect(),
             uploaded_bytes: image.uploaded_bytes,
             problem: image.problem,
             created_at: timestamp(image.created_at),
@@ -117,13 +122,17 @@ impl TryFrom<proto::ListImagesRequest> for ImageFilter {
     }
 }
 
-impl From<proto::UpdateImageRequest> for UpdateImage {
-    fn from(request: proto::UpdateImageRequest) -> Self {
-        Self {
+impl TryFrom<proto::UpdateImageRequest> for UpdateImage {
+    type Error = ServiceError;
+
+    fn try_from(request: proto::UpdateImageRequest) -> Result<Self, ServiceError> {
+        let secrets = request.secrets.map(|secrets| secret_refs(secrets.entries));
+        Ok(Self {
             name: request.name,
             labels: request.labels.map(|labels| sorted(labels.entries)),
             protected: request.protected,
-        }
+            secrets: secrets.transpose()?,
+        })
     }
 }
 

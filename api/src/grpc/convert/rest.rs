@@ -1,7 +1,8 @@
+use vdisk_service::ServiceError;
 use vdisk_service::model::{CreateOptionInfo, FormatInfo, OptionType, Pool, Secret};
-use vdisk_service::request::NewSecret;
+use vdisk_service::request::{NewSecret, SecretForm};
 
-use super::value::timestamp;
+use super::value::{known, optional_id, timestamp};
 use crate::proto;
 
 impl From<Pool> for proto::Pool {
@@ -27,12 +28,21 @@ impl From<Secret> for proto::Secret {
     }
 }
 
-impl From<proto::CreateSecretRequest> for NewSecret {
-    fn from(request: proto::CreateSecretRequest) -> Self {
-        Self {
+impl TryFrom<proto::CreateSecretRequest> for NewSecret {
+    type Error = ServiceError;
+
+    fn try_from(request: proto::CreateSecretRequest) -> Result<Self, ServiceError> {
+        let format = match known("format", request.format)? {
+            proto::SecretForm::Unspecified | proto::SecretForm::Raw => SecretForm::Raw,
+            proto::SecretForm::Base64 => SecretForm::Base64,
+        };
+        Ok(Self {
             name: request.name,
             value: request.value.into(),
-        }
+            format,
+            keyid: optional_id("secret", request.keyid)?,
+            iv: request.iv,
+        })
     }
 }
 

@@ -23,6 +23,7 @@ impl TryFrom<proto::ConvertImageRequest> for ConvertRequest {
             backing: optional_id("image", request.backing)?,
             secrets: secret_refs(request.secrets)?,
             labels: sorted(request.labels),
+            verify: request.verify,
             rate_limit: request.rate_limit,
             priority: request.priority,
         })
@@ -41,6 +42,7 @@ impl TryFrom<proto::CompressImageRequest> for CompressRequest {
         Ok(Self {
             algorithm: one_of("algorithm", algorithm)?,
             level: request.level,
+            verify: request.verify,
             rate_limit: request.rate_limit,
             priority: request.priority,
         })
@@ -69,6 +71,7 @@ impl TryFrom<proto::RebaseImageRequest> for RebaseRequest {
         Ok(Self {
             backing,
             mode,
+            verify: request.verify,
             rate_limit: request.rate_limit,
             priority: request.priority,
         })
@@ -82,6 +85,7 @@ impl TryFrom<proto::CommitImageRequest> for CommitRequest {
         Ok(Self {
             base: optional_id("image", request.base)?,
             drop: request.drop,
+            verify: request.verify,
             rate_limit: request.rate_limit,
             priority: request.priority,
         })
@@ -133,6 +137,7 @@ impl TryFrom<proto::FlattenImageRequest> for FlattenRequest {
 
     fn try_from(request: proto::FlattenImageRequest) -> Result<Self, ServiceError> {
         Ok(Self {
+            verify: request.verify,
             rate_limit: request.rate_limit,
             priority: request.priority,
         })

@@ -269,6 +269,9 @@ impl Image for CowImage {
     fn bulk(&self) -> Option<&dyn BulkWrite> {
         Some(self)
     }
+    fn resumable(&self) -> bool {
+        true
+    }
     fn flush(&self) -> Result<()> {
         let mut bits = lock(&self.bits);
         if bits.broken {

@@ -249,6 +249,9 @@ impl Image for LuksImage {
     fn bulk(&self) -> Option<&dyn BulkWrite> {
         Some(self)
     }
+    fn resumable(&self) -> bool {
+        true
+    }
     fn flush(&self) -> Result<()> {
         self.file.flush()?;
         self.detached.as_ref().map_or(Ok(()), |header| header.flush())

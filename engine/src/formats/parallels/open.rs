@@ -134,6 +134,9 @@ impl Image for ParallelsImage {
     fn bulk(&self) -> Option<&dyn BulkWrite> {
         (self.cluster() <= MAX_UNIT).then_some(self)
     }
+    fn resumable(&self) -> bool {
+        true
+    }
     fn flush(&self) -> Result<()> {
         self.write_out()
     }

@@ -245,6 +245,9 @@ impl Image for QcowImage {
     fn bulk(&self) -> Option<&dyn BulkWrite> {
         Some(self)
     }
+    fn resumable(&self) -> bool {
+        true
+    }
     fn flush(&self) -> Result<()> {
         self.map.flush()
     }

@@ -143,6 +143,9 @@ impl Image for Qcow2 {
     fn bulk(&self) -> Option<&dyn BulkWrite> {
         self.writer.is_some().then_some(self as &dyn BulkWrite)
     }
+    fn resumable(&self) -> bool {
+        self.writer.is_some()
+    }
     fn flush(&self) -> Result<()> {
         if self.writer.is_none() {
             return Ok(());

@@ -160,6 +160,9 @@ impl Image for QedImage {
     fn bulk(&self) -> Option<&dyn BulkWrite> {
         (self.map.cluster() <= MAX_UNIT).then_some(self)
     }
+    fn resumable(&self) -> bool {
+        true
+    }
     fn flush(&self) -> Result<()> {
         self.map.flush()
     }

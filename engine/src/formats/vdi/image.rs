@@ -186,6 +186,9 @@ impl Image for VdiImage {
     fn bulk(&self) -> Option<&dyn BulkWrite> {
         (self.meta().header.extra == 0).then_some(self)
     }
+    fn resumable(&self) -> bool {
+        true
+    }
     fn flush(&self) -> Result<()> {
         self.flush_all()
     }

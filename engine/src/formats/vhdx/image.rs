@@ -177,6 +177,9 @@ impl Image for VhdxImage {
         // Overlays write sectors, not blocks: the plain way is right for them.
         (!self.geometry().overlay && self.writable).then_some(self)
     }
+    fn resumable(&self) -> bool {
+        true
+    }
     fn flush(&self) -> Result<()> {
         if self.writable {
             self.flush_locked(&mut lock(&self.space))

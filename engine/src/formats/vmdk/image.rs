@@ -221,6 +221,9 @@ impl Image for VmdkImage {
     fn bulk(&self) -> Option<&dyn BulkWrite> {
         self.can_bulk().then_some(self)
     }
+    fn resumable(&self) -> bool {
+        self.stream.is_none()
+    }
     fn flush(&self) -> Result<()> {
         self.flush_all()
     }

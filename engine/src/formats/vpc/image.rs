@@ -167,6 +167,9 @@ impl Image for VpcImage {
         let overlay = self.blocks.as_ref().is_some_and(Blocks::is_overlay);
         (!overlay && self.writable).then_some(self)
     }
+    fn resumable(&self) -> bool {
+        true
+    }
     fn flush(&self) -> Result<()> {
         match &self.blocks {
             Some(blocks) if self.writable => blocks.flush(),

@@ -2,12 +2,16 @@
 //! order and store them side by side again. What comes out does not depend on the number of workers; memory is bounded by it.
 
 mod plan;
+mod segments;
 mod sink;
 mod turn;
 
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use self::plan::{Batch, Piece, Planner, Step};
+pub use self::segments::{Mark, Segments, copy_in_segments};
 pub use self::sink::{CopyTarget, Sink};
 use self::turn::Turns;
 use super::{GuestSource, SourceKind};
@@ -29,6 +33,9 @@ pub struct CopyOptions {
     pub ordered: bool,
     /// Progress counts the bytes of data alone, which are counted beforehand. Without it holes count as well.
     pub count_data: bool,
+    /// Flush the target after this many copied bytes, and again, so that a copy that is begun anew finds what is done already; 0 leaves it
+    /// to the caller.
+    pub flush_every: u64,
 }
 
 impl Default for CopyOptions {
@@ -40,6 +47,7 @@ impl Default for CopyOptions {
             sparse: 4096,
             ordered: true,
             count_data: false,
+            flush_every: 0,
         }
     }
 }
@@ -49,24 +57,39 @@ impl Default for CopyOptions {
 /// # Errors
 /// The first error of any worker; `Cancelled`. The target then holds part of the data.
 pub fn copy(source: &dyn GuestSource, target: &CopyTarget<'_>, options: &CopyOptions, control: &Control) -> Result<()> {
-    if source.len() > target.image.virtual_size() {
-        let (from, to) = (source.len(), target.image.virtual_size());
+    refuse_longer(source, target)?;
+    control.set_total(match options.count_data {
+        true => data_bytes(source, Sink::new(target, options)?.store_zeroes(), control)?,
+        false => source.len(),
+    });
+    copy_range(source, target, options, 0..source.len(), control)
+}
+
+fn refuse_longer(source: &dyn GuestSource, target: &CopyTarget<'_>) -> Result<()> {
+    let (from, to) = (source.len(), target.image.virtual_size());
+    if from > to {
         return Err(Error::invalid(format!(
             "{from} bytes do not fit into an image of {to} bytes"
         )));
     }
+    Ok(())
+}
+
+fn copy_range(
+    source: &dyn GuestSource,
+    target: &CopyTarget<'_>,
+    options: &CopyOptions,
+    range: Range<u64>,
+    control: &Control,
+) -> Result<()> {
     let sink = Sink::new(target, options)?;
-    control.set_total(match options.count_data {
-        true => data_bytes(source, sink.store_zeroes(), control)?,
-        false => source.len(),
-    });
     let pipeline = Pipeline {
-        planner: Mutex::new(Planner::new(source, &sink)),
+        planner: Mutex::new(Planner::new(source, &sink, range)),
         turns: Turns::new(options.ordered),
         source,
         sink,
-        level: options.level,
-        count_data: options.count_data,
+        options,
+        unflushed: AtomicU64::new(0),
         control,
     };
     pipeline.run(options.workers.max(1))
@@ -77,8 +100,8 @@ struct Pipeline<'a> {
     sink: Sink<'a>,
     planner: Mutex<Planner<'a>>,
     turns: Turns,
-    level: Option<i32>,
-    count_data: bool,
+    options: &'a CopyOptions,
+    unflushed: AtomicU64,
     control: &'a Control,
 }
 
@@ -107,15 +130,28 @@ impl Pipeline<'_> {
     }
 
     fn work(&self) -> Result<()> {
-        let mut scratch = Scratch::with_level(self.level);
+        let mut scratch = Scratch::with_level(self.options.level);
         let mut buffers = Vec::new();
         while let Some(batch) = self.next_batch()? {
             self.control.checkpoint(batch.bytes)?;
             self.copy_batch(&batch, &mut buffers, &mut scratch)?;
-            self.control
-                .advance(if self.count_data { batch.data } else { batch.bytes });
+            self.flush_if_due(&batch)?;
+            self.control.advance(match self.options.count_data {
+                true => batch.data,
+                false => batch.bytes,
+            });
         }
         Ok(())
+    }
+
+    fn flush_if_due(&self, batch: &Batch) -> Result<()> {
+        let every = self.options.flush_every;
+        let copied = batch.steps.iter().map(Step::bytes_to_copy).sum::<u64>();
+        if every == 0 || self.unflushed.fetch_add(copied, Ordering::Relaxed) + copied < every {
+            return Ok(());
+        }
+        self.unflushed.store(0, Ordering::Relaxed);
+        self.sink.flush()
     }
 
     fn next_batch(&self) -> Result<Option<Batch>> {

@@ -1,5 +1,7 @@
 //! Cuts a source into batches of work, aligned to the units of the target.
 
+use std::ops::Range;
+
 use super::Sink;
 use crate::ops::{GuestSource, SourceExtent, SourceKind, Walk};
 use crate::{Error, Result};
@@ -31,6 +33,15 @@ pub(super) enum Step {
     Zero { offset: u64, len: u64 },
 }
 
+impl Step {
+    pub(super) fn bytes_to_copy(&self) -> u64 {
+        match self {
+            Self::Copy(piece) => piece.len as u64,
+            Self::Zero { .. } => 0,
+        }
+    }
+}
+
 /// Work for one worker, numbered in guest order.
 pub(super) struct Batch {
     pub(super) number: u64,
@@ -53,18 +64,29 @@ pub(super) struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    pub(super) fn new(source: &'a dyn GuestSource, sink: &Sink<'_>) -> Self {
+    /// For a range of the source that starts at a unit of the target.
+    pub(super) fn new(source: &'a dyn GuestSource, sink: &Sink<'_>, range: Range<u64>) -> Self {
         let unit = sink.unit();
         Self {
             walk: source.walk(),
-            end: source.len(),
+            end: range.end,
             unit,
             piece: BATCH_BYTES.next_multiple_of(unit),
             explicit_zeroes: sink.wants_zeroes(),
             zeroes_are_data: sink.store_zeroes(),
-            position: 0,
+            position: range.start,
             number: 0,
         }
+    }
+
+    /// Where the batches end of which the pieces make up at least `bytes`, or the end. Looks, and copies nothing.
+    pub(super) fn end_of(mut self, bytes: u64) -> Result<u64> {
+        let mut pieces = 0;
+        while pieces < bytes {
+            let Some(batch) = self.next_batch()? else { break };
+            pieces += batch.steps.iter().map(Step::bytes_to_copy).sum::<u64>();
+        }
+        Ok(self.position)
     }
 
     /// The next batch; `None` at the end.

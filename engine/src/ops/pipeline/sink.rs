@@ -83,6 +83,10 @@ impl<'a> Sink<'a> {
         })
     }
 
+    pub(super) fn flush(&self) -> Result<()> {
+        self.target.image.flush()
+    }
+
     /// Whether zeroes are stored like data.
     pub(super) fn store_zeroes(&self) -> bool {
         self.store_zeroes

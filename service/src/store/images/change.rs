@@ -4,7 +4,7 @@ use uuid::Uuid;
 use super::{Backing, FileFacts, NewImage, Origin, event_data};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{EventKind, ImageId, ImageState, Labels};
-use crate::request::UpdateImage;
+use crate::request::{SecretRefs, UpdateImage};
 use crate::store::row::{Columns, json_text, stored};
 use crate::store::{Tx, is_duplicate};
 
@@ -45,7 +45,10 @@ impl Tx {
             .execute(&mut *self.inner)
             .await;
         match inserted {
-            Ok(_) => self.write_labels(new.id, &new.labels).await?,
+            Ok(_) => {
+                self.write_labels(new.id, &new.labels).await?;
+                self.write_roles(new.id, &new.secrets).await?;
+            }
             Err(error) if is_duplicate(&error) => return Err(file_taken()),
             Err(error) => return Err(error.into()),
         }
@@ -88,6 +91,33 @@ impl Tx {
                 .execute(&mut *self.inner)
                 .await?;
         }
+        Ok(())
+    }
+
+    /// Names the secrets that open an image.
+    ///
+    /// # Errors
+    /// `not_found` when there is no such secret.
+    async fn write_roles(&mut self, id: ImageId, secrets: &SecretRefs) -> Result<()> {
+        let clear = "DELETE FROM image_secrets WHERE image_id = $1";
+        sqlx::query(clear)
+            .bind(id.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        for (role, secret) in secrets {
+            self.require_secret(*secret).await?;
+            sqlx::query("INSERT INTO image_secrets (image_id, role, secret_id) VALUES ($1, $2, $3)")
+                .bind(id.to_string())
+                .bind(role)
+                .bind(secret.to_string())
+                .execute(&mut *self.inner)
+                .await?;
+        }
+        sqlx::query("UPDATE images SET secrets = $2 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(json_text(secrets)?)
+            .execute(&mut *self.inner)
+            .await?;
         Ok(())
     }
 
@@ -254,6 +284,9 @@ impl Tx {
             .execute(&mut *self.inner)
             .await?;
         self.write_labels(id, labels).await?;
+        if let Some(secrets) = &update.secrets {
+            self.write_roles(id, secrets).await?;
+        }
         self.image_event(EventKind::ImageUpdated, id).await
     }
 

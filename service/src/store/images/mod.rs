@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::row::Columns;
 use crate::error::Result;
 use crate::model::{Image, ImageId, ImageState, Labels};
+use crate::request::SecretRefs;
 
 /// A record with what clients do not see.
 #[derive(Clone, Debug)]
@@ -54,6 +55,8 @@ pub struct NewImage {
     pub format: String,
     /// Labels.
     pub labels: Labels,
+    /// Secrets that open it, by role.
+    pub secrets: SecretRefs,
     /// Edge that has to be kept from now on.
     pub backing: Option<Backing>,
     /// Why the row exists before the image does.
@@ -94,7 +97,7 @@ macro_rules! select_images {
             "CASE WHEN i.state = 'ready' AND EXISTS (SELECT 1 FROM image_locks l ",
             "WHERE l.image_id = i.id AND l.mode = 'exclusive') THEN 'busy' ELSE i.state END AS state, ",
             "i.virtual_size, i.allocated_size, i.file_size, i.backing_id, i.backing_generation, i.backing_name, ",
-            "i.generation, i.file_stamp, i.labels, i.protected, i.encrypted, i.uploaded_bytes, i.problem, ",
+            "i.generation, i.file_stamp, i.labels, i.protected, i.encrypted, i.secrets, i.uploaded_bytes, i.problem, ",
             "i.reserved_by, i.created_at, i.updated_at FROM images i ",
             $tail
         )
@@ -124,6 +127,7 @@ fn record(row: &sqlx::any::AnyRow) -> Result<ImageRecord> {
         labels: row.json("labels")?,
         protected: row.flag("protected")?,
         encrypted: row.flag("encrypted")?,
+        secrets: row.json("secrets")?,
         uploaded_bytes: row.size_or_null("uploaded_bytes")?,
         problem: row.text_or_null("problem")?,
         created_at: row.time("created_at")?,

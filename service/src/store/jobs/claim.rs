@@ -165,6 +165,7 @@ impl Tx {
     /// Releases what an ended job held.
     pub(super) async fn let_go(&mut self, job: JobId) -> Result<()> {
         self.unlock(job).await?;
+        self.drop_journal(job).await?;
         self.delete_reserved(job).await
     }
 }

@@ -12,6 +12,7 @@
 mod claim;
 mod control;
 mod enqueue;
+mod journal;
 mod read;
 
 use serde_json::{Value, json};
@@ -25,6 +26,7 @@ use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, Job, JobError, JobId, JobKind, JobProgress, JobState};
 
 pub use claim::Ending;
+pub use journal::{FillingEntry, JournalEntry};
 
 /// A job to queue.
 #[derive(Clone, Debug)]

@@ -1,0 +1,137 @@
+//! Imports that make a file: from a web server, and in another format.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use common::{Lab, code, import, sample};
+use vdisk_service::ErrorCode;
+use vdisk_service::request::{Call, ImportImage, ImportOutcome, ImportSource};
+
+const NONE: Call = Call { idempotency_key: None };
+
+/// Serves the bytes with ranges until the test ends.
+fn serve(bytes: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/disk.img", listener.local_addr().unwrap());
+    let bytes = Arc::new(bytes);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let bytes = bytes.clone();
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut stream = stream;
+                loop {
+                    let (mut range, mut head, mut lines) = (None, false, 0);
+                    loop {
+                        let mut line = String::new();
+                        if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                            return;
+                        }
+                        head |= lines == 0 && line.starts_with("HEAD");
+                        lines += 1;
+                        if let Some(found) = line.to_ascii_lowercase().trim().strip_prefix("range: bytes=") {
+                            let (from, to) = found.split_once('-').unwrap();
+                            let to = to.parse().unwrap_or(bytes.len() - 1);
+                            range = Some((from.parse::<usize>().unwrap(), to.min(bytes.len() - 1)));
+                        }
+                        if line == "\r\n" {
+                            break;
+                        }
+                    }
+                    let total = bytes.len();
+                    let (status, from, to) = match range {
+                        Some((from, to)) => ("206 Partial Content", from, to),
+                        None => ("200 OK", 0, total - 1),
+                    };
+                    let answer = format!(
+                        "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-range: bytes {from}-{to}/{total}\r\n\
+                         accept-ranges: bytes\r\netag: \"1\"\r\n\r\n",
+                        to + 1 - from
+                    );
+                    let body: &[u8] = if head { &[] } else { &bytes[from..=to] };
+                    if stream
+                        .write_all(answer.as_bytes())
+                        .and_then(|()| stream.write_all(body))
+                        .is_err()
+                    {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    url
+}
+
+async fn queued(lab: &Lab, request: ImportImage) -> vdisk_service::model::Job {
+    match lab.service.import_image(request, &NONE).await.unwrap() {
+        ImportOutcome::Queued(job) => job,
+        ImportOutcome::Uploading(image) => panic!("{image:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_fetched_as_it_is_or_in_another_format() {
+    let lab = Lab::with(|config| config.import_from_private = true).await;
+    let bytes = sample(5 << 20, 3);
+    let url = serve(bytes.clone());
+    for target in [None, Some("raw"), Some("qcow2"), Some("vmdk")] {
+        let name = format!("fetched-{}", target.unwrap_or("as-it-is"));
+        let mut request = import(&name, Some("raw"), ImportSource::Url(url.clone()));
+        request.target_format = target.map(str::to_owned);
+        let id = lab
+            .succeed(queued(&lab, request).await)
+            .await
+            .result_image_id()
+            .unwrap();
+        assert_eq!(lab.service.image(id).await.unwrap().format, target.unwrap_or("raw"));
+        assert!(lab.data(id).await == bytes, "{name}");
+    }
+    lab.assert_tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_that_are_not_public_are_refused() {
+    let lab = Lab::new().await;
+    let url = serve(vec![1; 512]);
+    for url in [
+        url,
+        "http://169.254.169.254/".into(),
+        "http://[::1]:9/x".into(),
+        "http://localhost/".into(),
+    ] {
+        let name = "fetched";
+        let job = queued(&lab, import(name, Some("raw"), ImportSource::Url(url.clone()))).await;
+        assert_eq!(lab.fail(job).await, ErrorCode::Denied, "{url}");
+    }
+    for url in ["file:///etc/passwd", "ftp://example.org/x", "/etc/passwd", ""] {
+        let refused = lab
+            .service
+            .import_image(import("x", None, ImportSource::Url(url.into())), &NONE);
+        assert_eq!(code(refused.await), ErrorCode::InvalidArgument, "{url}");
+    }
+    assert!(lab.files().is_empty(), "{:?}", lab.files());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_the_pool_is_converted_on_the_way_in() {
+    let lab = Lab::new().await;
+    let bytes = sample(3 << 20, 4);
+    std::fs::write(lab.pool().join("disk.img"), &bytes).unwrap();
+    let mut request = import("disk", Some("raw"), ImportSource::PoolFile("disk.img".into()));
+    request.target_format = Some("qcow2".into());
+    let id = lab
+        .succeed(queued(&lab, request).await)
+        .await
+        .result_image_id()
+        .unwrap();
+    let image = lab.service.image(id).await.unwrap();
+    assert_eq!((image.format.as_str(), image.virtual_size), ("qcow2", 3 << 20));
+    assert!(lab.data(id).await == bytes);
+    assert_eq!(lab.files().len(), 2, "the file that was there stays: {:?}", lab.files());
+}
