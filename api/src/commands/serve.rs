@@ -31,6 +31,9 @@ pub async fn run(options: Configured) -> Result<(), Failure> {
 
 /// Takes the address first: a second start must fail before it touches the data.
 pub(super) async fn open(settings: &Settings) -> Result<(TcpListener, App), Failure> {
+    if needs_a_token(settings) && surely_has_none(settings) {
+        return Err(no_token_yet(settings));
+    }
     let tls = settings.tls.as_ref().map(TlsFiles::load).transpose()?;
     let taken = |error| format!("cannot listen on {}: {error}", settings.listen);
     let listener = TcpListener::bind(settings.listen).await.map_err(taken)?;
@@ -44,15 +47,28 @@ pub(super) async fn open(settings: &Settings) -> Result<(TcpListener, App), Fail
 
 /// A service that would refuse every request is no use, and often a sign that somebody meant something else.
 async fn refuse_without_any_token(settings: &Settings, service: &Service) -> Result<(), Failure> {
-    let policy = &settings.policy;
-    let needed = policy.authentication == Authentication::Required && policy.certificate_role.is_none();
-    if !needed || service.has_tokens().await? {
+    if !needs_a_token(settings) || service.has_tokens().await? {
         return Ok(());
     }
+    service.shutdown(Duration::ZERO).await;
+    Err(no_token_yet(settings))
+}
+
+fn needs_a_token(settings: &Settings) -> bool {
+    let policy = &settings.policy;
+    policy.authentication == Authentication::Required && policy.certificate_role.is_none()
+}
+
+/// A data folder of its own that has no database yet has no token: known without touching it.
+fn surely_has_none(settings: &Settings) -> bool {
+    let service = &settings.service;
+    service.database_url.is_none() && !service.data_dir.join("vdiskd.db").exists()
+}
+
+fn no_token_yet(settings: &Settings) -> Failure {
     let why = "requests need a token there and there is none yet; make the first one with 'vdiskd token create --name \
                admin --role admin' on the same data folder, or say --allow-unauthenticated";
-    service.shutdown(Duration::ZERO).await;
-    Err(format!("refusing to serve on {}: {why}", settings.listen).into())
+    format!("refusing to serve on {}: {why}", settings.listen).into()
 }
 
 /// Ready at the first SIGTERM or SIGINT.
