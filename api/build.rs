@@ -4,8 +4,18 @@ use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto");
-    let files =
-        ["access", "common", "format", "image", "job", "pool", "secret"].map(|name| format!("vdisk/v1/{name}.proto"));
+    let files = [
+        "access",
+        "common",
+        "format",
+        "image",
+        "inspection",
+        "job",
+        "pool",
+        "secret",
+        "webhook",
+    ]
+    .map(|name| format!("vdisk/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={}", root.join(file).display());
     }
@@ -17,7 +27,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
     tonic_prost_build::configure()
         // Its value must not get into a log.
-        .skip_debug(["vdisk.v1.CreateSecretRequest", "vdisk.v1.CreateTokenResponse"])
+        .skip_debug([
+            "vdisk.v1.CreateSecretRequest",
+            "vdisk.v1.CreateTokenResponse",
+            "vdisk.v1.CreateWebhookRequest",
+        ])
         .bytes(".vdisk.v1.UploadFileRequest")
         .bytes(".vdisk.v1.DownloadResponse")
         .compile_fds(descriptors)?;

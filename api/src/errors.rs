@@ -177,6 +177,7 @@ pub fn row(code: ErrorCode) -> Row {
         E::Unsupported => (S::UNPROCESSABLE_ENTITY, Code::Unimplemented, "not supported"),
         E::FormatMismatch => (S::UNPROCESSABLE_ENTITY, Code::InvalidArgument, "format does not match"),
         E::CorruptImage => (S::UNPROCESSABLE_ENTITY, Code::DataLoss, "image is corrupt"),
+        E::InspectionFailed => (S::UNPROCESSABLE_ENTITY, Code::Aborted, "file could not be looked at"),
         E::LimitExceeded => (S::UNPROCESSABLE_ENTITY, Code::ResourceExhausted, "limit exceeded"),
         E::Denied => (S::FORBIDDEN, Code::PermissionDenied, "denied"),
         E::WrongKey => (

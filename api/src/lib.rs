@@ -14,6 +14,7 @@ pub mod server;
 pub mod settings;
 mod state;
 pub mod telemetry;
+pub mod tls;
 mod web;
 
 pub use http::router;

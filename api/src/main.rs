@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use vdisk_api::commands::{Command, Failure, Program, healthcheck, quickstart, serve, token};
+use vdisk_api::commands::{Command, Failure, Program, healthcheck, inspect_child, quickstart, serve, token};
 use vdisk_api::http::document;
 
 fn main() -> ExitCode {
@@ -20,7 +20,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Openapi => Ok(std::io::stdout().write_all(document::json().as_bytes())?),
-        Command::Healthcheck(options) => healthcheck::run(&options),
+        Command::Healthcheck(options) => healthcheck::run(options),
+        Command::InspectChild(options) => inspect_child::run(&options),
         Command::Serve(options) => runtime()?.block_on(serve::run(options)),
         Command::Token(options) => runtime()?.block_on(token::run(options)),
         Command::Quickstart(options) => runtime()?.block_on(quickstart::run(options)),

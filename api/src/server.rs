@@ -9,18 +9,23 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use crate::App;
+use crate::access::authenticate::ClientCertificate;
 use crate::access::limits::CONNECTIONS;
 use crate::http::router;
 
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams of one HTTP/2 connection.
 const STREAMS: u32 = 100;
 /// HTTP/2 connections whose other end is silent are asked this often whether it is still there.
@@ -38,7 +43,18 @@ pub async fn serve(listener: TcpListener, app: App, stop: impl Future<Output = (
     loop {
         tokio::select! {
             accepted = next(&listener, &places) => match accepted {
-                Ok((stream, place)) => accept(&builder, &connections, place, stream, routes.clone()),
+                Ok((stream, place)) => {
+                    let connection = Connection {
+                        builder: builder.clone(),
+                        watcher: connections.watcher(),
+                        routes: routes.clone(),
+                    };
+                    let tls = app.tls.clone().map(TlsAcceptor::from);
+                    tokio::spawn(async move {
+                        connection.serve(stream, tls).await;
+                        drop(place);
+                    });
+                }
                 Err(error) => {
                     // Out of file descriptors, most likely: give connections time to end.
                     tracing::warn!(%error, "cannot accept a connection");
@@ -81,23 +97,51 @@ fn builder() -> Builder<TokioExecutor> {
     builder
 }
 
-fn accept(
-    builder: &Builder<TokioExecutor>,
-    connections: &GracefulShutdown,
-    place: OwnedSemaphorePermit,
-    stream: TcpStream,
+/// What a connection needs of the server.
+struct Connection {
+    builder: Builder<TokioExecutor>,
+    watcher: Watcher,
     routes: Router,
-) {
-    // Answers are written whole, so waiting to fill packets only delays them.
-    let _ = stream.set_nodelay(true);
-    let service =
-        TowerToHyperService::new(routes.map_request(|request: http::Request<Incoming>| request.map(Body::new)));
-    let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    let connection = connections.watch(connection);
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
+}
+
+impl Connection {
+    async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+        // Answers are written whole, so waiting to fill packets only delays them.
+        let _ = stream.set_nodelay(true);
+        let Some(tls) = tls else {
+            return self.speak(stream, None).await;
+        };
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+            Ok(Ok(stream)) => {
+                let certificates = stream.get_ref().1.peer_certificates();
+                let client = certificates
+                    .and_then(<[_]>::first)
+                    .map(|der| ClientCertificate::of(der));
+                self.speak(stream, client).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    async fn speak<S>(self, stream: S, client: Option<ClientCertificate>)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let routes = self.routes.map_request(move |request: http::Request<Incoming>| {
+            let mut request = request.map(Body::new);
+            if let Some(client) = &client {
+                request.extensions_mut().insert(client.clone());
+            }
+            request
+        });
+        let service = TowerToHyperService::new(routes);
+        let connection = self
+            .builder
+            .serve_connection(TokioIo::new(stream), service)
+            .into_owned();
+        if let Err(error) = self.watcher.watch(connection).await {
             tracing::debug!(error, "a connection broke");
         }
-        drop(place);
-    });
+    }
 }

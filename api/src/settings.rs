@@ -10,8 +10,10 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 use vdisk_service::ServiceConfig;
 use vdisk_service::config::MasterKey;
+use vdisk_service::model::Role;
 
 use crate::access::{Authentication, Hosts, Policy};
+use crate::tls::TlsFiles;
 
 /// Where the service listens when nothing else is said.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
@@ -32,6 +34,18 @@ pub struct Options {
     /// A name under which the service may be called, besides loopback ones; may be repeated
     #[arg(long, env = "VDISKD_HOST", value_name = "NAME", value_delimiter = ',')]
     pub host: Vec<String>,
+    /// PEM file with the server's certificate, intermediate ones behind it: serves TLS
+    #[arg(long, env = "VDISKD_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the certificate's private key
+    #[arg(long, env = "VDISKD_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// PEM file with the authorities that sign clients' certificates: connections without one are refused
+    #[arg(long, env = "VDISKD_CLIENT_CA", value_name = "FILE")]
+    pub client_ca: Option<PathBuf>,
+    /// Role of clients with a certificate and no token: reader, operator or admin [default: none, they need a token]
+    #[arg(long, env = "VDISKD_CLIENT_CERT_ROLE", value_name = "ROLE")]
+    pub client_cert_role: Option<Role>,
     /// Refuse requests without a token on a loopback address too; elsewhere they are refused anyway
     #[arg(long, env = "VDISKD_REQUIRE_TOKEN", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub require_token: Option<bool>,
@@ -72,6 +86,12 @@ pub struct Options {
     /// File with the 32 bytes that seal secrets [default: DATA_DIR/master.key, made at first start]
     #[arg(long, env = "VDISKD_MASTER_KEY_FILE", value_name = "FILE")]
     pub master_key_file: Option<PathBuf>,
+    /// Parse files of unknown origin in a child process with bounded rights; false parses them in this one [default: true]
+    #[arg(long, env = "VDISKD_SANDBOX", value_name = "BOOL")]
+    pub sandbox: Option<bool>,
+    /// Let webhooks go to this machine and its link
+    #[arg(long, env = "VDISKD_WEBHOOKS_ANYWHERE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub webhooks_anywhere: Option<bool>,
     /// Seconds that running jobs and requests get at the end [default: 20]
     #[arg(long, env = "VDISKD_SHUTDOWN_GRACE_SECONDS", value_name = "N")]
     pub shutdown_grace_seconds: Option<u64>,
@@ -133,6 +153,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Who may ask for what.
     pub policy: Policy,
+    /// How connections are secured.
+    pub tls: Option<TlsFiles>,
     /// The service's part.
     pub service: ServiceConfig,
     /// How long the end may take.
@@ -141,6 +163,14 @@ pub struct Settings {
     pub log_format: LogFormat,
     /// What to log.
     pub log: String,
+}
+
+impl Settings {
+    /// How an address of ours is written as a URL.
+    pub fn url(&self, address: SocketAddr) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{address}")
+    }
 }
 
 impl Options {
@@ -159,6 +189,10 @@ impl Options {
             data_dir: self.data_dir.or(below.data_dir),
             listen: self.listen.or(below.listen),
             host: if self.host.is_empty() { below.host } else { self.host },
+            tls_cert: self.tls_cert.or(below.tls_cert),
+            tls_key: self.tls_key.or(below.tls_key),
+            client_ca: self.client_ca.or(below.client_ca),
+            client_cert_role: self.client_cert_role.or(below.client_cert_role),
             require_token: self.require_token.or(below.require_token),
             open_metrics: self.open_metrics.or(below.open_metrics),
             allow_unauthenticated: self.allow_unauthenticated.or(below.allow_unauthenticated),
@@ -172,6 +206,8 @@ impl Options {
             max_upload_bytes: self.max_upload_bytes.or(below.max_upload_bytes),
             max_virtual_size: self.max_virtual_size.or(below.max_virtual_size),
             master_key_file: self.master_key_file.or(below.master_key_file),
+            sandbox: self.sandbox.or(below.sandbox),
+            webhooks_anywhere: self.webhooks_anywhere.or(below.webhooks_anywhere),
             shutdown_grace_seconds: self.shutdown_grace_seconds.or(below.shutdown_grace_seconds),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
@@ -191,8 +227,10 @@ impl Options {
             return Err("--allow-unauthenticated and --require-token contradict each other".to_owned());
         }
         let required = !allow && (self.require_token == Some(true) || !listen.ip().is_loopback());
+        let tls = self.tls()?;
         Ok(Settings {
             listen,
+            tls,
             policy: Policy {
                 hosts: Hosts::of(listen, self.host.clone()),
                 authentication: if required {
@@ -200,7 +238,7 @@ impl Options {
                 } else {
                     Authentication::Open
                 },
-                certificate_role: None,
+                certificate_role: self.client_cert_role,
                 open_metrics: self.open_metrics == Some(true),
             },
             grace: Duration::from_secs(self.shutdown_grace_seconds.unwrap_or(20)),
@@ -208,6 +246,22 @@ impl Options {
             log: self.log.clone().unwrap_or_else(|| DEFAULT_LOG.to_owned()),
             service: self.service()?,
         })
+    }
+
+    fn tls(&self) -> Result<Option<TlsFiles>, String> {
+        if self.client_cert_role.is_some() && self.client_ca.is_none() {
+            return Err("--client-cert-role needs --client-ca: nothing else says whose certificates count".to_owned());
+        }
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(certificate), Some(key)) => Ok(Some(TlsFiles {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                client_ca: self.client_ca.clone(),
+            })),
+            (None, None) if self.client_ca.is_some() => Err("--client-ca needs --tls-cert and --tls-key".to_owned()),
+            (None, None) => Ok(None),
+            _ => Err("--tls-cert and --tls-key go together".to_owned()),
+        }
     }
 
     fn service(self) -> Result<ServiceConfig, String> {
@@ -225,6 +279,9 @@ impl Options {
         }
         config.limits.upload_bytes = self.max_upload_bytes.unwrap_or(config.limits.upload_bytes);
         config.limits.virtual_size = self.max_virtual_size.unwrap_or(config.limits.virtual_size);
+        // The link stays good when the file behind the running program is replaced.
+        config.inspector = (self.sandbox != Some(false)).then(|| "/proc/self/exe".into());
+        config.webhooks_anywhere = self.webhooks_anywhere == Some(true);
         config.master_key = self.master_key_file.as_deref().map(read_key).transpose()?;
         Ok(config)
     }
@@ -240,78 +297,4 @@ fn read_key(path: &Path) -> Result<MasterKey, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Program {
-        #[command(flatten)]
-        options: Options,
-    }
-
-    #[test]
-    fn every_option_has_a_variable_and_a_key_of_the_same_name() {
-        let command = <Program as clap::CommandFactory>::command();
-        let options: Vec<_> = command
-            .get_arguments()
-            .filter(|arg| !["help"].contains(&arg.get_id().as_str()))
-            .collect();
-        assert_eq!(options.len(), 19);
-        for option in options {
-            let key = option.get_id().as_str();
-            let variable = option.get_env().and_then(|name| name.to_str()).map(str::to_owned);
-            assert_eq!(variable, Some(format!("VDISKD_{}", key.to_uppercase())));
-            // A value of a wrong type is fine here: it shows that the key is known.
-            let unknown = toml::from_str::<Options>(&format!("{key} = [[]]"))
-                .map(|_| ())
-                .map_err(|e| e.to_string());
-            assert!(!unknown.unwrap_err().contains("unknown field"), "{key}");
-        }
-    }
-
-    #[test]
-    fn flags_win_over_the_file() {
-        let flags = Program::try_parse_from(["vdiskd", "--workers", "1", "--pool", "a=/a"])
-            .unwrap()
-            .options;
-        let file: Options = toml::from_str("workers = 7\nlog = 'debug'\n[pool]\nb = '/b'").unwrap();
-        let settings = flags.over(file).decide().unwrap();
-        assert_eq!(settings.service.workers, 1);
-        assert_eq!(settings.log, "debug");
-        assert_eq!(settings.service.default_pool, "a");
-        assert_eq!(settings.service.pools.keys().collect::<Vec<_>>(), ["a"]);
-    }
-
-    #[test]
-    fn reachable_addresses_take_a_token_unless_the_operator_chose_otherwise() {
-        let decided = |listen: &str, allow, require| {
-            let options = Options {
-                listen: Some(listen.parse().unwrap()),
-                allow_unauthenticated: allow,
-                require_token: require,
-                ..Options::default()
-            };
-            options.decide().map(|settings| settings.policy.authentication)
-        };
-        for address in ["127.0.0.1:1", "[::1]:1"] {
-            assert_eq!(decided(address, None, None), Ok(Authentication::Open));
-            assert_eq!(decided(address, None, Some(true)), Ok(Authentication::Required));
-        }
-        for address in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "[::ffff:127.0.0.1]:1"] {
-            assert_eq!(decided(address, None, None), Ok(Authentication::Required), "{address}");
-            assert_eq!(
-                decided(address, Some(false), Some(false)),
-                Ok(Authentication::Required),
-                "{address}"
-            );
-            assert_eq!(
-                decided(address, Some(true), None),
-                Ok(Authentication::Open),
-                "{address}"
-            );
-        }
-        assert!(decided("0.0.0.0:1", Some(true), Some(true)).is_err());
-    }
-}
+mod tests;

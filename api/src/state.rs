@@ -22,6 +22,8 @@ pub struct App {
     pub policy: Arc<Policy>,
     /// Places for those who watch or wait.
     pub watchers: Watchers,
+    /// How connections are secured; without, they are not.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Requests without a token that counts.
     pub strangers: Strangers,
 }
@@ -41,7 +43,13 @@ impl App {
             policy: Arc::new(policy),
             watchers: Watchers::default(),
             strangers: Strangers::default(),
+            tls: None,
         }
+    }
+
+    /// Speaks TLS on every connection.
+    pub fn with_tls(self, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
+        Self { tls, ..self }
     }
 }
 

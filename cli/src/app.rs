@@ -144,7 +144,12 @@ pub fn system_error(error: &std::io::Error) -> String {
     }
 }
 
+/// With a capital, unless it begins with the name of an option.
 fn capital(text: &str) -> String {
+    let word = text.split(' ').next().unwrap_or_default();
+    if word.contains(['-', '=', '_']) && !word.starts_with("non-") {
+        return text.to_owned();
+    }
     let mut chars = text.chars();
     let first = chars.next().map(|c| c.to_ascii_uppercase());
     first.into_iter().chain(chars).collect()

@@ -92,8 +92,11 @@ impl Meter {
         }
     }
 
-    fn update(&self) {
-        match &mut *self.shown.lock().unwrap_or_else(PoisonError::into_inner) {
+    fn update(&self, change: impl FnOnce()) {
+        // Changed under the lock, so that threads that end together are shown one after the other.
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        change();
+        match &mut *shown {
             Shown::Nothing => {}
             Shown::Bar(bar) => {
                 bar.set_length(self.total.load(Ordering::Relaxed));
@@ -123,12 +126,12 @@ fn print_percent(percent: f64) {
 
 impl Progress for Meter {
     fn set_total(&self, bytes: u64) {
-        self.total.store(bytes, Ordering::Relaxed);
-        self.update();
+        self.update(|| self.total.store(bytes, Ordering::Relaxed));
     }
     fn advance(&self, bytes: u64) {
-        self.done.fetch_add(bytes, Ordering::Relaxed);
-        self.update();
+        self.update(|| {
+            self.done.fetch_add(bytes, Ordering::Relaxed);
+        });
     }
     fn pace(&self, bytes: u64) {
         if let Some(pace) = &self.pace {

@@ -47,8 +47,11 @@ impl SecretStore {
         })?;
         let text = read_text(&mut keys)?;
         let (keyid, iv) = (keys.take("keyid"), keys.take("iv"));
-        if let Some(rest) = keys.first() {
-            return Err(Failure::new(format!("Parameter '{rest}' is unexpected")));
+        // Not which one: it may be what follows a comma inside the secret.
+        if keys.first().is_some() {
+            return Err(Failure::new(format!(
+                "Secret '{id}' has a parameter that is not known; a comma in its data is written twice"
+            )));
         }
         let secret = match keyid {
             None => decode_secret(&text, format, None)?,

@@ -40,10 +40,15 @@ pub struct ServiceConfig {
     pub idempotency_retention: Duration,
     /// How long events can be resumed.
     pub event_retention: Duration,
+    /// Whether webhooks may go to this machine and its link.
+    pub webhooks_anywhere: bool,
     /// Entries that the audit log keeps.
     pub audit_entries: u32,
     /// The key that seals secrets, 32 bytes; `None` keeps one in `data_dir/master.key`, made at first start, mode 0600.
     pub master_key: Option<MasterKey>,
+    /// The program that files of unknown origin are parsed by, in a process of its own: `vdiskd` itself. `None` parses them
+    /// in this process.
+    pub inspector: Option<PathBuf>,
     /// Bounds on what requests may ask for.
     pub limits: ServiceLimits,
     /// Where time comes from.
@@ -81,6 +86,8 @@ pub struct ServiceLimits {
     pub open_jobs: u64,
     /// Bytes of a secret's value.
     pub secret_bytes: usize,
+    /// Webhooks that may be registered.
+    pub webhooks: u64,
     /// Labels of an image, and characters of a label's key or value.
     pub labels: usize,
     /// Characters of a label's key or value.
@@ -99,6 +106,7 @@ impl Default for ServiceLimits {
             map_page_max: 10_000,
             open_jobs: 10_000,
             secret_bytes: 64 << 10,
+            webhooks: 64,
             labels: 64,
             label_chars: 256,
         }
@@ -123,8 +131,10 @@ impl ServiceConfig {
             max_attempts: 5,
             idempotency_retention: Duration::from_secs(48 * 3600),
             event_retention: Duration::from_secs(24 * 3600),
+            webhooks_anywhere: false,
             audit_entries: 100_000,
             master_key: None,
+            inspector: None,
             limits: ServiceLimits::default(),
             clock: Arc::new(SystemClock),
         }

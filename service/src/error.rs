@@ -61,6 +61,8 @@ error_codes! {
     FormatMismatch = "format_mismatch",
     /// The image breaks the rules of its format.
     CorruptImage = "corrupt_image",
+    /// The process that looked at the file died or took too long.
+    InspectionFailed = "inspection_failed",
     /// A limit on size, depth, cost or count was met.
     LimitExceeded = "limit_exceeded",
     /// The image refers to a file outside the inventory, or policy forbids the request.

@@ -15,9 +15,11 @@ pub mod model;
 mod pool;
 mod queue;
 pub mod request;
+pub mod sandbox;
 mod secrets;
 mod service;
 mod store;
+mod webhooks;
 
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use config::ServiceConfig;

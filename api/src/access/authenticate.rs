@@ -4,6 +4,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, header};
+use sha2::{Digest, Sha256};
 use vdisk_service::ServiceError;
 use vdisk_service::model::Role;
 
@@ -28,15 +29,25 @@ pub enum Authentication {
 /// Who calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Name of the token, subject of the certificate, or `anonymous`.
+    /// Name of the token, name of the certificate, or `anonymous`.
     pub name: String,
     /// What they may do.
     pub role: Role,
 }
 
-/// The subject of the certificate that a client's connection was opened with.
+/// What names the certificate that a client's connection was opened with: the start of its SHA-256, as
+/// `openssl x509 -fingerprint -sha256` shows it.
 #[derive(Clone, Debug)]
 pub struct ClientCertificate(pub String);
+
+impl ClientCertificate {
+    /// The name of a certificate.
+    pub fn of(der: &[u8]) -> Self {
+        let digest = Sha256::digest(der);
+        let digits: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Self(format!("certificate:{digits}"))
+    }
+}
 
 /// Lets a request pass to its handler, or answers 401 or 403; notes what changes something, and what was refused.
 pub async fn authenticate(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -151,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_certificate_counts_only_where_it_was_given_a_role() {
-        let certificate = ClientCertificate("CN=backup".to_owned());
+        let certificate = ClientCertificate("certificate:00".to_owned());
         let closed = Policy {
             authentication: Authentication::Required,
             ..Policy::default()
@@ -162,7 +173,7 @@ mod tests {
             ..closed
         };
         let caller = without_token(&trusting, Some(&certificate)).unwrap();
-        assert_eq!((caller.name.as_str(), caller.role), ("CN=backup", Role::Operator));
+        assert_eq!((caller.name.as_str(), caller.role), ("certificate:00", Role::Operator));
         assert_eq!(without_token(&trusting, None), None);
     }
 }

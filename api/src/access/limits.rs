@@ -71,7 +71,8 @@ where
             }
         }
     });
-    Box::pin(pieces)
+    // Readers ask once more after the end.
+    Box::pin(pieces.fuse())
 }
 
 /// Places for those who watch or wait.
@@ -114,6 +115,7 @@ mod tests {
         assert_eq!(body.next().await, Some(Ok(Bytes::from_static(b"a"))));
         assert!(body.next().await.unwrap().unwrap_err().contains("0.02 seconds"));
         assert_eq!(body.next().await, None);
+        assert_eq!(body.next().await, None, "asked again after the end");
     }
 
     #[test]

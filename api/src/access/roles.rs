@@ -59,6 +59,7 @@ pub const TABLE: &[(&str, &str, &str, Need)] = &[
     ("GET",    "/v1/images/{id}/file",                      "ImageService/DownloadFile",     READ),
     ("GET",    "/v1/images/{id}/data",                      "ImageService/DownloadData",     READ),
     ("GET",    "/v1/images/{id}/info",                      "ImageService/GetImageInfo",     READ),
+    ("GET",    "/v1/images/{id}/inspection",                "ImageService/InspectImage",     READ),
     ("GET",    "/v1/images/{id}/chain",                     "ImageService/GetChain",         READ),
     ("GET",    "/v1/images/{id}/dependents",                "ImageService/ListDependents",   READ),
     ("GET",    "/v1/images/{id}/map",                       "ImageService/GetMap",           READ),
@@ -93,6 +94,10 @@ pub const TABLE: &[(&str, &str, &str, Need)] = &[
     ("POST",   "/v1/tokens",                                "TokenService/CreateToken",      RULE),
     ("GET",    "/v1/tokens/{id}",                           "TokenService/GetToken",         RULE),
     ("DELETE", "/v1/tokens/{id}",                           "TokenService/RevokeToken",      RULE),
+    ("GET",    "/v1/webhooks",                              "WebhookService/ListWebhooks",   RULE),
+    ("POST",   "/v1/webhooks",                              "WebhookService/CreateWebhook",  RULE),
+    ("GET",    "/v1/webhooks/{id}",                         "WebhookService/GetWebhook",     RULE),
+    ("DELETE", "/v1/webhooks/{id}",                         "WebhookService/DeleteWebhook",  RULE),
     ("GET",    "/v1/audit",                                 "AuditService/ListAudit",        RULE),
 ];
 

@@ -1,6 +1,7 @@
 //! The program's commands, one a file.
 
 pub mod healthcheck;
+pub mod inspect_child;
 pub mod quickstart;
 pub mod serve;
 pub mod token;
@@ -32,10 +33,12 @@ pub enum Command {
     Quickstart(quickstart::Quickstart),
     /// Make, list and revoke tokens while the service does not run
     Token(token::Token),
+    #[command(name = vdisk_service::sandbox::COMMAND, hide = true)]
+    InspectChild(inspect_child::InspectChild),
     /// Print the OpenAPI document
     Openapi,
     /// Ask a running service whether it is alive; exit status 0 when it is
-    Healthcheck(healthcheck::Healthcheck),
+    Healthcheck(Configured),
 }
 
 /// Options, and the file they may come from.

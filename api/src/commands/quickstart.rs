@@ -42,7 +42,7 @@ pub async fn run(options: Quickstart) -> Result<(), Failure> {
     let filter = if options.exit { "warn" } else { &settings.log };
     telemetry::start(settings.log_format, filter)?;
     let (listener, app) = serve::open(&settings).await?;
-    let address = listener.local_addr()?;
+    let address = settings.url(listener.local_addr()?);
     let service = app.service.clone();
     let signal = serve::stop_signal()?;
     let told = tokio::sync::Notify::new();
@@ -53,7 +53,7 @@ pub async fn run(options: Quickstart) -> Result<(), Failure> {
         }
     };
     say(&format!(
-        "vdiskd is listening on http://{address}, its files are in {}",
+        "vdiskd is listening on {address}, its files are in {}",
         settings.service.data_dir.display()
     ))?;
     let tour = async {
@@ -62,7 +62,7 @@ pub async fn run(options: Quickstart) -> Result<(), Failure> {
             told.notify_one();
         } else {
             say(&format!(
-                "\nThe page is at http://{address}/, the reference at http://{address}/docs. End with Ctrl-C."
+                "\nThe page is at {address}/, the reference at {address}/docs. End with Ctrl-C."
             ))?;
         }
         outcome

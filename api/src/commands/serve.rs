@@ -8,6 +8,7 @@ use vdisk_service::Service;
 use super::{Configured, Failure};
 use crate::access::Authentication;
 use crate::settings::Settings;
+use crate::tls::TlsFiles;
 use crate::{App, server, telemetry};
 
 /// Serves until SIGTERM or SIGINT.
@@ -21,8 +22,8 @@ pub async fn run(options: Configured) -> Result<(), Failure> {
     // Programs that start us on port 0 read the address here.
     writeln!(
         std::io::stdout(),
-        "vdiskd is listening on http://{}",
-        listener.local_addr()?
+        "vdiskd is listening on {}",
+        settings.url(listener.local_addr()?)
     )?;
     server::serve(listener, app, stop_signal()?, settings.grace).await;
     Ok(())
@@ -30,11 +31,15 @@ pub async fn run(options: Configured) -> Result<(), Failure> {
 
 /// Takes the address first: a second start must fail before it touches the data.
 pub(super) async fn open(settings: &Settings) -> Result<(TcpListener, App), Failure> {
+    let tls = settings.tls.as_ref().map(TlsFiles::load).transpose()?;
     let taken = |error| format!("cannot listen on {}: {error}", settings.listen);
     let listener = TcpListener::bind(settings.listen).await.map_err(taken)?;
     let service = Service::open(settings.service.clone()).await?;
     refuse_without_any_token(settings, &service).await?;
-    Ok((listener, App::with_policy(service, settings.policy.clone())))
+    Ok((
+        listener,
+        App::with_policy(service, settings.policy.clone()).with_tls(tls),
+    ))
 }
 
 /// A service that would refuse every request is no use, and often a sign that somebody meant something else.

@@ -137,6 +137,12 @@ impl ImageService for Api {
         }))
     }
 
+    async fn inspect_image(&self, request: Request<InspectImageRequest>) -> Answer<Inspection> {
+        let id = image_id(&request.into_inner().id)?;
+        let report = self.0.service.inspect_image(id).await.map_err(status::of)?;
+        Ok(Response::new(report.into()))
+    }
+
     async fn get_chain(&self, request: Request<GetChainRequest>) -> Answer<Chain> {
         let id = image_id(&request.into_inner().id)?;
         let layers = self.0.service.image_chain(id).await.map_err(status::of)?;

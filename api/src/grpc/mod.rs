@@ -10,6 +10,7 @@ mod pool;
 mod secret;
 mod status;
 mod upload;
+mod webhook;
 
 use axum::Router;
 use http::{HeaderMap, header};
@@ -28,6 +29,7 @@ use crate::proto::job_service_server::JobServiceServer;
 use crate::proto::pool_service_server::PoolServiceServer;
 use crate::proto::secret_service_server::SecretServiceServer;
 use crate::proto::token_service_server::TokenServiceServer;
+use crate::proto::webhook_service_server::WebhookServiceServer;
 use crate::state::App;
 
 /// Result of every call.
@@ -42,6 +44,7 @@ pub fn router(app: &App) -> Router {
         .add_service(JobServiceServer::new(api.clone()))
         .add_service(PoolServiceServer::new(api.clone()))
         .add_service(SecretServiceServer::new(api.clone()))
+        .add_service(WebhookServiceServer::new(api.clone()))
         .add_service(TokenServiceServer::new(api.clone()))
         .add_service(AuditServiceServer::new(api.clone()))
         .add_service(FormatServiceServer::new(api))

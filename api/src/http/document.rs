@@ -13,6 +13,7 @@ use super::problem::Problem;
 use super::{api, documented, examples};
 use crate::access::roles;
 use crate::errors::TransportCode;
+use crate::metrics::OPENMETRICS;
 
 const TAGS: [(&str, &str); 10] = [
     ("images", "Records of images, and how they are built."),
@@ -150,7 +151,7 @@ fn add_example(kind: &str, media: &mut Value) {
         ("application/json", Some(name)) => examples::of(name),
         ("application/x-ndjson", _) => examples::of("Extent").map(|extent| json!(format!("{extent}\n"))),
         ("text/event-stream", _) => Some(json!(examples::EVENT_STREAM)),
-        ("text/plain", _) => Some(json!("vdisk_images{state=\"ready\"} 3\n")),
+        (OPENMETRICS, _) => Some(json!("vdisk_images{state=\"ready\"} 3\n# EOF\n")),
         _ => None,
     };
     if let (Some(example), Some(media)) = (example, media.as_object_mut()) {

@@ -5,13 +5,14 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vdisk_service::Timestamp;
 use vdisk_service::model::{
-    AuditEntry, ChainLayer, CreateOptionInfo, Extent, FormatInfo, Image, ImageState, Job, JobKind, JobProgress,
-    JobState, JobStep, MapPage, MeasureReport, OptionType, Page, Pool, Role, Secret, Snapshot, Token,
+    AuditEntry, ChainLayer, CreateOptionInfo, Detected, EventKind, Extent, FormatInfo, FoundReference, Image,
+    ImageState, Inspection, InspectionLimits, Job, JobKind, JobProgress, JobState, JobStep, MapPage, MeasureReport,
+    OptionType, Page, ParsedIn, Pool, Role, Secret, Snapshot, Token, Verdict, Webhook,
 };
 
 use super::image_layout::Chain;
 use super::reply::{
-    AuditList, FormatList, ImageBody, ImageList, JobList, PoolList, SecretList, SnapshotList, TokenList,
+    AuditList, FormatList, ImageBody, ImageList, JobList, PoolList, SecretList, SnapshotList, TokenList, WebhookList,
 };
 
 /// What a watcher sees of a short job.
@@ -25,6 +26,7 @@ const JOB: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a8059);
 const SECRET: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a805a);
 const TOKEN: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a805b);
 const ENTRY: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a805c);
+const HOOK: Uuid = Uuid::from_u128(0x01890a5d_ac96_774b_bcce_b302099a805e);
 const THEN: Timestamp = Timestamp(1_777_896_000_000);
 const LATER: Timestamp = Timestamp(1_777_896_001_250);
 const GIB: u64 = 1 << 30;
@@ -52,6 +54,9 @@ fn request(schema: &str) -> Option<Value> {
         "UpdateJob" => json!({"rate_limit": 100_000_000, "priority": 5}),
         "NewSecret" => json!({"name": "luks-web", "value": "correct horse battery staple"}),
         "NewToken" => json!({"name": "ci", "role": "operator", "expires_in_days": 90}),
+        "NewWebhook" => {
+            json!({"url": "https://hooks.example/vdisk", "secret": "4f1d8a0c9b7e6d5f", "events": ["job.state"]})
+        }
         "CreateSnapshot" => json!({"name": "before-upgrade"}),
         _ => return None,
     })
@@ -64,6 +69,7 @@ fn answer(schema: &str) -> Option<Value> {
         "Pool" => value(pool()),
         "Secret" => value(secret()),
         "Token" => value(token()),
+        "Webhook" => value(webhook()),
         "CreatedToken" => value(token()).map(|mut made| {
             made["token"] = json!("vdiskd_AbCdEfGhIjKlMnOpQrStUvWxYz0123456789-_AbCdE");
             made
@@ -74,6 +80,7 @@ fn answer(schema: &str) -> Option<Value> {
             extents: vec![extent()],
             next_cursor: None,
         }),
+        "Inspection" => value(inspection()),
         "Chain" => value(Chain {
             layers: vec![layer(IMAGE, "web-1", 0), layer(BASE, "debian-13", 1)],
         }),
@@ -99,6 +106,7 @@ fn list(schema: &str) -> Option<Value> {
         "SecretList" => value(SecretList::from(page(secret()))),
         "TokenList" => value(TokenList::from(page(token()))),
         "AuditList" => value(AuditList::from(page(audit_entry()))),
+        "WebhookList" => value(WebhookList::from(vec![webhook()])),
         "PoolList" => value(PoolList::from(vec![pool()])),
         "SnapshotList" => value(SnapshotList::from(vec![snapshot()])),
         "FormatList" => value(FormatList::from(vec![format()])),
@@ -189,6 +197,38 @@ fn secret() -> Secret {
     }
 }
 
+fn inspection() -> Inspection {
+    Inspection {
+        verdict: Verdict::Accepted,
+        claimed_format: Some("qcow2".to_owned()),
+        format: "qcow2".to_owned(),
+        detected: vec![Detected {
+            format: "qcow2".to_owned(),
+            confidence: 100,
+        }],
+        file_size: 196_616,
+        virtual_size: Some(10 * GIB),
+        encrypted: false,
+        references: vec![FoundReference {
+            role: "backing".to_owned(),
+            name: BASE.to_string(),
+            format: Some("qcow2".to_owned()),
+        }],
+        features: vec!["compat=1.1".to_owned(), "compression-type=zlib".to_owned()],
+        limits: InspectionLimits {
+            virtual_size: 1 << 50,
+            table_bytes: 128 << 20,
+            decompressed_bytes: 64 << 20,
+        },
+        findings: Vec::new(),
+        parsed_in: ParsedIn {
+            child: true,
+            landlock: true,
+            seccomp: true,
+        },
+    }
+}
+
 fn token() -> Token {
     Token {
         id: TOKEN,
@@ -196,6 +236,18 @@ fn token() -> Token {
         role: Role::Operator,
         created_at: THEN,
         expires_at: None,
+    }
+}
+
+fn webhook() -> Webhook {
+    Webhook {
+        id: HOOK,
+        url: "https://hooks.example/vdisk".to_owned(),
+        events: vec![EventKind::JobState],
+        delivered: 41,
+        failures: 0,
+        problem: None,
+        created_at: THEN,
     }
 }
 
@@ -268,7 +320,8 @@ fn format() -> FormatInfo {
 mod tests {
     use vdisk_service::request::{
         CheckRequest, CommitRequest, CompareRequest, CompressRequest, ConvertRequest, CreateImage, FlattenRequest,
-        ImportImage, MeasureRequest, NewSecret, NewToken, RebaseRequest, ResizeRequest, UpdateImage, UpdateJob,
+        ImportImage, MeasureRequest, NewSecret, NewToken, NewWebhook, RebaseRequest, ResizeRequest, UpdateImage,
+        UpdateJob,
     };
 
     use super::*;
@@ -295,6 +348,7 @@ mod tests {
         reads::<UpdateJob>("UpdateJob");
         reads::<NewSecret>("NewSecret");
         reads::<NewToken>("NewToken");
+        reads::<NewWebhook>("NewWebhook");
         reads::<super::super::snapshots::CreateSnapshot>("CreateSnapshot");
     }
 }

@@ -18,6 +18,7 @@ mod image_data;
 mod image_file;
 mod image_flatten;
 mod image_import;
+mod image_inspection;
 mod image_layout;
 mod image_map;
 mod image_measure;
@@ -34,6 +35,7 @@ mod secrets;
 mod snapshots;
 mod system;
 mod tokens;
+mod webhooks;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -51,6 +53,7 @@ pub fn api() -> OpenApiRouter<App> {
     let routers = [
         images::router(),
         image_import::router(),
+        image_inspection::router(),
         image_layout::router(),
         image_map::router(),
         image_file::router(),
@@ -71,6 +74,7 @@ pub fn api() -> OpenApiRouter<App> {
         formats::router(),
         secrets::router(),
         tokens::router(),
+        webhooks::router(),
         system::router(),
     ];
     routers

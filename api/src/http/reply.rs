@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
-use vdisk_service::model::{self, AuditEntry, FormatInfo, Image, Job, Page, Pool, Secret, Snapshot, Token};
+use vdisk_service::model::{self, AuditEntry, FormatInfo, Image, Job, Page, Pool, Secret, Snapshot, Token, Webhook};
 
 /// An image as HTTP shows it: the record, and while it is uploading where its bytes go.
 #[derive(Clone, Debug, Serialize)]
@@ -98,6 +98,10 @@ list!(
 list!(
     /// A page of the audit log.
     AuditList, AuditEntry, AuditEntry
+);
+list!(
+    /// Every webhook.
+    WebhookList, Webhook, Webhook
 );
 list!(
     /// Every pool.

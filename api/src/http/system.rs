@@ -66,7 +66,7 @@ async fn readyz(State(app): State<App>) -> Answer<Json<Health>> {
 ///
 /// In the OpenMetrics text format, as Prometheus reads it.
 #[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "system",
-    responses((status = 200, description = "The metrics.", body = String, content_type = "text/plain"),
+    responses((status = 200, description = "The metrics.", body = String, content_type = OPENMETRICS),
         SystemProblems))]
 async fn metrics(State(app): State<App>, State(service): State<Service>) -> Answer<Response> {
     let sums = service.statistics().await?;

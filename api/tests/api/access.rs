@@ -150,7 +150,7 @@ async fn every_call_refuses_no_token_and_too_small_a_role() {
 }
 
 /// Every call of our services, as `Service/Call`.
-fn calls() -> Vec<String> {
+pub fn calls() -> Vec<String> {
     let descriptors = prost_types::FileDescriptorSet::decode(proto::DESCRIPTORS).unwrap();
     let services = descriptors.file.into_iter().flat_map(|file| file.service);
     let calls = services.flat_map(|service| {

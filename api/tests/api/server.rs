@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use vdisk_api::access::Policy;
+use vdisk_api::tls::TlsFiles;
 use vdisk_api::vdisk_service::model::Role;
 use vdisk_api::vdisk_service::request::{Call, NewToken};
 use vdisk_api::vdisk_service::{Service, ServiceConfig};
@@ -34,15 +35,49 @@ impl Server {
     }
 
     pub async fn start_as(change: impl FnOnce(&mut ServiceConfig), policy: Policy) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_over(change, policy, None).await
+    }
+
+    /// A server that speaks TLS; `request` and what is built on it do not.
+    pub async fn start_tls(policy: Policy, files: &TlsFiles) -> Self {
+        Self::start_over(|_| {}, policy, Some(files)).await
+    }
+
+    async fn start_over(change: impl FnOnce(&mut ServiceConfig), policy: Policy, tls: Option<&TlsFiles>) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), change, policy, tls).await
+    }
+
+    /// Ends the server as a signal would, and starts another on its folder.
+    pub async fn restart(self, change: impl FnOnce(&mut ServiceConfig)) -> Self {
+        let Self {
+            dir,
+            service,
+            stop,
+            task,
+            ..
+        } = self;
+        // Every handle to the service keeps its folder taken.
+        drop(service);
+        let _ = stop.unwrap().send(());
+        task.await.unwrap();
+        Self::start_in(dir, change, Policy::default(), None).await
+    }
+
+    async fn start_in(
+        dir: TempDir,
+        change: impl FnOnce(&mut ServiceConfig),
+        policy: Policy,
+        tls: Option<&TlsFiles>,
+    ) -> Self {
         let mut config = ServiceConfig::new(dir.path().join("data"));
         config.poll_interval = Duration::from_millis(50);
         config.progress_interval = Duration::from_millis(20);
         change(&mut config);
         let service = Service::open(config).await.unwrap();
-        let app = App::with_policy(service.clone(), policy);
+        let app = App::with_policy(service.clone(), policy).with_tls(tls.map(|files| files.load().unwrap()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel::<()>();
         let until = async move {
             let _ = stopped.await;

@@ -231,6 +231,19 @@ impl Failing {
     }
 }
 
+impl Failing {
+    /// How much of a range lies before the next sector in which such a request fails.
+    fn up_to_next(&self, request: Request, offset: u64, len: u64) -> u64 {
+        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = rules
+            .iter()
+            .filter(|r| r.requests.contains(&request))
+            .filter_map(|r| r.at);
+        let next = places.filter_map(|at| at.checked_sub(offset)).filter(|d| *d > 0).min();
+        next.map_or(len, |distance| distance.min(len))
+    }
+}
+
 impl Storage for Failing {
     fn name(&self) -> &str {
         self.inner.name()
@@ -264,7 +277,8 @@ impl Storage for Failing {
     fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent> {
         // A question fails when it begins in the sector; a longer answer ends before it.
         self.pass(Request::BlockStatus, offset, 1)?;
-        self.inner.extent(offset, len)
+        self.inner
+            .extent(offset, self.up_to_next(Request::BlockStatus, offset, len))
     }
     fn allocated(&self) -> Result<u64> {
         self.inner.allocated()

@@ -18,6 +18,8 @@ pub struct Trail {
     /// Names of the layers below the top, in order.
     layers: Mutex<Vec<Layer>>,
     names: Mutex<HashMap<String, String>>,
+    /// Options for the layers that images name themselves, by the storage of the image.
+    below: Mutex<HashMap<String, Keys>>,
 }
 
 #[derive(Debug, Clone)]
@@ -46,6 +48,15 @@ impl Trail {
         });
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         names.insert(storage.to_owned(), shown.to_owned());
+    }
+    /// Notes options for layers that images name themselves.
+    pub fn note_below(&self, options: Vec<(String, Keys)>) {
+        let mut below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
+        below.extend(options);
+    }
+    fn take_below(&self, storage: &str) -> Option<Keys> {
+        let mut below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
+        below.remove(storage)
     }
     fn count(&self) -> usize {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -83,7 +94,7 @@ impl Gate for CliGate<'_> {
     }
 
     fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
-        let path = name::relative_to(reference.from.name(), reference.name);
+        let path = path_of(reference);
         let path = path.strip_prefix("file:").unwrap_or(&path);
         Ok(Arc::new(create_file(path)?))
     }
@@ -97,13 +108,15 @@ impl CliGate<'_> {
             inspect: false,
             ..self.access
         };
-        let resolved = self.opener.resolve_name(&full, reference.format, &access)?;
+        let given = self.trail.take_below(reference.from.name()).unwrap_or_default();
+        let mut resolved = self.opener.resolve_over(&full, given, reference.format, &access)?;
+        self.trail.note_below(std::mem::take(&mut resolved.below));
         self.trail.add(resolved.node.storage.name(), &resolved.shown.name());
         Ok(resolved.node)
     }
 
     fn part(&self, reference: &Reference<'_>) -> std::result::Result<Node, Failure> {
-        let full = name::relative_to(reference.from.name(), reference.name);
+        let full = path_of(reference);
         let access = Access {
             writable: reference.writable,
             ..self.access
@@ -114,6 +127,14 @@ impl CliGate<'_> {
             _ => protocol::open_name(self.opener, &full, &access)?,
         };
         Ok(Node::new(opened.storage, reference.format.unwrap_or("raw")))
+    }
+}
+
+/// Names in images are relative to the image, but QEMU takes the name of a data file as it stands.
+fn path_of(reference: &Reference<'_>) -> String {
+    match reference.role {
+        Role::DataFile => reference.name.to_owned(),
+        Role::Backing | Role::Extent => name::relative_to(reference.from.name(), reference.name),
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Resolved {
     pub bare: bool,
     /// Options of the external data file, in place of the name in the header.
     pub data_file: Option<Keys>,
+    /// Options for the layers that images name themselves (`backing.encrypt.key-secret`), by the storage of the image.
+    pub below: Vec<(String, Keys)>,
 }
 
 /// An open chain with the names of its layers.
@@ -39,6 +41,9 @@ pub struct OpenImage {
     /// The id of the secret that the top was opened with.
     pub key_secret: Option<String>,
 }
+
+/// The layer below, its name where options say it, and options for layers that images name themselves (`None`: the image at hand).
+type ChosenBacking = (BackingChoice, Option<Shown>, Vec<(Option<String>, Keys)>);
 
 /// How an image is named.
 #[derive(Debug, Clone, Copy)]
@@ -116,6 +121,7 @@ impl Opener {
     fn finish(&self, resolved: Resolved, access: Access) -> Result<OpenImage, Failure> {
         let trail = Trail::default();
         note_explicit(&resolved.node, &trail);
+        trail.note_below(resolved.below);
         let top = resolved.shown.name();
         let options = &resolved.node.options;
         let key_secret = ["key-secret", "encrypt.key-secret"]
@@ -152,14 +158,22 @@ impl Opener {
 
     /// The same for a name.
     pub fn resolve_name(&self, name: &str, format: Option<&str>, access: &Access) -> Result<Resolved, Failure> {
+        self.resolve_over(name, Keys::default(), format, access)
+    }
+
+    /// The same for a name with options that come before those of the name.
+    pub fn resolve_over(
+        &self,
+        name: &str,
+        mut keys: Keys,
+        format: Option<&str>,
+        access: &Access,
+    ) -> Result<Resolved, Failure> {
         match json::parse(name)? {
-            Some(keys) => self.resolve_keys(keys, format, access),
-            None => {
-                let mut keys = Keys::default();
-                keys.add("file.filename", name);
-                self.resolve_keys(keys, format, access)
-            }
+            Some(own) => keys.add_all(own),
+            None => keys.add("file.filename", name),
         }
+        self.resolve_keys(keys, format, access)
     }
 
     /// The same for options.
@@ -204,6 +218,7 @@ impl Opener {
             protocol: opened.driver,
             bare: true,
             data_file: None,
+            below: Vec::new(),
         })
     }
 
@@ -214,7 +229,10 @@ impl Opener {
         mut keys: Keys,
         access: &Access,
     ) -> Result<Resolved, Failure> {
-        let (backing, below) = self.backing_choice(driver, &mut keys, access)?;
+        let (backing, below, merged) = self.backing_choice(driver, &mut keys, access)?;
+        let of_image =
+            |(of, keys): (Option<String>, Keys)| (of.unwrap_or_else(|| file.storage.name().to_owned()), keys);
+        let merged = merged.into_iter().map(of_image).collect();
         let data_file = Some(keys.take_below("data-file")).filter(|k| !k.is_empty());
         take_cache_sizes(driver, &mut keys)?;
         let open_options = formats::by_name(driver)?.open_options();
@@ -244,15 +262,11 @@ impl Opener {
             protocol: file.driver,
             bare: false,
             data_file,
+            below: merged,
         })
     }
 
-    fn backing_choice(
-        &self,
-        driver: &str,
-        keys: &mut Keys,
-        access: &Access,
-    ) -> Result<(BackingChoice, Option<Shown>), Failure> {
+    fn backing_choice(&self, driver: &str, keys: &mut Keys, access: &Access) -> Result<ChosenBacking, Failure> {
         let can = formats::by_name(driver)?.capabilities().backing;
         if let Some(first) = keys
             .iter()
@@ -265,20 +279,29 @@ impl Opener {
             )));
         }
         match keys.take_value("backing") {
-            Some(Value::Null) => return Ok((BackingChoice::None, None)),
+            Some(Value::Null) => return Ok((BackingChoice::None, None, Vec::new())),
             Some(Value::String(s)) if s.is_empty() => {
                 app::warning("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
-                return Ok((BackingChoice::None, None));
+                return Ok((BackingChoice::None, None, Vec::new()));
             }
             Some(node) => return Err(no_node(&super::keys::text(&node))),
             None => {}
         }
         let below = keys.take_below("backing");
         if below.is_empty() {
-            return Ok((BackingChoice::FromImage, None));
+            return Ok((BackingChoice::FromImage, None, Vec::new()));
         }
+        let names_a_file = |key: &str| ["file", "filename"].contains(&key) || key.starts_with("file.");
+        if !below.iter().any(|(key, _)| names_a_file(key)) {
+            return Ok((BackingChoice::FromImage, None, vec![(None, below)]));
+        }
+        // The layer that a commit writes to may be named by options as well.
         let access = Access {
-            writable: false,
+            writable: access.base == Some(1),
+            base: access
+                .base
+                .and_then(|depth| depth.checked_sub(1))
+                .filter(|depth| *depth > 0),
             inspect: false,
             check: false,
             ..*access
@@ -286,12 +309,16 @@ impl Opener {
         let resolved = self
             .resolve_keys(below, None, &access)
             .map_err(|f| f.context("Could not open backing file"))?;
-        Ok((BackingChoice::Explicit(Box::new(resolved.node)), Some(resolved.shown)))
+        let merged = resolved.below.into_iter().map(|(of, keys)| (Some(of), keys)).collect();
+        let node = BackingChoice::Explicit(Box::new(resolved.node));
+        Ok((node, Some(resolved.shown), merged))
     }
 
     /// Opens the layers of what was resolved.
     pub fn open_chain(&self, resolved: Resolved, access: &Access) -> Result<Chain, Failure> {
-        self.open_with(resolved.node, resolved.data_file, access, &Trail::default())
+        let trail = Trail::default();
+        trail.note_below(resolved.below);
+        self.open_with(resolved.node, resolved.data_file, access, &trail)
     }
 
     fn open_with(&self, node: Node, data_file: Option<Keys>, access: &Access, trail: &Trail) -> Result<Chain, Failure> {

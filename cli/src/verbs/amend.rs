@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use vdisk_engine::Error;
 use vdisk_engine::crypto::luks::{KeyEnv, KeyWork};
+use vdisk_engine::env::BackingReference;
 use vdisk_engine::env::Secrets as _;
 use vdisk_engine::formats::{self, FormatDriver};
 use vdisk_engine::ops::keys;
@@ -60,7 +62,11 @@ pub fn run(args: &Args) -> Outcome {
     if let (true, Some(format)) = (asked, args.format.as_deref()) {
         return help(super::driver(format)?);
     }
-    let text = super::one(&args.files)?;
+    let text = match (asked, super::one(&args.files)) {
+        // Help is told without a pointer to it.
+        (true, Err(failure)) => return Err(Failure::new(failure.message())),
+        (_, text) => text?,
+    };
     let cache = super::target_cache(args.cache.as_deref(), CacheMode::Writeback)?;
     let spec = Spec::new(text, args.format.as_deref(), args.image_opts)?;
     let opener = args.common.opener()?;
@@ -71,6 +77,7 @@ pub fn run(args: &Args) -> Outcome {
         return help(driver);
     }
     let given = read(driver, &list)?;
+    refuse_other_backing(&given, top.backing())?;
     let meter = Meter::new(args.progress && !args.quiet, None);
     let (keys, rest) = split_keys(driver, given);
     if !keys.is_empty() {
@@ -124,8 +131,52 @@ fn change_keys(
         work,
         random: &target::random,
     };
-    keys::change_keys(top, options, image.key_secret.as_deref(), force, &opener.secrets, &env)?;
+    keys::change_keys(top, options, image.key_secret.as_deref(), force, &opener.secrets, &env)
+        .map_err(|error| Failure::new(said(&error, options)))?;
     Ok(())
+}
+
+/// What is wrong with a change of keys, in the words that scripts around qemu-img look for.
+fn said(error: &Error, options: &Options) -> String {
+    let what = error.what();
+    let slot = what.strip_prefix("key slot ").and_then(|rest| rest.split(' ').next());
+    let last = what.starts_with("this would erase the last key");
+    match (slot, options.get("keyslot")) {
+        (Some(slot), _) if what.ends_with("holds no key") => {
+            format!("Given keyslot {slot} is already erased (inactive) ")
+        }
+        (Some(slot), _) if what.contains("holds a key") => {
+            format!("Refusing to overwrite active keyslot {slot} - please erase it first")
+        }
+        (_, Some(slot)) if last => format!(
+            "Attempt to erase the only active keyslot {slot} which will erase all the data in the image irreversibly - refusing operation"
+        ),
+        (_, None) if last => {
+            "All the active keyslots match the (old) password that was given and erasing them will erase all the \
+                              data in the image irreversibly - refusing operation"
+                .to_owned()
+        }
+        _ if what.starts_with("no key slot is empty") => "Can't add a keyslot - all keyslots are in use".to_owned(),
+        _ if what.starts_with("no key slot opens") && options.get("state") == Some("inactive") => {
+            "No keyslots match given (old) password for erase operation".to_owned()
+        }
+        _ if what.starts_with("option 'state' is needed") => "Parameter 'state' is missing".to_owned(),
+        _ => crate::app::sentence(error),
+    }
+}
+
+/// A layer below is changed by `rebase`, which sees to it that the content stays.
+fn refuse_other_backing(given: &Options, now: Option<BackingReference>) -> Result<(), Failure> {
+    let (name, format) = (given.get("backing_file"), given.get("backing_fmt"));
+    let same = |given: Option<&str>, now: Option<&String>| given.is_none() || given == now.map(String::as_str);
+    let (now_name, now_format) = now.map_or((None, None), |b| (Some(b.name), b.format));
+    if same(name, now_name.as_ref()) && same(format, now_format.as_ref()) {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "Cannot amend the backing file\nYou can use '{} rebase' instead.",
+        crate::app::name()
+    )))
 }
 
 fn refuse_fixed(driver: &dyn FormatDriver) -> Result<(), Failure> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use vdisk_engine::env::CreateSpec;
+use vdisk_engine::env::{CreateSpec, Secrets as _};
 use vdisk_engine::image::{BitmapInfo, Bitmaps};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{CacheMode, FileStorage};
@@ -22,6 +22,7 @@ pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hint
         return fill(opener, there.storage, format, spec);
     }
     let plain = local_path(path)?;
+    refuse_binary_passphrase(opener, &spec.options)?;
     let existed = std::fs::symlink_metadata(plain).is_ok();
     let storage = create_file(plain).map_err(|e| cannot_create(path, &e))?;
     hints.apply(&storage);
@@ -57,6 +58,17 @@ fn fill(opener: &Opener, storage: StorageRef, format: &str, spec: &CreateSpec) -
 /// Whether the name is of something that is there already, with a size of its own, and that images are made in.
 fn is_remote(name: &str) -> bool {
     name::protocol(name).is_some_and(|p| p.starts_with("nbd"))
+}
+
+/// QEMU takes passphrases as UTF-8 text alone: an image with another one could not be opened by it.
+fn refuse_binary_passphrase(opener: &Opener, options: &Options) -> Result<(), Failure> {
+    let id = options.get("key-secret").or(options.get("encrypt.key-secret"));
+    match id.map(|id| (id, opener.secrets.get(id))) {
+        Some((id, Ok(secret))) if std::str::from_utf8(&secret).is_err() => {
+            Err(Failure::new(format!("Data from secret {id} is not valid UTF-8")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What the file system is told about a new file.

@@ -3,7 +3,7 @@
 use super::convert::CopyOptions;
 use super::pipeline::{self, CopyTarget};
 use super::source::AboveBase;
-use crate::image::Resize;
+use crate::image::{Below, Resize};
 use crate::{Chain, Control, Error, Image, Result, formats};
 
 /// Writes everything that the layers above depth `base` hold into the layer at `base`, which must have been opened for writing
@@ -34,6 +34,7 @@ fn write_into(
 ) -> Result<()> {
     let size = chain.virtual_size();
     if image.virtual_size() < size {
+        say_zeroes(chain, image.virtual_size(), chain.below(base).virtual_size().min(size))?;
         image.resize(&Resize {
             virtual_size: size,
             ..Resize::default()
@@ -60,4 +61,31 @@ fn write_into(
         top.set_backing_over(Some(&backing), Some(image))?;
     }
     Ok(())
+}
+
+/// A base that grows may lie over a longer layer, which would show where everything above reads as zeroes because the base ends. So the
+/// top says that these are zeroes, and that is stable, before the base grows.
+fn say_zeroes(chain: &Chain, from: u64, to: u64) -> Result<()> {
+    let mut at = from;
+    while at < to {
+        let extent = chain.extent(at, to - at)?;
+        if !extent.present {
+            chain.top().write_zeroes(at, extent.len, false, &ZeroesForNow)?;
+        }
+        at += extent.len;
+    }
+    if from < to { chain.top().flush() } else { Ok(()) }
+}
+
+/// Zeroes below that will not stay: a driver must not leave them to the layer below.
+struct ZeroesForNow;
+
+impl Below for ZeroesForNow {
+    fn read(&self, _offset: u64, buf: &mut [u8]) -> Result<()> {
+        buf.fill(0);
+        Ok(())
+    }
+    fn is_zero(&self, _offset: u64, _len: u64) -> Result<bool> {
+        Ok(false)
+    }
 }

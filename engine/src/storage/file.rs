@@ -297,6 +297,7 @@ impl Storage for FileStorage {
         if offset >= end || len == 0 {
             return Err(past_end(&self.name, offset, len, end));
         }
+        let asked = len;
         let len = len.min(end - offset);
         let all_data = StorageExtent { len, data: true };
         let data = match seek(&self.file, SeekFrom::Data(offset)) {
@@ -311,10 +312,16 @@ impl Storage for FileStorage {
             });
         }
         match seek(&self.file, SeekFrom::Hole(offset)) {
-            Ok(hole) if hole > offset => Ok(StorageExtent {
-                len: len.min(hole - offset),
-                data: true,
-            }),
+            Ok(hole) if hole > offset => {
+                let run = hole - offset;
+                // Past the page cache there are no parts of sectors: the last one counts whole.
+                let run = if self.direct.is_some() && hole == end {
+                    run.next_multiple_of(512).min(asked)
+                } else {
+                    run.min(len)
+                };
+                Ok(StorageExtent { len: run, data: true })
+            }
             _ => Ok(all_data),
         }
     }

@@ -247,3 +247,44 @@ fn what_a_longer_base_has_stays_hidden_when_an_overlay_grows() {
         assert_clean(&files, "top", driver);
     }
 }
+
+#[test]
+fn what_a_longer_base_has_stays_hidden_when_a_commit_grows_the_layer_over_it() {
+    for driver in drivers(|d| {
+        d.capabilities().create && d.capabilities().write && d.capabilities().backing && d.capabilities().grow
+    }) {
+        let files = Files::default();
+        files.create("base", "raw", 3 << 20, None).unwrap();
+        let base = files.open("base", "raw", true).unwrap();
+        base.write(0, &vec![7; 3 << 20]).unwrap();
+        drop(base);
+        if files
+            .create("middle", driver.name(), 1 << 20, Some(("base", "raw")))
+            .is_err()
+        {
+            continue; // A base of its own format only.
+        }
+        if files
+            .create("top", driver.name(), 2 << 20, Some(("middle", driver.name())))
+            .is_err()
+        {
+            continue;
+        }
+        let expected = contents(&files.open("top", driver.name(), false).unwrap());
+        assert!(expected[1 << 20..].iter().all(|b| *b == 0), "{}", driver.name());
+        let limits = vdisk_engine::Limits::default();
+        let env = vdisk_engine::OpenEnv::closed(&limits).with_gate(&files).writable();
+        let chain = Chain::open_writable(node(files.get("top"), driver.name()), &env, &[0, 1]).unwrap();
+        let copy = CopyOptions::default();
+        if vdisk_engine::ops::commit::commit(&chain, 1, true, &copy, &Control::default())
+            .is_err_and(|e| e.kind() == ErrorKind::Unsupported)
+        {
+            continue; // Overlays cannot be resized.
+        }
+        drop(chain);
+        for name in ["middle", "top"] {
+            let bytes = contents(&files.open(name, driver.name(), false).unwrap());
+            assert!(bytes == expected, "{}: {name} shows its base", driver.name());
+        }
+    }
+}

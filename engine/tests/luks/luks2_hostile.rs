@@ -49,11 +49,7 @@ fn refusal(image: Vec<u8>) -> Option<ErrorKind> {
     let start = Instant::now();
     let opened = open_on(Arc::new(MemoryStorage::new("bad", image.clone())), b"letmein").err();
     let shown = metadata(Arc::new(MemoryStorage::new("bad", image)), &Limits::default()).err();
-    assert!(
-        start.elapsed() < Duration::from_millis(500),
-        "took {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(3), "took {:?}", start.elapsed());
     let (opened, shown) = (opened.map(|e| e.kind()), shown.map(|e| e.kind()));
     // A slot that we cannot use is no reason to hide the header.
     assert!(shown == opened || (opened, shown) == (Some(ErrorKind::Unsupported), None));

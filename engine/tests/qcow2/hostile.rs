@@ -114,15 +114,15 @@ fn extensions_that_make_no_sense_are_refused() {
     for len in [0x7fff_ffff, 0xffff_fff8, 65_536 - 120 + 1] {
         refused(&format!("extension of {len} bytes"), extension(0x1234_5678, len, &[]));
     }
-    let format = [
-        &0xe279_2aca_u32.to_be_bytes()[..],
+    let name = [
+        &0x4441_5441_u32.to_be_bytes()[..],
         &3u32.to_be_bytes(),
         b"raw\0\0\0\0\0",
     ]
     .concat();
-    let mut twice = extension(0xe279_2aca, 3, b"raw\0\0\0\0\0");
-    twice[128..144].copy_from_slice(&format);
-    refused("two backing formats", twice);
+    let mut twice = extension(0x4441_5441, 3, b"raw\0\0\0\0\0");
+    twice[128..144].copy_from_slice(&name);
+    refused("two data files", twice);
     let mut endless = sample();
     for chunk in endless[112..65_536].chunks_mut(8) {
         chunk.copy_from_slice(&[0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0]);

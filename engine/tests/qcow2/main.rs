@@ -5,8 +5,10 @@
 mod bitmaps;
 mod check;
 mod corpus;
-mod crash;
 mod differential;
+mod encrypted;
+mod encrypted_hostile;
+mod encrypted_peers;
 mod hostile;
 mod interop;
 mod model;

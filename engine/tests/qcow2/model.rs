@@ -8,7 +8,7 @@ use vdisk_engine::image::{Below, NothingBelow, Resize};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::MemoryStorage;
 
-use crate::support::{Files, Scratch, assert_clean, assert_qemu_clean, read_all};
+use crate::support::{Files, Scratch, assert_clean, assert_qemu_clean, encrypted, opening, read_all};
 
 const SIZE: u64 = 300 << 10;
 
@@ -48,7 +48,7 @@ fn op() -> impl Strategy<Value = Op> {
 fn options() -> impl Strategy<Value = Vec<(&'static str, String)>> {
     let cluster = prop_oneof![Just(512u32), Just(4096), Just(16384), Just(65536)];
     let bits = prop_oneof![Just(1u32), Just(2), Just(8), Just(16), Just(64)];
-    (cluster, bits, 0..5).prop_map(|(cluster, bits, kind)| {
+    (cluster, bits, 0..5, 0..6).prop_map(|(cluster, bits, kind, encryption)| {
         let mut list = vec![("cluster_size", cluster.to_string())];
         match kind {
             0 => list.push(("compat", "0.10".into())),
@@ -58,6 +58,11 @@ fn options() -> impl Strategy<Value = Vec<(&'static str, String)>> {
         }
         if kind != 0 {
             list.push(("refcount_bits", bits.to_string()));
+        }
+        match encryption {
+            0 | 1 => list.extend(encrypted("aes")),
+            2 => list.extend(encrypted("luks")),
+            _ => {}
         }
         list
     })
@@ -82,6 +87,7 @@ impl Below for Base {
 
 struct Run {
     files: Files,
+    opening: Options,
     storage: Arc<MemoryStorage>,
     image: Box<dyn Image>,
     model: Vec<u8>,
@@ -145,7 +151,7 @@ impl Run {
                 let cluster = self.image.info().unwrap().cluster_size.unwrap();
                 let at = at.min(size) / cluster * cluster;
                 let len = cluster.min(size - at);
-                if len > 0 {
+                if len > 0 && !self.image.info().unwrap().encrypted {
                     let bytes: Vec<u8> = (0..len).map(|i| fill ^ (i / 64) as u8).collect();
                     self.image.write_compressed(at, &bytes).unwrap();
                     self.model[at as usize..(at + len) as usize].copy_from_slice(&bytes);
@@ -154,7 +160,7 @@ impl Run {
             Op::Flush => self.image.flush().unwrap(),
             Op::Reopen => {
                 self.image.close().unwrap();
-                self.image = self.files.open_on(self.storage.clone(), true).unwrap();
+                self.image = self.files.open_with(self.storage.clone(), true, &self.opening).unwrap();
             }
             _ => self.structural(op),
         }
@@ -221,9 +227,11 @@ fn run(options: &[(&'static str, String)], backed: bool, ops: &[Op]) -> Vec<u8> 
     if let Some(base) = &base {
         base.read(0, &mut model).unwrap();
     }
-    let image = files.open_on(storage.clone(), true).unwrap();
+    let opening = opening(options);
+    let image = files.open_with(storage.clone(), true, &opening).unwrap();
     let mut run = Run {
         files,
+        opening,
         storage,
         image,
         model,
@@ -239,7 +247,7 @@ fn run(options: &[(&'static str, String)], backed: bool, ops: &[Op]) -> Vec<u8> 
     }
     assert!(run.seen(&*run.image) == run.model, "content before closing");
     run.image.close().unwrap();
-    let image = run.files.open_on(run.storage.clone(), false).unwrap();
+    let image = run.files.open_with(run.storage.clone(), false, &run.opening).unwrap();
     assert!(run.seen(&*image) == run.model, "content after closing");
     assert_clean(&*image);
     for (id, bytes) in &run.snapshots {

@@ -2,16 +2,52 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use vdisk_engine::env::{CreateSpec, NoSecrets};
+use vdisk_engine::env::{CreateSpec, Secrets};
 use vdisk_engine::gate::{Gate, Node, Reference};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{FileOptions, FileStorage};
-use vdisk_engine::{CreateEnv, Error, Image, Limits, OpenEnv, Result, StorageRef, formats};
+use vdisk_engine::{CreateEnv, Error, ErrorKind, Image, Limits, OpenEnv, Result, StorageRef, formats};
 
 pub const CLUSTER_SIZES: [u64; 13] = [
     512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131_072, 262_144, 524_288, 1_048_576, 2_097_152,
 ];
+
+/// One passphrase under the id `s`, and a clock that runs so fast that key slots get the fewest iterations.
+pub struct Passphrase;
+
+impl Secrets for Passphrase {
+    fn get(&self, id: &str) -> Result<zeroize::Zeroizing<Vec<u8>>> {
+        match id {
+            "s" => Ok(b"letmein".to_vec().into()),
+            "wrong" => Ok(b"letmeout".to_vec().into()),
+            _ => Err(Error::new(ErrorKind::WrongKey, format!("no secret with id '{id}'"))),
+        }
+    }
+    fn elapsed(&self) -> Option<Duration> {
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        Some(Duration::from_secs(CALLS.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+/// The options that open an image created with them.
+pub fn opening(created: &[(&str, String)]) -> Options {
+    match created.iter().any(|(name, _)| *name == "encrypt.key-secret") {
+        true => Options::new().with("encrypt.key-secret", "s"),
+        false => Options::new(),
+    }
+}
+
+/// Create options of an encrypted image.
+pub fn encrypted(format: &'static str) -> Vec<(&'static str, String)> {
+    let mut list = vec![("encrypt.format", format.into()), ("encrypt.key-secret", "s".into())];
+    if format == "luks" {
+        list.push(("encrypt.iter-time", "10".into()));
+    }
+    list
+}
 
 /// A folder that goes away, and images in it.
 pub struct Scratch {
@@ -76,7 +112,7 @@ impl Scratch {
         let env = CreateEnv {
             gate: &InFolder(self.dir.path().to_owned()),
             limits: &self.limits,
-            secrets: &NoSecrets,
+            secrets: &Passphrase,
             random: &|buf| buf.fill(7),
             now: 0,
         };
@@ -85,16 +121,24 @@ impl Scratch {
         driver.create(storage, spec, &env)
     }
     pub fn try_open(&self, path: &Path, change: impl FnOnce(OpenEnv<'_>) -> OpenEnv<'_>) -> Result<Box<dyn Image>> {
+        self.try_open_with(path, &Options::new(), change)
+    }
+    pub fn try_open_with(
+        &self,
+        path: &Path,
+        with: &Options,
+        change: impl FnOnce(OpenEnv<'_>) -> OpenEnv<'_>,
+    ) -> Result<Box<dyn Image>> {
         let gate = InFolder(self.dir.path().to_owned());
         let env = change(OpenEnv::closed(&self.limits));
-        let env = env.with_gate(&gate);
+        let env = env.with_gate(&gate).with_secrets(&Passphrase);
         let options = if env.writable {
             FileOptions::write()
         } else {
             FileOptions::read()
         };
         let storage = Arc::new(FileStorage::open(path, options)?);
-        formats::by_name("qcow2")?.open(storage, &Options::new(), &env)
+        formats::by_name("qcow2")?.open(storage, with, &env)
     }
     pub fn open(&self, path: &Path) -> Box<dyn Image> {
         self.try_open(path, |env| env).unwrap()
@@ -153,17 +197,20 @@ impl Files {
         let env = CreateEnv {
             gate: self,
             limits: &Limits::default(),
-            secrets: &NoSecrets,
+            secrets: &Passphrase,
             random: &|buf| buf.fill(7),
             now: 0,
         };
         driver.create(storage, &spec, &env).unwrap();
     }
     pub fn open_on(&self, storage: StorageRef, writable: bool) -> Result<Box<dyn Image>> {
+        self.open_with(storage, writable, &Options::new())
+    }
+    pub fn open_with(&self, storage: StorageRef, writable: bool, with: &Options) -> Result<Box<dyn Image>> {
         let limits = Limits::default();
-        let env = OpenEnv::closed(&limits).with_gate(self);
+        let env = OpenEnv::closed(&limits).with_gate(self).with_secrets(&Passphrase);
         let env = if writable { env.writable() } else { env };
-        formats::by_name("qcow2")?.open(storage, &Options::new(), &env)
+        formats::by_name("qcow2")?.open(storage, with, &env)
     }
 }
 
@@ -195,7 +242,13 @@ pub fn assert_clean(image: &dyn Image) {
 pub fn assert_qemu_clean(bytes: &[u8], scratch: &Scratch, leaks: bool, what: &str) {
     let path = scratch.file("checked.qcow2");
     std::fs::write(&path, bytes).unwrap();
-    let out = e2e::tools::run("qemu-img", &["check", "-f", "qcow2", e2e::tools::arg(&path)]);
+    let mut source = format!("driver=qcow2,file.filename={}", e2e::tools::arg(&path));
+    // An encrypted image: QEMU does not even check without the secret.
+    if bytes[32..36] != [0; 4] {
+        source.push_str(",encrypt.key-secret=s");
+    }
+    let secret = "secret,id=s,data=letmein";
+    let out = e2e::tools::run("qemu-img", &["check", "--object", secret, "--image-opts", &source]);
     let code = out.status.code();
     assert!(code == Some(0) || leaks && code == Some(3), "{what}: {out:?}");
 }

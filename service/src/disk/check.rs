@@ -6,6 +6,7 @@ use vdisk_engine::image::Repair;
 use vdisk_engine::{Chain, Control, Limits, OpenEnv, StorageRef, formats, ops};
 
 use super::OpenSecrets;
+use super::inspect::SURE;
 use crate::error::{ErrorCode, Result, ServiceError};
 
 /// Opens a file once more and looks for contradictions: the last step before an image is shown.
@@ -19,6 +20,7 @@ pub fn check_structures(
     secrets: &OpenSecrets,
     control: &Control,
 ) -> Result<()> {
+    require_one_format(&storage, format)?;
     let env = OpenEnv::closed(limits).with_secrets(secrets).for_check();
     let node = Node::new(storage, format)
         .with_options(secrets.open_options(format))
@@ -39,4 +41,26 @@ pub fn check_structures(
         ErrorCode::CorruptImage,
         format!("the image has {count} error(s): {first}"),
     ))
+}
+
+/// A file that a driver made from a guest's bytes must not be another format as well: whoever guesses would read it as
+/// that. Raw files hold what the guest likes, and are never guessed here.
+fn require_one_format(storage: &StorageRef, format: &str) -> Result<()> {
+    if format == "raw" {
+        return Ok(());
+    }
+    let found = formats::detect(storage.as_ref())?;
+    let other = found
+        .iter()
+        .find(|(driver, confidence)| *confidence >= SURE && driver.name() != format);
+    match other {
+        None => Ok(()),
+        Some((driver, _)) => Err(ServiceError::new(
+            ErrorCode::FormatMismatch,
+            format!(
+                "the content makes the {format} file a {} file at the same time; such a file is refused",
+                driver.name()
+            ),
+        )),
+    }
 }

@@ -5,14 +5,14 @@ mod create;
 mod error;
 mod facts;
 mod gate;
-mod identify;
+mod inspect;
 mod open;
 mod secrets;
 
 pub use check::check_structures;
 pub use create::{NewDisk, create_disk, publish, try_random};
-pub use facts::file_facts;
+pub use facts::{file_facts, file_stamp};
 pub use gate::explicit_node;
-pub use identify::{Identity, identify};
+pub use inspect::{Look, Looked, look};
 pub use open::{Layer, Opening, base_changed, open_chain, was_changed_by_others};
 pub use secrets::OpenSecrets;

@@ -4,19 +4,19 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::path::Path;
 use uuid::Uuid;
-use vdisk_engine::storage::{FileOptions, FileStorage};
-use vdisk_engine::{Control, Limits, StorageRef};
+use vdisk_engine::{Control, Limits};
 
 use super::context::pool_of;
 use super::{JobContext, JobRunner, parse, plan};
-use crate::disk::{OpenSecrets, check_structures, identify};
+use crate::disk::Look;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
 use crate::pool::{Access, PoolFolder, check_file_name, check_image_name};
 use crate::queue::{Done, Effect};
 use crate::request::ImportImage;
+use crate::sandbox::inspect;
 use crate::service::Inner;
 use crate::store::Tx;
 use crate::store::images::{Backing, FileFacts, NewImage, Origin};
@@ -101,8 +101,19 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     };
     context.step("looking at the file").await?;
     let (claimed, wanted) = (payload.format, payload.backing.is_some());
-    let taken =
-        context.blocking(move |control| take_in(&pool, &payload.file, claimed.as_deref(), wanted, &limits, control));
+    let inspector = context.inner.config.inspector.clone();
+    let taken = context.blocking(move |control| {
+        let inspector = inspector.as_deref();
+        take_in(
+            inspector,
+            &pool,
+            &payload.file,
+            claimed.as_deref(),
+            wanted,
+            &limits,
+            control,
+        )
+    });
     let taken = taken.await?;
     let mut effects = vec![Effect::Published {
         image,
@@ -136,10 +147,11 @@ pub struct TakenIn {
 /// base that is known when `backing_wanted`.
 ///
 /// # Errors
-/// `format_mismatch`, `denied`, `corrupt_image`, `unsupported`, `invalid_argument` when a base was named for a file
+/// `format_mismatch`, `denied`, `corrupt_image`, `unsupported`, `inspection_failed`, `invalid_argument` when a base was named for a file
 /// that has none.
 pub fn take_in(
-    pool: &Arc<PoolFolder>,
+    inspector: Option<&Path>,
+    pool: &PoolFolder,
     file: &str,
     claimed: Option<&str>,
     backing_wanted: bool,
@@ -147,11 +159,15 @@ pub fn take_in(
     control: &Control,
 ) -> Result<TakenIn> {
     let handle = pool.open_file(file, Access::Read)?;
-    let storage: StorageRef = Arc::new(FileStorage::from_file(handle, file, FileOptions::read())?);
-    let identity = identify(storage.clone(), claimed, limits)?;
-    match (&identity.backing, backing_wanted) {
-        (Some(backing), false) => {
-            let name = backing.name.escape_debug().to_string();
+    let wanted = Look {
+        claimed: claimed.map(str::to_owned),
+        check: true,
+        strict: true,
+    };
+    let looked = inspect(inspector, handle, file, &wanted, limits, control)?.accepted()?;
+    match (&looked.backing, backing_wanted) {
+        (Some((name, _)), false) => {
+            let name = name.escape_debug();
             let public =
                 format!("the file is an overlay on \"{name}\"; name the image that stands for it as 'backing'");
             return Err(ServiceError::new(ErrorCode::Denied, public).with_field("backing"));
@@ -164,13 +180,9 @@ pub fn take_in(
         }
         _ => {}
     }
-    let secrets = OpenSecrets::default();
-    if !identity.encrypted {
-        check_structures(storage.clone(), &identity.format, limits, &secrets, control)?;
-    }
-    let facts = identity.facts(storage, pool, file, limits)?;
+    let facts = looked.facts(pool, file)?;
     Ok(TakenIn {
         facts,
-        backing_name: identity.backing.map(|backing| backing.name),
+        backing_name: looked.backing.map(|(name, _)| name),
     })
 }

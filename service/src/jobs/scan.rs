@@ -1,6 +1,7 @@
 //! Scan: files found in a pool become images, with their chains.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -8,16 +9,16 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
-use vdisk_engine::storage::{FileOptions, FileStorage};
-use vdisk_engine::{Control, Limits, StorageRef};
+use vdisk_engine::{Control, Limits};
 
 use super::context::pool_of;
 use super::{JobContext, JobRunner, parse, plan};
-use crate::disk::{Identity, identify};
+use crate::disk::Look;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{JobKind, Labels};
 use crate::pool::{Access, FileName, PoolFolder, check_image_name};
 use crate::queue::{Done, Effect};
+use crate::sandbox::inspect;
 use crate::service::Inner;
 use crate::store::Tx;
 use crate::store::images::{Backing, FileFacts, ImageRecord, NewImage, Origin};
@@ -53,17 +54,16 @@ impl JobRunner for Scan {
 async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     let pool = pool_of(&context.inner, &payload.pool)?;
     let records = context.inner.store.pool_records(&payload.pool).await?;
-    let limits = context.inner.limits.clone();
     context.step("looking for files").await?;
-    context
-        .blocking(move |control| Scanner::new(pool, records, limits).run(control))
-        .await
+    let scanner = Scanner::new(pool, records, &context.inner);
+    context.blocking(move |control| scanner.run(control)).await
 }
 
 struct Scanner {
     pool: Arc<PoolFolder>,
     records: Vec<ImageRecord>,
     limits: Limits,
+    inspector: Option<PathBuf>,
     found: BTreeMap<String, Found>,
     registered: Vec<Value>,
     skipped: Vec<Value>,
@@ -73,12 +73,13 @@ struct Scanner {
 }
 
 struct Found {
-    identity: Identity,
+    /// The base that its header names, with the format claimed for it.
+    backing: Option<(String, Option<String>)>,
     facts: FileFacts,
 }
 
 impl Scanner {
-    fn new(pool: Arc<PoolFolder>, records: Vec<ImageRecord>, limits: Limits) -> Self {
+    fn new(pool: Arc<PoolFolder>, records: Vec<ImageRecord>, inner: &Inner) -> Self {
         let known = records.iter().filter(|record| record.reserved_by.is_none());
         let bases = known
             .map(|r| (r.file.clone(), (r.image.id, r.image.generation, r.image.format.clone())))
@@ -87,7 +88,8 @@ impl Scanner {
         Self {
             pool,
             records,
-            limits,
+            limits: inner.limits.clone(),
+            inspector: inner.config.inspector.clone(),
             found,
             registered,
             skipped,
@@ -103,7 +105,7 @@ impl Scanner {
             if !ours || self.records.iter().any(|record| record.file == file) {
                 continue;
             }
-            match self.look_at(&file) {
+            match self.look_at(&file, control) {
                 Ok(found) => drop(self.found.insert(file, found)),
                 Err(error) => self.skip(&file, &error),
             }
@@ -117,12 +119,20 @@ impl Scanner {
         })
     }
 
-    fn look_at(&self, file: &str) -> Result<Found> {
+    fn look_at(&self, file: &str, control: &Control) -> Result<Found> {
         let handle = self.pool.open_file(file, Access::Read)?;
-        let storage: StorageRef = Arc::new(FileStorage::from_file(handle, file, FileOptions::read())?);
-        let identity = identify(storage.clone(), None, &self.limits)?;
-        let facts = identity.facts(storage, &self.pool, file, &self.limits)?;
-        Ok(Found { identity, facts })
+        let wanted = Look {
+            claimed: None,
+            check: false,
+            strict: true,
+        };
+        let inspector = self.inspector.as_deref();
+        let looked = inspect(inspector, handle, file, &wanted, &self.limits, control)?.accepted()?;
+        let facts = looked.facts(&self.pool, file)?;
+        Ok(Found {
+            backing: looked.backing,
+            facts,
+        })
     }
 
     fn skip(&mut self, file: &str, error: &ServiceError) {
@@ -133,9 +143,9 @@ impl Scanner {
     /// Bases first: each round takes what stands alone or on what is registered. What is left hangs in the air.
     fn register_in_order(&mut self) {
         loop {
-            let ready = |found: &Found| match &found.identity.backing {
+            let ready = |found: &Found| match &found.backing {
                 None => true,
-                Some(backing) => self.bases.contains_key(self.file_named(&backing.name)),
+                Some((name, _)) => self.bases.contains_key(self.file_named(name)),
             };
             let files: Vec<String> = self
                 .found
@@ -170,26 +180,24 @@ impl Scanner {
     }
 
     fn register(&mut self, file: String, found: Found) {
-        let reference = found.identity.backing.as_ref();
-        let base = reference.and_then(|backing| {
-            self.bases
-                .get(self.file_named(&backing.name))
-                .map(|base| (backing, base))
-        });
-        if let Some((backing, (_, _, format))) = base
-            && backing.format.as_ref().is_some_and(|claimed| claimed != format)
+        let base = found
+            .backing
+            .as_ref()
+            .and_then(|named| Some((named, self.bases.get(self.file_named(&named.0))?)));
+        if let Some(((_, claimed), (_, _, format))) = base
+            && claimed.as_ref().is_some_and(|claimed| claimed != format)
         {
             let public = "the format it claims for its base is not the base's";
             return self.skip(&file, &ServiceError::new(ErrorCode::FormatMismatch, public));
         }
-        let backing = base.map(|(backing, (id, generation, _))| Backing {
+        let backing = base.map(|((name, _), (id, generation, _))| Backing {
             id: *id,
             generation: *generation,
-            name: backing.name.clone(),
+            name: name.clone(),
         });
         let id = Uuid::now_v7();
         let name = image_name(&file);
-        let format = found.identity.format.clone();
+        let format = found.facts.format.clone();
         self.registered
             .push(json!({"image_id": id, "file": file, "format": format}));
         // A registered image starts with generation 1.

@@ -48,7 +48,7 @@ pub struct AuditEntry {
     /// When it was answered.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
-    /// Name of the token, subject of the client's certificate, or `anonymous`.
+    /// Name of the token, name of the client's certificate (`certificate:` and the start of its SHA-256), or `anonymous`.
     pub caller: String,
     /// The caller's role; null when there was no valid token.
     #[schema(required)]

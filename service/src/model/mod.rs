@@ -4,6 +4,7 @@ mod access;
 mod event;
 mod format;
 mod image;
+mod inspection;
 mod job;
 mod layout;
 mod page;
@@ -11,11 +12,13 @@ mod pool;
 mod secret;
 mod snapshot;
 mod statistics;
+mod webhook;
 
 pub use access::{AuditEntry, Role, Token, TokenId};
 pub use event::{Event, EventKind};
 pub use format::{CreateOptionInfo, FormatInfo, OptionType};
 pub use image::{Image, ImageId, ImageState, Labels};
+pub use inspection::{Detected, Finding, FoundReference, Inspection, InspectionLimits, ParsedIn, Severity, Verdict};
 pub use job::{Job, JobError, JobId, JobKind, JobProgress, JobState, JobStep};
 pub use layout::{ChainLayer, Extent, MapPage, MeasureReport};
 pub use page::Page;
@@ -23,6 +26,7 @@ pub use pool::Pool;
 pub use secret::{Secret, SecretId};
 pub use snapshot::Snapshot;
 pub use statistics::{JobSum, Statistics};
+pub use webhook::{Webhook, WebhookId};
 
 /// Gives an enum of unit variants its stable text form, in JSON, in the schema and in the database alike. Each variant has
 /// one line of documentation.

@@ -6,6 +6,7 @@ mod job;
 mod list;
 mod transfer;
 mod values;
+mod webhook;
 
 pub use access::NewToken;
 pub use image::{CreateImage, ImageFilter, ImageRef, ImportImage, ImportOutcome, ImportSource, UpdateImage};
@@ -16,3 +17,4 @@ pub use job::{
 pub use list::{Call, EventFilter, MapLayer, MapRequest, PageRequest};
 pub use transfer::{ByteRange, Checksum, UploadPart, UploadStatus};
 pub use values::{NewSecret, Options, SecretRefs};
+pub use webhook::NewWebhook;

@@ -33,7 +33,7 @@ impl fmt::Debug for NewSecret {
     }
 }
 
-fn secret_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Zeroizing<Vec<u8>>, D::Error> {
+pub(super) fn secret_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Zeroizing<Vec<u8>>, D::Error> {
     Ok(Zeroizing::new(String::deserialize(deserializer)?.into_bytes()))
 }
 

@@ -18,7 +18,7 @@ const BATCH: usize = 256;
 /// What is known of a request when it was answered.
 #[derive(Clone, Debug)]
 pub struct Audited {
-    /// Name of the token, subject of the certificate, or `anonymous`.
+    /// Name of the token, name of the certificate, or `anonymous`.
     pub caller: String,
     /// The caller's role.
     pub role: Option<Role>,

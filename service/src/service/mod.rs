@@ -8,6 +8,7 @@ mod events;
 mod formats;
 mod images;
 mod imports;
+mod inspect;
 mod jobs;
 mod locks;
 mod open;
@@ -23,6 +24,7 @@ mod stream;
 mod transfer;
 mod upload;
 mod verbs;
+mod webhooks;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -19,6 +19,7 @@ use crate::pool::{PoolFolder, check_image_name};
 use crate::queue::{housekeeping, recover, worker};
 use crate::secrets::Vault;
 use crate::store::{Store, sqlite_url};
+use crate::webhooks::deliverer;
 
 impl Service {
     /// Opens the database (migrating it), the pools and the master key, brings inventory and disk in line after an
@@ -62,6 +63,7 @@ impl Service {
         let mut tasks = vec![
             tokio::spawn(housekeeping(inner.clone())),
             tokio::spawn(audit::writer(inner.clone(), entries)),
+            tokio::spawn(deliverer(inner.clone())),
         ];
         tasks.extend((0..inner.config.workers).map(|_| tokio::spawn(worker(inner.clone()))));
         *lock(&inner.tasks) = tasks;

@@ -158,12 +158,13 @@ async fn complete_upload(
 /// Whether another try with the same bytes would end the same way.
 fn is_final(code: ErrorCode) -> bool {
     use ErrorCode::{
-        BaseChanged, ChecksumMismatch, CorruptImage, Denied, FormatMismatch, InvalidArgument, LimitExceeded,
-        Unsupported,
+        BaseChanged, ChecksumMismatch, CorruptImage, Denied, FormatMismatch, InspectionFailed, InvalidArgument,
+        LimitExceeded, Unsupported,
     };
     let finals = [
         ChecksumMismatch,
         FormatMismatch,
+        InspectionFailed,
         CorruptImage,
         Denied,
         Unsupported,
@@ -183,12 +184,21 @@ async fn accept(
     let id = record.image.id;
     let claimed = Some(record.image.format.clone()).filter(|format| !format.is_empty());
     let backing = record.image.backing_id;
-    let (folder, limits) = (pool.clone(), inner.limits.clone());
+    let (folder, limits, inspector) = (pool.clone(), inner.limits.clone(), inner.config.inspector.clone());
     let taken = blocking(move || {
         let file = FileName::upload(id);
         verify(&folder, &file, checksum)?;
         let control = Control::new(Arc::new(vdisk_engine::control::NoProgress), CancelToken::new());
-        let taken = take_in(&folder, &file, claimed.as_deref(), backing.is_some(), &limits, &control)?;
+        let inspector = inspector.as_deref();
+        let taken = take_in(
+            inspector,
+            &folder,
+            &file,
+            claimed.as_deref(),
+            backing.is_some(),
+            &limits,
+            &control,
+        )?;
         folder.rename(&file, &FileName::published(id, 1), false)?;
         Ok(taken)
     });

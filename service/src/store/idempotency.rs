@@ -27,6 +27,8 @@ pub enum Outcome {
     Secret(Uuid),
     /// A token was made.
     Token(Uuid),
+    /// A webhook was registered.
+    Webhook(Uuid),
 }
 
 impl IdempotentRequest {
@@ -116,6 +118,7 @@ impl Outcome {
             Self::Job(id) => format!("job:{id}"),
             Self::Secret(id) => format!("secret:{id}"),
             Self::Token(id) => format!("token:{id}"),
+            Self::Webhook(id) => format!("webhook:{id}"),
         }
     }
 
@@ -128,6 +131,7 @@ impl Outcome {
             "job" => Ok(Self::Job(id)),
             "secret" => Ok(Self::Secret(id)),
             "token" => Ok(Self::Token(id)),
+            "webhook" => Ok(Self::Webhook(id)),
             _ => Err(broken()),
         }
     }

@@ -3,9 +3,11 @@
 
 mod access;
 mod image;
+mod inspection;
 mod job;
 mod rest;
 mod value;
 mod verb;
+mod webhook;
 
 pub use value::{id_of, one_of, page, structure, token};

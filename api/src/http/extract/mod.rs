@@ -11,7 +11,7 @@ mod wait;
 pub use body::{JsonBody, OptionalBody};
 pub use digest::announced_checksum;
 pub use idempotency::IdempotencyKey;
-pub use path::{ImagePath, JobPath, PoolPath, SecretPath, SnapshotPath, TokenPath};
+pub use path::{ImagePath, JobPath, PoolPath, SecretPath, SnapshotPath, TokenPath, WebhookPath};
 pub use query::Query;
 pub use range::{ContentRange, RangeHeaders};
 pub use wait::Wait;

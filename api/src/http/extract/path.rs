@@ -58,6 +58,11 @@ path_id!(
     TokenPath, "token"
 );
 
+path_id!(
+    /// `{id}` of a webhook.
+    WebhookPath, "webhook"
+);
+
 /// `{pool}`.
 pub struct PoolPath(pub String);
 

@@ -113,6 +113,10 @@ fn check_usage(args: &Args, list: Option<&str>) -> Result<(), Failure> {
         "Cannot enable copy offloading when -S is used",
     )?;
     wrong(
+        args.copy_range && args.salvage,
+        "Cannot use copy offloading in salvaging mode",
+    )?;
+    wrong(
         args.skip_broken_bitmaps && !args.bitmaps,
         "Use of --skip-broken-bitmaps requires --bitmaps",
     )?;
@@ -333,10 +337,15 @@ impl Job<'_> {
     fn copy_data(&self, sources: &Sources, target: &Chain, with_backing: bool) -> Result<(), Failure> {
         let meter = Meter::new(self.args.progress && !self.args.quiet, self.numbers.rate);
         let copy = CopyOptions {
-            workers: usize::try_from(self.numbers.workers).unwrap_or(1),
+            // A failing disk is best read in one go, in its order; so are the warnings.
+            workers: match self.args.salvage {
+                true => 1,
+                false => usize::try_from(self.numbers.workers).unwrap_or(1),
+            },
             compress: self.args.compress,
             sparse: self.numbers.sparse,
             ordered: !self.args.out_of_order,
+            count_data: self.args.salvage || self.args.progress && !self.args.quiet,
             ..CopyOptions::default()
         };
         let below = target.below(0);

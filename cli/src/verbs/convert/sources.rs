@@ -42,7 +42,7 @@ impl GuestSource for TopLayer<'_> {
     }
 }
 
-/// A source whose unreadable parts read as zeroes; each is told once.
+/// A source whose unreadable parts read as zeroes; each read that fails is told.
 pub struct Salvage<'a>(pub &'a dyn GuestSource);
 
 /// The smallest part that is given up.
@@ -54,12 +54,15 @@ impl GuestSource for Salvage<'_> {
     }
     fn walk(&self) -> Box<dyn Walk + '_> {
         let mut walk = self.0.walk();
+        let mut told = None;
         Box::new(move |offset, len: u64| match walk.extent(offset, len) {
             Ok(extent) => Ok(SourceExtent { layer: None, ..extent }),
             // Where the map cannot be read the data may be: reading tells.
             Err(error) => {
-                warn(&format!("error while reading block status at offset {offset}"), &error);
-                Ok(SourceExtent::of(len.min(65536), SourceKind::Data))
+                if told.replace(offset) != Some(offset) {
+                    warn(&format!("error while reading block status at offset {offset}"), &error);
+                }
+                Ok(SourceExtent::of(len.min(SECTOR as u64), SourceKind::Data))
             }
         })
     }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{LuksHeader, LuksSlot, VolumeLayout};
-use crate::crypto::{CipherSpec, IvKind};
+use crate::crypto::{CipherMode, CipherSpec, IvKind};
 
 /// A header for `info`, under QEMU's keys; `version` and more of a slot where QEMU has none. Nothing in it is secret.
 #[must_use]
@@ -31,6 +31,8 @@ pub fn describe(header: &LuksHeader, layout: &VolumeLayout, detached: bool) -> M
 
 fn put_iv(out: &mut Map<String, Value>, spec: &CipherSpec) {
     let (name, hash) = match spec.iv() {
+        // A header names some generator even where the mode takes none.
+        IvKind::Null if spec.mode() == CipherMode::Ecb => ("plain64".to_owned(), None),
         IvKind::Essiv(hash) => ("essiv".to_owned(), Some(hash)),
         other => (other.text(), None),
     };

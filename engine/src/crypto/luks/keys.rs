@@ -73,13 +73,13 @@ impl LuksHeader {
         Ok(slot)
     }
 
-    /// Erases keys; never the last one unless `force`. Gives the slots that were emptied.
+    /// Erases keys; never the last one unless `force`, which also takes a slot without a key for erased. Gives the slots that were emptied.
     ///
     /// # Errors
     /// `InvalidArgument` for a slot without a key, and for what would leave no key; `WrongKey` when a passphrase matches nothing.
     pub fn erase_keys(&mut self, which: EraseKeys<'_>, force: bool, env: &KeyEnv<'_>) -> Result<Vec<u32>> {
         let active = self.active_slots();
-        let erase = match which {
+        let mut erase = match which {
             EraseKeys::Slot(slot) => vec![slot],
             EraseKeys::SlotMatching(slot, passphrase) => {
                 self.unlock(passphrase, Some(slot), &env.work)?;
@@ -87,6 +87,9 @@ impl LuksHeader {
             }
             EraseKeys::Matching(passphrase) => self.matching(&active, passphrase, &env.work)?,
         };
+        if force {
+            erase.retain(|slot| active.contains(slot));
+        }
         if let Some(empty) = erase.iter().find(|slot| !active.contains(slot)) {
             return Err(Error::invalid(format!("key slot {empty} holds no key")).at(self.storage.name()));
         }

@@ -65,13 +65,17 @@ impl Qcow2 {
     fn refuse_too_old(&self, options: &Options, version: u32) -> Result<()> {
         let wants = |name| options.flag(name).map(|v| v.unwrap_or(false));
         if version < 3 && wants("lazy_refcounts")? {
-            return Err(Error::invalid("lazy refcounts need compat=1.1 or above"));
+            return Err(Error::invalid(
+                "lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
+            ));
         }
         if wants("data_file_raw")? && self.read_shared().header.autoclear & Autoclear::RAW_DATA_FILE == 0 {
-            return Err(Error::unsupported("data_file_raw cannot be set on an existing image"));
+            return Err(Error::unsupported("data-file-raw cannot be set on existing images"));
         }
         if options.get("data_file").is_some() && !self.geometry.data_file {
-            return Err(Error::unsupported("an existing image cannot get an external data file"));
+            return Err(Error::unsupported(
+                "data-file can only be set for images that use an external data file",
+            ));
         }
         Ok(())
     }
@@ -140,8 +144,8 @@ impl Qcow2 {
     }
 
     fn downgrade(&self) -> Result<()> {
-        let mut writer = self.settled()?;
         self.refuse_downgrade()?;
+        let mut writer = self.settled()?;
         self.expand_zeroes(&mut writer)?;
         self.write_back(&mut writer)?;
         self.host.flush()?;
@@ -161,17 +165,24 @@ impl Qcow2 {
         let header = &shared.header;
         let bitmaps = shared.extensions.bitmaps().is_some() && header.autoclear & Autoclear::BITMAPS != 0;
         let hindrance = [
-            (header.refcount_order != 4, "refcounts that are not 16 bits wide"),
-            (self.geometry.extended_l2, "extended L2 entries"),
-            (self.geometry.data_file, "an external data file"),
-            (header.compression != Compression::Zlib, "zstd compression"),
-            (!shared.snapshots.is_empty(), "internal snapshots"),
-            (bitmaps, "dirty bitmaps"),
+            (self.geometry.data_file, "cannot downgrade an image with a data file"),
+            (header.refcount_order != 4, "compat=0.10 requires refcount_bits=16"),
+            (
+                self.geometry.extended_l2,
+                "cannot downgrade an image with incompatible features 0x10 set",
+            ),
+            (
+                header.compression != Compression::Zlib,
+                "cannot downgrade an image with zstd compression",
+            ),
+            (
+                !shared.snapshots.is_empty(),
+                "cannot downgrade an image with internal snapshots",
+            ),
+            (bitmaps, "cannot downgrade an image with dirty bitmaps"),
         ];
         match hindrance.iter().find(|(there, _)| *there) {
-            Some((_, what)) => Err(Error::unsupported(format!(
-                "an image with {what} cannot become compat=0.10"
-            ))),
+            Some((_, what)) => Err(Error::unsupported(*what)),
             None => Ok(()),
         }
     }

@@ -63,24 +63,26 @@ impl Plan {
     fn check(&self, backing: bool) -> Result<()> {
         let newer = [
             (self.lazy, "lazy refcounts"),
-            (self.extended_l2, "extended L2 entries"),
-            (self.compression != Compression::Zlib, "compression type zstd"),
-            (self.data_file.is_some(), "an external data file"),
+            (self.extended_l2, "extended L2 entries are"),
+            (self.compression != Compression::Zlib, "non-zlib compression type is"),
+            (self.data_file.is_some(), "external data files are"),
         ];
         if let Some((_, what)) = newer.iter().find(|(used, _)| *used && self.version < 3) {
-            return Err(Error::invalid(format!("{what} needs compat=1.1 or above")));
+            return Err(Error::invalid(format!(
+                "{what} only supported with compatibility level 1.1 and above (use version=v3 or greater)"
+            )));
         }
         if self.data_file_raw && self.data_file.is_none() {
-            return Err(Error::invalid("data_file_raw needs data_file"));
+            return Err(Error::invalid("data-file-raw requires data-file"));
         }
         if self.data_file_raw && backing {
             return Err(Error::invalid(
-                "a backing file and data_file_raw cannot be used together",
+                "backing file and data-file-raw cannot be used at the same time",
             ));
         }
         if backing && self.preallocation != Preallocation::Off && !self.extended_l2 {
             return Err(Error::invalid(
-                "a backing file and preallocation can only be used together with extended_l2",
+                "backing file and preallocation can only be used at the same time if extended_l2 is on",
             ));
         }
         Ok(())
@@ -126,12 +128,14 @@ impl Plan {
 fn cluster_bits(options: &Options, extended_l2: bool) -> Result<u32> {
     let size = options.size("cluster_size")?.unwrap_or(65536);
     if !size.is_power_of_two() || !(512..=2 << 20).contains(&size) {
-        return Err(Error::invalid(format!(
-            "the cluster size must be a power of two between 512 and 2048k, not {size}"
-        )));
+        return Err(Error::invalid(
+            "cluster size must be a power of two between 512 and 2048k",
+        ));
     }
     if extended_l2 && size < 16 << 10 {
-        return Err(Error::invalid("extended L2 entries need clusters of at least 16k"));
+        return Err(Error::invalid(
+            "extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
+        ));
     }
     Ok(size.trailing_zeros())
 }
@@ -140,13 +144,13 @@ fn cluster_bits(options: &Options, extended_l2: bool) -> Result<u32> {
 pub(super) fn refcount_order(options: &Options, version: u32) -> Result<u32> {
     let bits = options.number("refcount_bits")?.unwrap_or(16);
     if !bits.is_power_of_two() || bits > 64 {
-        return Err(Error::invalid(format!(
-            "the refcount width must be a power of two of at most 64 bits, not {bits}"
-        )));
+        return Err(Error::invalid(
+            "refcount width must be a power of two and may not exceed 64 bits",
+        ));
     }
     if version < 3 && bits != 16 {
         return Err(Error::invalid(
-            "refcount widths other than 16 bits need compat=1.1 or above",
+            "different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)",
         ));
     }
     Ok(bits.trailing_zeros())

@@ -54,9 +54,7 @@ impl Encryption {
             (Crypt::None | Crypt::Aes, Some(_)) => Err(Error::corrupt(
                 "the image has a place for a LUKS header, but is not encrypted with LUKS",
             )),
-            (Crypt::Luks, None) => Err(Error::corrupt(
-                "the image is encrypted with LUKS, but says nowhere where its LUKS header is",
-            )),
+            (Crypt::Luks, None) => Err(Error::corrupt("missing CRYPTO header for crypt method 2")),
             (Crypt::Luks, Some((at, len))) => {
                 let cancelled = || env.secrets.cancelled();
                 let work = KeyWork {

@@ -22,9 +22,9 @@ impl Qcow2 {
             return Ok(());
         }
         if entries * 8 > MAX_L1_BYTES {
-            return Err(Error::limit(format!(
-                "a virtual size of {virtual_size} bytes needs {entries} L1 entries; use larger clusters"
-            )));
+            return Err(Error::limit(
+                "the image size is too large for file format 'qcow2' (try using a larger cluster size)",
+            ));
         }
         self.write_back(writer)?;
         let mut table = self.read_shared().l1.clone();

@@ -69,6 +69,9 @@ impl Qcow2 {
             .and_then(|bytes| self.host.file.write_at(0, &bytes));
         if written.is_err() {
             (shared.header, shared.extensions, shared.backing) = before;
+            // A part of the new one may be in the file. The first error is the one to tell.
+            let _ = compose(&mut shared.header, &mut shared.extensions, shared.backing.as_ref())
+                .and_then(|bytes| self.host.file.write_at(0, &bytes));
         }
         written
     }
@@ -94,14 +97,19 @@ impl Qcow2 {
                 "the image is marked corrupt and cannot be written before a repair",
             ));
         }
-        // Data that features unknown here keep in the image goes stale with the first write: their bits go.
-        let stale = header.autoclear & !Autoclear::KNOWN;
-        if stale != 0 {
-            self.change_header(writer, |s| s.header.autoclear &= !stale)?;
-            self.host.flush()?;
-        }
+        self.drop_stale_features(writer)?;
         writer.prepared = true;
         self.hold_recording_bitmaps(writer)
+    }
+
+    /// Data that features unknown here keep in the image goes stale with the first write: their bits go.
+    pub fn drop_stale_features(&self, writer: &Writer) -> Result<()> {
+        let stale = self.read_shared().header.autoclear & !Autoclear::KNOWN;
+        if stale == 0 {
+            return Ok(());
+        }
+        self.change_header(writer, |s| s.header.autoclear &= !stale)?;
+        self.host.flush()
     }
 
     /// Flushes everything and leaves the image clean.

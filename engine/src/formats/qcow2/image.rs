@@ -73,6 +73,13 @@ impl Qcow2 {
         Ok(writer.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Saves what bitmaps hold when a change of the image as a whole failed or was refused, so that they stay usable.
+    pub fn closed_when_failed<T>(&self, done: Result<T>) -> Result<T> {
+        done.inspect_err(|_| {
+            let _ = self.finish();
+        })
+    }
+
     /// # Errors
     /// `InvalidArgument` for a range past the virtual size.
     pub fn refuse_outside(&self, offset: u64, len: u64) -> Result<()> {
@@ -154,7 +161,7 @@ impl Image for Qcow2 {
         self.forget_all()
     }
     fn amend(&self, options: &Options, force: bool, control: &Control) -> Result<()> {
-        self.change_options(options, force, control)
+        self.closed_when_failed(self.change_options(options, force, control))
     }
     fn missing_key(&self) -> Option<Error> {
         let error = self.encryption.as_ref()?.missing_key()?;

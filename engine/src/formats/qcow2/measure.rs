@@ -13,7 +13,9 @@ pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
     let virtual_size = spec.virtual_size.checked_next_multiple_of(size).unwrap_or(!(size - 1));
     let entry = if plan.extended_l2 { 16 } else { 8 };
     if virtual_size.div_ceil(size).div_ceil(size / entry) * 8 > MAX_L1_BYTES {
-        return Err(Error::limit("the image size is too large; try a larger cluster size"));
+        return Err(Error::limit(
+            "the image size is too large (try using a larger cluster size)",
+        ));
     }
     let luks = plan.encryption.as_ref().map_or(Ok(0), |e| e.header_len())?;
     let fully_allocated = whole_file(&plan, virtual_size).saturating_add(luks.next_multiple_of(size));

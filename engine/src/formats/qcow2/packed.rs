@@ -21,8 +21,8 @@ impl Qcow2 {
                 self.settle(&mut writer, done)?;
             }
             Some(packed) => {
-                let at = self.place_packed(&mut writer, offset, packed.len() as u64);
-                self.host.file.write_at(self.settle(&mut writer, at)?, &packed)?;
+                let done = self.store_packed(&mut writer, offset, &packed);
+                self.settle(&mut writer, done)?;
             }
         }
         self.note_write(&mut writer, offset, buf.len() as u64)?;
@@ -52,17 +52,34 @@ impl Qcow2 {
         Ok(whole.into())
     }
 
+    /// Writes packed bytes, and only then points the guest cluster at them: when that fails, it shows what it showed.
+    fn store_packed(&self, writer: &mut Writer, guest: u64, packed: &[u8]) -> Result<()> {
+        self.ensure_table(writer, self.geometry.l1_index(guest))?;
+        let len = packed.len() as u64;
+        let at = self.allocate_bytes(writer, len)?;
+        self.host.file.write_at(at, packed).inspect_err(|_| {
+            let bits = self.geometry.cluster_bits;
+            let _ = writer.refcounts.decrement(at >> bits..((at + len - 1) >> bits) + 1);
+            writer.packed_end = 0;
+        })?;
+        self.point_at_packed(writer, guest, at, len)
+    }
+
     /// Gives `len` packed bytes a place and points the guest cluster at it.
     pub fn place_packed(&self, writer: &mut Writer, guest: u64, len: u64) -> Result<u64> {
         self.ensure_table(writer, self.geometry.l1_index(guest))?;
         let at = self.allocate_bytes(writer, len)?;
+        self.point_at_packed(writer, guest, at, len)?;
+        Ok(at)
+    }
+
+    fn point_at_packed(&self, writer: &mut Writer, guest: u64, at: u64, len: u64) -> Result<()> {
         let sector_end = (at + len).next_multiple_of(512);
         let entry = L2Entry::Compressed {
             at,
             len: sector_end - at,
         };
-        self.replace(writer, guest, &[entry], false)?;
-        Ok(at)
+        self.replace(writer, guest, &[entry], false)
     }
 
     /// Finds room behind the last packed bytes, or in a new cluster. Each cluster that is touched has one more user.

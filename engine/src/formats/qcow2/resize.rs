@@ -32,9 +32,7 @@ impl Qcow2 {
             return Err(Error::limit(format!("a virtual size of {new} bytes is too large")));
         }
         if snapshots > 0 && version < 3 {
-            return Err(Error::unsupported(
-                "a version 2 image with internal snapshots cannot be resized: it does not record their sizes",
-            ));
+            return Err(Error::unsupported("can't resize a v2 image which has snapshots"));
         }
         self.hold_all_bitmaps(&mut writer)?;
         if new < old {
@@ -48,6 +46,10 @@ impl Qcow2 {
         self.host.flush()?;
         self.resize_bitmaps(&mut writer, new)?;
         if new < old {
+            if self.geometry.data_file && self.host.data().can_resize() {
+                self.host.data().set_len(new)?;
+                self.host.forget_len();
+            }
             self.cut_file(&mut writer)?;
         }
         Ok(())
@@ -67,12 +69,10 @@ impl Qcow2 {
             Preallocation::Off if mirrors => Preallocation::Metadata,
             how => how,
         };
-        if how != Preallocation::Off && self.read_shared().backing.is_some() && !self.geometry.extended_l2 {
-            return Err(Error::invalid(
-                "an image with a backing file cannot be grown with preallocation",
-            ));
-        }
-        self.preallocate(writer, old, new, how)
+        // A reserved cluster hides the layer below it, which still shows in the first part of the cluster that the old size ends in.
+        let hides = self.read_shared().backing.is_some() && !self.geometry.extended_l2;
+        let from = if hides { end } else { old };
+        self.preallocate(writer, from, new, how)
     }
 
     /// Writes zeroes over stored data of a range.
@@ -88,7 +88,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Order: what lies past the new end is given back before the header says so, so that growing again shows zeroes.
+    /// Order: what lies past the new end is given back before the header says so, so that growing again shows zeroes. Files are cut when
+    /// nothing refers to what lies past their new end.
     fn shrink(&self, writer: &mut Writer, old: u64, to: &Resize) -> Result<()> {
         let new = to.virtual_size;
         if !to.shrink {
@@ -107,12 +108,7 @@ impl Qcow2 {
             self.forget_clusters(writer, from, table_end)?;
         }
         self.drop_tables(writer, keep)?;
-        self.write_back(writer)?;
-        if self.geometry.data_file && self.host.data().can_resize() {
-            self.host.data().set_len(new)?;
-            self.host.forget_len();
-        }
-        Ok(())
+        self.write_back(writer)
     }
 
     fn forget_clusters(&self, writer: &mut Writer, from: u64, to: u64) -> Result<()> {
@@ -184,7 +180,7 @@ impl Qcow2 {
         let raw_data = self.read_shared().header.autoclear & Autoclear::RAW_DATA_FILE != 0;
         if raw_data && backing.is_some() {
             return Err(Error::invalid(
-                "a backing file and data_file_raw cannot be used together",
+                "backing file and data-file-raw cannot be used at the same time",
             ));
         }
         self.prepare(&mut writer)?;

@@ -353,10 +353,11 @@ impl Snapshots for Qcow2 {
         let snapshot = self.new_snapshot(name, when)?;
         let size = snapshot.virtual_size.unwrap_or(0);
         let mut taken = None;
-        self.marked(|writer| {
+        let done = self.marked(|writer| {
             taken = Some(self.take_snapshot(writer, snapshot.clone())?);
             Ok(())
-        })?;
+        });
+        self.closed_when_failed(done)?;
         Ok(taken.unwrap_or(snapshot).info(size))
     }
 
@@ -373,12 +374,13 @@ impl Snapshots for Qcow2 {
                 "a version 2 image cannot go back to a snapshot of another size",
             ));
         }
-        self.marked(|writer| {
+        let done = self.marked(|writer| {
             self.hold_all_bitmaps(writer)?;
             self.go_back(writer, &snapshot)?;
             self.note_write(writer, 0, size)?;
             self.resize_bitmaps(writer, size)
-        })
+        });
+        self.closed_when_failed(done)
     }
 
     fn delete(&self, selector: &str) -> Result<()> {
@@ -386,7 +388,7 @@ impl Snapshots for Qcow2 {
         let (index, snapshot) = self.find_snapshot(selector)?;
         self.read_metadata().refuse_conflicts()?;
         let l1 = self.snapshot_l1(&snapshot)?;
-        self.marked(|writer| {
+        let done = self.marked(|writer| {
             let mut list = self.read_shared().snapshots.clone();
             list.remove(index);
             self.replace_snapshot_table(writer, list)?;
@@ -396,7 +398,8 @@ impl Snapshots for Qcow2 {
                 self.free_bytes(writer, snapshot.l1_offset, snapshot.l1_bytes())?;
             }
             self.refresh_flags(writer)
-        })
+        });
+        self.closed_when_failed(done)
     }
 
     fn open(&self, selector: &str) -> Result<Box<dyn Image>> {

@@ -2,10 +2,11 @@
 //!
 //! 1. guest bytes, into blocks that the map in the file does not mention yet or into blocks of the same guest range;
 //! 2. flush of the file;
-//! 3. the map's changed sectors, then the header's count of blocks;
-//! 4. flush again.
+//! 3. the header's count of blocks, and flush: others (QEMU) put the next block behind that many, so it must never be too small;
+//! 4. the map's changed sectors, then the header;
+//! 5. flush again.
 //!
-//! 2 to 4 happen in [`flush`](crate::Image::flush): a crash before loses only what was not flushed, and leaves at most blocks
+//! 2 to 5 happen in [`flush`](crate::Image::flush): a crash before loses only what was not flushed, and leaves at most blocks
 //! behind the last one that the map knows. They are zeroed before they are used again.
 
 use zerocopy::IntoBytes;
@@ -15,6 +16,9 @@ use super::layout::{Entry, Kind};
 use crate::image::Below;
 use crate::storage::write_zero_bytes;
 use crate::{Error, Result};
+
+/// Place of the count of allocated blocks in the header.
+const AT_ALLOCATED: u64 = 0x184;
 
 /// Guest bytes of a block that are copied or zeroed at a time.
 const COPY: usize = 1 << 20;
@@ -148,7 +152,7 @@ impl VdiImage {
         Ok(())
     }
 
-    /// Steps 2 to 4 of the order above.
+    /// Steps 2 to 5 of the order above.
     pub fn flush_all(&self) -> Result<()> {
         let _growth = self.growth();
         self.flush_growing()
@@ -164,7 +168,14 @@ impl VdiImage {
             self.file.set_len(end)?;
         }
         self.file.flush()?;
-        meta.header.allocated = meta.map.next();
+        let allocated = meta.map.next();
+        if meta.header.allocated < allocated
+            && let Ok(count) = u32::try_from(allocated)
+        {
+            self.file.write_at(AT_ALLOCATED, &count.to_le_bytes())?;
+            self.file.flush()?;
+        }
+        meta.header.allocated = allocated;
         meta.map.write_dirty(self.file.as_ref(), meta.header.map_offset)?;
         self.file.write_at(0, meta.header.to_raw().as_bytes())?;
         self.file.flush()?;

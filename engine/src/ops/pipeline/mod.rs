@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use self::plan::{Batch, Piece, Planner, Step};
 pub use self::sink::{CopyTarget, Sink};
 use self::turn::Turns;
-use super::GuestSource;
+use super::{GuestSource, SourceKind};
 use crate::image::Scratch;
 use crate::{Control, Error, Result};
 
@@ -27,6 +27,8 @@ pub struct CopyOptions {
     pub sparse: u64,
     /// Give places in guest order. Without it the output depends on the timing of the workers.
     pub ordered: bool,
+    /// Progress counts the bytes of data alone, which are counted beforehand. Without it holes count as well.
+    pub count_data: bool,
 }
 
 impl Default for CopyOptions {
@@ -37,6 +39,7 @@ impl Default for CopyOptions {
             level: None,
             sparse: 4096,
             ordered: true,
+            count_data: false,
         }
     }
 }
@@ -53,13 +56,17 @@ pub fn copy(source: &dyn GuestSource, target: &CopyTarget<'_>, options: &CopyOpt
         )));
     }
     let sink = Sink::new(target, options)?;
-    control.set_total(source.len());
+    control.set_total(match options.count_data {
+        true => data_bytes(source, sink.store_zeroes(), control)?,
+        false => source.len(),
+    });
     let pipeline = Pipeline {
         planner: Mutex::new(Planner::new(source, &sink)),
         turns: Turns::new(options.ordered),
         source,
         sink,
         level: options.level,
+        count_data: options.count_data,
         control,
     };
     pipeline.run(options.workers.max(1))
@@ -71,6 +78,7 @@ struct Pipeline<'a> {
     planner: Mutex<Planner<'a>>,
     turns: Turns,
     level: Option<i32>,
+    count_data: bool,
     control: &'a Control,
 }
 
@@ -104,7 +112,8 @@ impl Pipeline<'_> {
         while let Some(batch) = self.next_batch()? {
             self.control.checkpoint(batch.bytes)?;
             self.copy_batch(&batch, &mut buffers, &mut scratch)?;
-            self.control.advance(batch.bytes);
+            self.control
+                .advance(if self.count_data { batch.data } else { batch.bytes });
         }
         Ok(())
     }
@@ -142,6 +151,20 @@ impl Pipeline<'_> {
         }
         Ok(())
     }
+}
+
+/// How much there is to copy.
+fn data_bytes(source: &dyn GuestSource, zeroes_too: bool, control: &Control) -> Result<u64> {
+    let (mut walk, mut offset, mut bytes) = (source.walk(), 0, 0);
+    while offset < source.len() {
+        control.check_cancelled()?;
+        let extent = walk.extent(offset, source.len() - offset)?;
+        if extent.kind == SourceKind::Data || zeroes_too && extent.kind == SourceKind::Zero {
+            bytes += extent.len;
+        }
+        offset = offset.saturating_add(extent.len.max(1));
+    }
+    Ok(bytes)
 }
 
 /// Reads the data of a piece and zeroes the gaps between.

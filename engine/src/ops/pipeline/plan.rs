@@ -14,6 +14,8 @@ pub(super) struct Piece {
     pub(super) offset: u64,
     pub(super) len: usize,
     pub(super) reads: Vec<Read>,
+    /// Bytes of it that are data of the source.
+    pub(super) data: u64,
 }
 
 /// A guest range to read; `layer` where it is known to be data of one.
@@ -35,6 +37,8 @@ pub(super) struct Batch {
     pub(super) steps: Vec<Step>,
     /// Guest bytes that are done when the batch is done, skipped ones included.
     pub(super) bytes: u64,
+    /// Bytes of these that are data of the source.
+    pub(super) data: u64,
 }
 
 pub(super) struct Planner<'a> {
@@ -65,7 +69,7 @@ impl<'a> Planner<'a> {
 
     /// The next batch; `None` at the end.
     pub(super) fn next_batch(&mut self) -> Result<Option<Batch>> {
-        let (start, mut steps, mut bytes) = (self.position, Vec::new(), 0);
+        let (start, mut steps, mut bytes, mut data) = (self.position, Vec::new(), 0, 0);
         let end = self.end;
         let mut looks = 0;
         while self.position < end && bytes < BATCH_BYTES && looks < BATCH_STEPS {
@@ -73,6 +77,7 @@ impl<'a> Planner<'a> {
             match self.next_step(end)? {
                 Some(Step::Copy(piece)) => {
                     bytes += piece.len as u64;
+                    data += piece.data;
                     steps.push(Step::Copy(piece));
                 }
                 Some(zero) => steps.push(zero),
@@ -87,6 +92,7 @@ impl<'a> Planner<'a> {
             number: self.number - 1,
             steps,
             bytes: self.position - start,
+            data,
         }))
     }
 
@@ -117,12 +123,16 @@ impl<'a> Planner<'a> {
         let mut stop = offset.saturating_add(self.unit).min(end);
         let mut at = offset;
         let mut reads: Vec<Read> = Vec::new();
+        let mut data = 0;
         let mut absent = true;
         while at < stop {
             let extent = self.look(at, limit - at)?;
             absent &= extent.kind == SourceKind::Absent;
             let len = match extent.kind {
-                SourceKind::Data => extent.len,
+                SourceKind::Data => {
+                    data += extent.len;
+                    extent.len
+                }
                 SourceKind::Zero | SourceKind::Absent => extent.len.min(stop - at),
             };
             if extent.kind != SourceKind::Zero {
@@ -141,7 +151,12 @@ impl<'a> Planner<'a> {
         }
         let len =
             usize::try_from(stop - offset).map_err(|_| Error::limit("a unit is larger than the address space"))?;
-        Ok(Some(Step::Copy(Piece { offset, len, reads })))
+        Ok(Some(Step::Copy(Piece {
+            offset,
+            len,
+            reads,
+            data,
+        })))
     }
 
     fn look(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {

@@ -108,7 +108,7 @@ impl<'a> Sink<'a> {
         let runs = if self.encode {
             self.encode_units(buf, scratch)?
         } else {
-            self.plain_runs(buf)
+            self.plain_runs(offset, buf)
         };
         Ok(Prepared { offset, runs })
     }
@@ -131,15 +131,22 @@ impl<'a> Sink<'a> {
         Ok(runs)
     }
 
-    fn plain_runs(&self, buf: &[u8]) -> Vec<Run> {
+    /// Data is stored in whole units, and in whole blocks of the shortest run that may be left out, where these are larger: small units
+    /// are not to be scattered for the sake of a few zeroes.
+    fn plain_runs(&self, offset: u64, buf: &[u8]) -> Vec<Run> {
         let Some(gap) = self.gap else {
             return vec![Run::Plain(0..buf.len())];
         };
-        let unit = self.unit as usize;
-        let gap = gap.max(unit);
+        let block = (self.unit as usize).max(1 << gap.ilog2());
+        let gap = gap.max(block);
+        let past = (offset % block as u64) as usize;
+        let (head, rest) = buf.split_at((block - past).min(buf.len()) % block);
         let mut runs = Vec::new();
         let mut done = 0;
-        for data in zeroes::data_ranges(buf, unit, gap) {
+        let data = zeroes::data_ranges(rest, block, gap).into_iter();
+        let data = data.map(|d| d.start + head.len()..d.end + head.len());
+        let first = (!zeroes::is_zero(head)).then_some(0..head.len());
+        for data in first.into_iter().chain(data) {
             self.push_zero(&mut runs, done..data.start);
             done = data.end;
             runs.push(Run::Plain(data));

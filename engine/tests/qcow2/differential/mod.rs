@@ -67,8 +67,9 @@ fn run(seed: u64) -> usize {
         }
         let (peer_worked, said) = step.by_qemu(&theirs);
         let by_qemu = mixed && random.below(2) == 0;
-        if said.contains("Failed to zero out new clusters") {
-            return worked; // A version 2 overlay grows over a longer base: we can.
+        // A version 2 overlay that grows over a longer base, a snapshot of an image with bitmaps: we can.
+        if said.contains("Failed to zero out new clusters") || said.contains("active dirty bitmaps") {
+            return worked;
         }
         // qemu-img leaves clusters behind when it cannot take a snapshot.
         leaks |= by_qemu && !peer_worked;
@@ -94,9 +95,6 @@ fn run(seed: u64) -> usize {
         done: &done,
         leaks,
     };
-    if trace {
-        std::mem::forget(scratch);
-    }
     pair.compare();
     worked
 }

@@ -7,7 +7,7 @@ use super::walk::Walk;
 use crate::Result;
 
 impl Qcow2 {
-    /// Compares the flags of the active tables with what was counted; with a writer, mends them.
+    /// Compares the flags of the active tables with the refcounts as they stand; with a writer, mends them.
     pub(super) fn check_flags(&self, walk: &mut Walk<'_>, mend: Option<&mut Writer>) -> Result<()> {
         if !walk.flags_matter {
             return Ok(());
@@ -20,9 +20,11 @@ impl Qcow2 {
             let Ok(L1Entry::Table { at, copied }) = L1Entry::decode(raw, &self.geometry) else {
                 continue;
             };
-            let alone = walk.counts.get(at >> self.geometry.cluster_bits) == 1;
+            let refcount = walk.refcount(at >> self.geometry.cluster_bits);
+            let alone = refcount == 1;
             if alone != copied {
-                walk.note_flag(|| format!("L1 entry {index} ({raw:#x})"), mending);
+                let place = || format!("L2 cluster: l1_index={index} l1_entry={raw:x} refcount={refcount}");
+                walk.note_flag(place, mending);
                 changed = true;
                 if let Some(slot) = l1.get_mut(index) {
                     *slot = L1Entry::Table { at, copied: alone }.encode();
@@ -58,9 +60,12 @@ impl Qcow2 {
             else {
                 continue;
             };
-            let alone = walk.counts.get(host >> self.geometry.cluster_bits) == 1;
+            let refcount = walk.refcount(host >> self.geometry.cluster_bits);
+            let alone = refcount == 1;
             if alone != copied {
-                walk.note_flag(|| format!("L2 table at {at:#x}, entry {index}"), mending);
+                let raw = words.get(index * self.geometry.entry_words()).copied().unwrap_or(0);
+                let place = || format!("data cluster: l2_entry={raw:x} refcount={refcount}");
+                walk.note_flag(place, mending);
                 changed = true;
                 let mended = L2Entry::Standard {
                     at: Some(host),

@@ -92,8 +92,7 @@ impl Qcow2 {
             .collect();
         for (cluster, found) in missing {
             last = last.max(Some(cluster));
-            walk.uncounted += 1;
-            walk.corruption(|| format!("ERROR cluster {cluster} refcount=0 reference={found}"));
+            walk.note_refcount(cluster, (0, found), false);
         }
         walk.report.image_end_offset = Some(last.map_or(0, |c| (c + 1) << self.geometry.cluster_bits));
         Ok(())

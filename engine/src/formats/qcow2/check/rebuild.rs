@@ -22,26 +22,29 @@ struct Layout {
 }
 
 impl Qcow2 {
-    /// Writes new refcount structures with the width that the header has.
-    pub fn rebuild_refcounts(&self, writer: &mut Writer, counts: &Counts) -> Result<()> {
+    /// Writes new refcount structures with the width that the header has; gives the clusters of the old ones.
+    pub fn rebuild_refcounts(&self, writer: &mut Writer, counts: &Counts) -> Result<Vec<u64>> {
         let order = self.read_shared().header.refcount_order;
-        self.write_refcounts(writer, counts, RefcountWidth::new(order))
+        let old = self.old_structures(writer, self.reftable_bytes());
+        self.write_refcounts(writer, counts, RefcountWidth::new(order))?;
+        let alone = |(cluster, times): &(u64, u64)| counts.get(*cluster) <= *times;
+        Ok(old.used().filter(alone).map(|(cluster, _)| cluster).collect())
+    }
+
+    /// Where the refcount table is, and its length.
+    fn reftable_bytes(&self) -> (u64, u64) {
+        let header = &self.read_shared().header;
+        let len = u64::from(header.reftable_clusters) << self.geometry.cluster_bits;
+        (header.reftable_offset, len)
     }
 
     /// Writes new refcount structures of any width. The header's width changes with the place of the table.
     pub fn write_refcounts(&self, writer: &mut Writer, counts: &Counts, width: RefcountWidth) -> Result<()> {
         let size = self.geometry.cluster_size();
         let per_block = width.count(size);
-        let old_table = {
-            let header = &self.read_shared().header;
-            (
-                header.reftable_offset,
-                u64::from(header.reftable_clusters) << self.geometry.cluster_bits,
-            )
-        };
         let layout = self.lay_out(counts, per_block)?;
         let structures = layout.start..layout.start + layout.blocks.len() as u64 + layout.table_clusters;
-        let old = self.old_structures(writer, old_table);
+        let old = self.old_structures(writer, self.reftable_bytes());
         let count_of = |cluster: u64| {
             let found = counts.get(cluster).saturating_sub(old.get(cluster));
             found + u64::from(structures.contains(&cluster))

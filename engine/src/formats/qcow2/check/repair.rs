@@ -6,6 +6,7 @@
 use super::super::image::Qcow2;
 use super::super::layout::{Incompatible, L2Entry, words_from_be, words_to_be};
 use super::super::writer::Writer;
+use super::Counts;
 use super::walk::{BadEntry, Walk};
 use crate::image::{CheckReport, Repair};
 use crate::{Control, Error, Result};
@@ -26,24 +27,34 @@ impl Qcow2 {
         // What looks like a leak may be the data that a broken entry should point to: nothing is taken from it.
         let unclear = !walk.bad.is_empty() || repair == Repair::Leaks && walk.report.corruptions > 0;
         let safe = if unclear { Repair::No } else { repair };
-        if safe == Repair::All && (walk.bad_refcounts || !self.blocks_suffice(&walk)) {
-            let found = walk.report.clone();
-            self.compare_refcounts(&mut walk, Repair::No)?;
-            let faults = walk.report.corruptions - found.corruptions + found.corruptions.min(1);
-            self.rebuild_refcounts(writer, &walk.counts)?;
-            self.reload(writer)?;
-            messages.append(&mut walk.report.messages);
+        let before = walk.report.clone();
+        self.compare_refcounts(&mut walk, Repair::No)?;
+        messages.append(&mut walk.report.messages);
+        if safe == Repair::All && walk.bad_refcounts {
+            let faults = walk.report.corruptions - before.corruptions + before.corruptions.min(1);
             let leaks = walk.report.leaks;
+            messages.push("Rebuilding refcount structure".to_owned());
+            let given_back = self.rebuild_refcounts(writer, &walk.counts)?;
+            self.reload(writer)?;
             walk = self.walk(control)?;
+            for cluster in given_back {
+                walk.say(|| format!("Repairing cluster {cluster} refcount=1 reference=0"));
+            }
             self.compare_refcounts(&mut walk, Repair::No)?;
             walk.report.leaks_fixed += leaks;
             fixed += faults.max(1);
-        } else {
+        } else if safe != Repair::No && walk.differs && !walk.bad_refcounts {
+            walk.report = CheckReport {
+                messages: Vec::new(),
+                ..before
+            };
+            walk.stored = Counts::default();
             self.compare_refcounts(&mut walk, safe)?;
         }
         let mend_flags = safe == Repair::All || safe == Repair::Leaks && walk.report.corruptions == 0;
         self.check_flags(&mut walk, mend_flags.then_some(&mut *writer))?;
         if repair != Repair::No {
+            self.drop_stale_features(writer)?;
             self.host.flush()?;
             self.reload(writer)?;
         }
@@ -77,14 +88,6 @@ impl Qcow2 {
         let mut walk = Walk::new(self)?;
         walk.run(&self.read_shared(), control)?;
         Ok(walk)
-    }
-
-    /// Whether every cluster that is used has a refcount block.
-    fn blocks_suffice(&self, walk: &Walk<'_>) -> bool {
-        let width = super::RefcountWidth::new(self.read_shared().header.refcount_order);
-        let per_block = width.count(self.geometry.cluster_size());
-        let has_block = |(cluster, _): (u64, u64)| walk.blocks.contains_key(&((cluster / per_block) as usize));
-        walk.counts.used().all(has_block)
     }
 
     /// Clears the marks of an image that was not closed properly or found corrupt.

@@ -41,17 +41,19 @@ pub(super) struct Walk<'a> {
     version: u32,
     file_len: u64,
     pub counts: Counts,
+    /// Refcounts that differ from what was counted, and one more; 0 for those that do not.
+    pub stored: Counts,
+    /// Whether there were any.
+    pub differs: bool,
     pub report: CheckReport,
     pub bad: Vec<BadEntry>,
-    /// Refcount table entries that make no sense: the whole structure is to be rebuilt.
+    /// Refcount table entries that make no sense, or clusters in use that count as free: the whole structure is to be rebuilt.
     pub bad_refcounts: bool,
     /// Refcount blocks that can be used, by table index.
     pub blocks: BTreeMap<usize, u64>,
     tables: BTreeMap<u64, Users>,
     /// Clusters that hold compressed data.
     packed: ClusterSet,
-    /// Used clusters that no refcount block stands for.
-    pub uncounted: u64,
     /// Whether some copied flag may be wrong: else nobody need look at them again.
     pub flags_matter: bool,
 }
@@ -64,13 +66,14 @@ impl<'a> Walk<'a> {
             version: image.read_shared().header.version,
             file_len: image.host.file.len()?,
             counts: Counts::default(),
+            stored: Counts::default(),
+            differs: false,
             report: CheckReport::default(),
             bad: Vec::new(),
             bad_refcounts: false,
             blocks: BTreeMap::new(),
             tables: BTreeMap::new(),
             packed: ClusterSet::default(),
-            uncounted: 0,
             flags_matter: false,
         })
     }
@@ -81,7 +84,7 @@ impl<'a> Walk<'a> {
         self.report.allocated_clusters = Some(0);
         self.report.fragmented_clusters = Some(0);
         self.report.compressed_clusters = Some(0);
-        self.add(0, 1, 1, "header");
+        self.add(0, 1, 1);
         self.refcount_structures(shared)?;
         let snapshots = self.l1_tables(shared);
         self.l1_entries(&shared.l1, true);
@@ -90,7 +93,7 @@ impl<'a> Walk<'a> {
         self.bitmaps(shared)?;
         for extension in &shared.extensions.0 {
             if let Extension::Crypto { offset, len } = extension {
-                self.add(*offset, *len, 1, "encryption header");
+                self.add(*offset, *len, 1);
             }
         }
         Ok(())
@@ -106,6 +109,12 @@ impl<'a> Walk<'a> {
         self.say(message);
     }
 
+    /// The refcount of a cluster as it stands: what was counted, unless it was found to differ.
+    pub fn refcount(&self, cluster: u64) -> u64 {
+        let counted = || self.counts.get(cluster);
+        self.stored.get(cluster).checked_sub(1).unwrap_or_else(counted)
+    }
+
     /// A refcount that is not what was counted.
     pub fn note_refcount(&mut self, cluster: u64, (stored, found): (u64, u64), mended: bool) {
         let leak = stored > found;
@@ -117,6 +126,12 @@ impl<'a> Walk<'a> {
             "ERROR"
         };
         self.say(|| format!("{verb} cluster {cluster} refcount={stored} reference={found}"));
+        self.differs = true;
+        if !mended {
+            self.stored.add(cluster, stored.saturating_add(1));
+            self.flags_matter = true;
+            self.bad_refcounts |= stored == 0;
+        }
         let report = &mut self.report;
         let count = match (leak, mended) {
             (true, true) => &mut report.leaks_fixed,
@@ -134,20 +149,26 @@ impl<'a> Walk<'a> {
             self.report.corruptions += 1;
         }
         let verb = if mended { "Repairing" } else { "ERROR" };
-        self.say(|| format!("{verb} copied flag: {}", place()));
+        self.say(|| format!("{verb} OFLAG_COPIED {}", place()));
+    }
+
+    fn past_end(&mut self, at: u64, len: u64) {
+        self.corruption(|| {
+            format!(
+                "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset {at:#x} size {len:#x}"
+            )
+        });
     }
 
     /// Counts references to a host range; false when it lies past the end of the file.
-    fn add(&mut self, at: u64, len: u64, times: u64, what: &str) -> bool {
+    fn add(&mut self, at: u64, len: u64, times: u64) -> bool {
         let size = self.geometry.cluster_size();
         let end = at.saturating_add(len);
         if len == 0 {
             return true;
         }
         if end >= self.file_len.saturating_add(size) {
-            self.corruption(|| {
-                format!("ERROR: {what} at {at:#x} of {len} bytes ends past the end of the file by one cluster or more")
-            });
+            self.past_end(at, len);
             return false;
         }
         let bits = self.geometry.cluster_bits;
@@ -160,7 +181,7 @@ impl<'a> Walk<'a> {
     fn refcount_structures(&mut self, shared: &Shared) -> Result<()> {
         let header = &shared.header;
         let bytes = u64::from(header.reftable_clusters) << self.geometry.cluster_bits;
-        if !self.add(header.reftable_offset, bytes, 1, "refcount table") {
+        if !self.add(header.reftable_offset, bytes, 1) {
             self.bad_refcounts = true;
         }
         let len = bytes.min(self.file_len.saturating_sub(header.reftable_offset)) & !7;
@@ -176,7 +197,7 @@ impl<'a> Walk<'a> {
             match RefTableEntry::decode(*raw, &self.geometry) {
                 Ok(Some(at)) if at.saturating_add(size) <= self.file_len => {
                     let others = self.counts.get(at >> self.geometry.cluster_bits);
-                    self.add(at, 1, 1, "refcount block");
+                    self.add(at, 1, 1);
                     if others > 0 {
                         self.bad_refcounts = true;
                         self.corruption(|| format!("ERROR refcount block {index} at {at:#x} overlaps other metadata"));
@@ -196,7 +217,7 @@ impl<'a> Walk<'a> {
 
     /// Counts the L1 tables themselves, of the active image and of the snapshots; gives the snapshots' ones.
     fn l1_tables(&mut self, shared: &Shared) -> Vec<Vec<u64>> {
-        self.add(shared.header.l1_offset, shared.l1.len() as u64 * 8, 1, "L1 table");
+        self.add(shared.header.l1_offset, shared.l1.len() as u64 * 8, 1);
         let mut list = Vec::new();
         let mut len = 0;
         for snapshot in &shared.snapshots {
@@ -210,13 +231,13 @@ impl<'a> Walk<'a> {
                 u64::MAX,
             ) {
                 Ok(l1) => {
-                    self.add(snapshot.l1_offset, snapshot.l1_bytes(), 1, "snapshot's L1 table");
+                    self.add(snapshot.l1_offset, snapshot.l1_bytes(), 1);
                     list.push(l1);
                 }
                 Err(error) => self.corruption(|| format!("ERROR snapshot {}: {error}", snapshot.id.escape_debug())),
             }
         }
-        self.add(shared.header.snapshots_offset, len, 1, "snapshot table");
+        self.add(shared.header.snapshots_offset, len, 1);
         list
     }
 
@@ -280,7 +301,7 @@ impl<'a> Walk<'a> {
     }
 
     fn l2(&mut self, table: u64, users: Users, bytes: &[u8]) {
-        self.add(table, 1, users.times, "L2 table");
+        self.add(table, 1, users.times);
         let step = self.geometry.entry_words();
         let mut next = 0;
         let mut allocated = 0;
@@ -332,7 +353,7 @@ impl<'a> Walk<'a> {
             return;
         }
         if at >= self.file_len {
-            self.corruption(|| format!("ERROR: guest data at {at:#x} lies past the end of the file"));
+            self.past_end(at, if len > 1 { len } else { self.geometry.cluster_size() });
             self.bad.push(BadEntry::L2 { table, index });
             return;
         }
@@ -345,12 +366,7 @@ impl<'a> Walk<'a> {
             self.flags_matter |= users.times > 1 || known && !known_packed;
         }
         // One byte stands for a whole cluster, whose end may lie past the end of the file.
-        self.add(
-            at,
-            if packed { len } else { self.geometry.cluster_size() },
-            users.times,
-            "guest data",
-        );
+        self.add(at, if packed { len } else { self.geometry.cluster_size() }, users.times);
     }
 
     fn bitmaps(&mut self, shared: &Shared) -> Result<()> {
@@ -368,14 +384,9 @@ impl<'a> Walk<'a> {
                 return Ok(());
             }
         };
-        self.add(
-            extension.directory_offset,
-            extension.directory_size,
-            1,
-            "bitmap directory",
-        );
+        self.add(extension.directory_offset, extension.directory_size, 1);
         for bitmap in list {
-            self.add(bitmap.table_offset, u64::from(bitmap.table_size) * 8, 1, "bitmap table");
+            self.add(bitmap.table_offset, u64::from(bitmap.table_size) * 8, 1);
             match bitmap.table(storage) {
                 Ok(table) => self.bitmap_data(&table),
                 Err(error) => self.corruption(|| format!("ERROR bitmap \"{}\": {error}", bitmap.name.escape_debug())),
@@ -388,7 +399,7 @@ impl<'a> Walk<'a> {
         for raw in table {
             match BitmapCluster::decode(*raw, &self.geometry) {
                 Ok(BitmapCluster::At(at)) => {
-                    self.add(at, self.geometry.cluster_size(), 1, "bitmap data");
+                    self.add(at, self.geometry.cluster_size(), 1);
                 }
                 Ok(_) => {}
                 Err(error) => self.corruption(|| format!("ERROR {error}")),

@@ -62,7 +62,8 @@ impl Extensions {
     /// `open_ended` says that the area ends where the cluster does: then the end must be marked.
     ///
     /// # Errors
-    /// `Corrupt` for extensions that do not fit, come twice or hold nonsense.
+    /// `Corrupt` for extensions that do not fit or hold nonsense, and for two that say where something is. Of two backing formats the
+    /// last one counts, as for QEMU.
     pub fn parse(area: &[u8], open_ended: bool) -> Result<Self> {
         let mut list: Vec<Extension> = Vec::new();
         let mut rest = area;
@@ -76,7 +77,7 @@ impl Extensions {
                 Error::corrupt(format!("header extension {kind:#x} of {len} bytes ends past its area"))
             })?;
             let extension = parse_one(kind, data)?;
-            if list.iter().any(|e| e.kind() == kind) {
+            if extension.must_be_alone() && list.iter().any(|e| e.kind() == kind) {
                 return Err(Error::corrupt(format!("header extension {kind:#x} comes twice")));
             }
             list.push(extension);
@@ -104,7 +105,7 @@ impl Extensions {
 
     /// The format of the backing file.
     pub fn backing_format(&self) -> Option<&str> {
-        self.0.iter().find_map(|e| match e {
+        self.0.iter().rev().find_map(|e| match e {
             Extension::BackingFormat(name) => Some(name.as_str()),
             _ => None,
         })
@@ -132,20 +133,25 @@ impl Extensions {
     }
     /// The image's own name of a feature bit. `class` is 0 for incompatible, 1 for compatible, 2 for autoclear.
     pub fn feature_name(&self, class: u8, bit: u32) -> Option<String> {
-        let table = self.0.iter().find_map(|e| match e {
+        let table = self.0.iter().rev().find_map(|e| match e {
             Extension::FeatureNames(bytes) => Some(bytes.as_slice()),
             _ => None,
         })?;
         let entry = table
-            .chunks_exact(FEATURE_ENTRY)
+            .chunks(FEATURE_ENTRY)
             .find(|e| e.first() == Some(&class) && e.get(1).is_some_and(|b| u32::from(*b) == bit))?;
         let name = entry.get(2..)?;
         let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
         Some(String::from_utf8_lossy(name.get(..end)?).into_owned())
     }
-    /// Puts `new` in the place of the extension of its kind, or where QEMU would write it; `None` removes the kind of `like`.
+    /// Puts `new` in the place of the extensions of its kind, or where QEMU would write it; `None` removes the kind of `like`.
     pub fn replace(&mut self, kind: ExtensionKind, new: Option<Extension>) {
         let found = self.0.iter().position(|e| e.kind() == kind.0);
+        let mut nth = 0;
+        self.0.retain(|e| {
+            nth += usize::from(e.kind() == kind.0);
+            e.kind() != kind.0 || nth == 1
+        });
         match (found, new) {
             (Some(i), Some(new)) => self.0[i] = new,
             (Some(i), None) => {
@@ -218,6 +224,10 @@ pub(in super::super) fn text(what: &str, data: &[u8]) -> Result<String> {
 }
 
 impl Extension {
+    /// Of two of these nobody could tell which one is meant.
+    fn must_be_alone(&self) -> bool {
+        matches!(self, Self::Bitmaps(_) | Self::Crypto { .. } | Self::DataFile(_))
+    }
     fn kind(&self) -> u32 {
         match self {
             Self::BackingFormat(_) => BACKING_FORMAT,
@@ -300,7 +310,7 @@ mod tests {
 
     #[test]
     fn lengths_past_the_area_and_repetitions_are_corrupt() {
-        let mut one = Extensions(vec![Extension::BackingFormat("raw".into())]).encode();
+        let mut one = Extensions(vec![Extension::DataFile("raw".into())]).encode();
         one.truncate(16);
         assert!(Extensions::parse(&[&one[..], &one[..], &[0; 8]].concat(), true).is_err());
         assert!(Extensions::parse(&one, true).is_err());

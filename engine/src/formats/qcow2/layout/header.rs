@@ -1,7 +1,5 @@
 //! The header: cluster 0, first field to the last one we know.
 
-use std::fmt::Write as _;
-
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -384,17 +382,19 @@ impl Header {
     }
 }
 
-/// The sentence about incompatible features that nobody here knows, with their names where the image has them.
+/// The sentence about incompatible features that nobody here knows: their names where the image has them, the other bits as one number.
 pub(in super::super) fn unknown_features(bits: u64, name_of: impl Fn(u32) -> Option<String>) -> Error {
-    let mut list = String::new();
+    let (mut list, mut nameless) = (Vec::new(), 0u64);
     for bit in (0..64).filter(|b| bits & (1 << b) != 0) {
-        let comma = if list.is_empty() { "" } else { ", " };
-        let _ = match name_of(bit) {
-            Some(name) => write!(list, "{comma}\"{}\"", name.escape_debug()),
-            None => write!(list, "{comma}bit {bit}"),
-        };
+        match name_of(bit) {
+            Some(name) => list.push(name.escape_debug().to_string()),
+            None => nameless |= 1 << bit,
+        }
     }
-    Error::unsupported(format!("the image needs features that are not known here: {list}"))
+    if nameless != 0 {
+        list.push(format!("Unknown incompatible feature: {nameless:x}"));
+    }
+    Error::unsupported(format!("unsupported qcow2 feature(s): {}", list.join(", ")))
 }
 
 #[cfg(test)]

@@ -1,0 +1,155 @@
+//! Uses an image in every way, and watches what that costs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use vdisk_engine::env::Secrets;
+use vdisk_engine::gate::{Gate, Node, Reference};
+use vdisk_engine::image::Repair;
+use vdisk_engine::ops::{self, convert::CopyOptions};
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::{FileOptions, FileStorage, MemoryStorage};
+use vdisk_engine::{Chain, Control, Error, ErrorKind, Limits, OpenEnv, Result, StorageRef, formats};
+
+/// Generous: not optimised, and beside other tests.
+const TIME: Duration = Duration::from_secs(2);
+const MEMORY: u64 = 64 << 20;
+/// Guest bytes that are read and converted.
+const REACH: u64 = 1 << 20;
+
+/// Denies everything and counts.
+#[derive(Default)]
+struct Closed(AtomicU64);
+
+impl Gate for Closed {
+    fn open(&self, reference: &Reference<'_>) -> Result<Node> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Err(Error::denied(format!("{:?}", reference.name)))
+    }
+    fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
+        Err(Error::denied(format!("{:?}", reference.name)))
+    }
+}
+
+struct Passphrase;
+
+impl Secrets for Passphrase {
+    fn get(&self, _id: &str) -> Result<zeroize::Zeroizing<Vec<u8>>> {
+        Ok(b"open sesame".to_vec().into())
+    }
+}
+
+fn node(bytes: &[u8], format: &str) -> Node {
+    with_key(Node::new(
+        Arc::new(MemoryStorage::new("hostile", bytes.to_vec())),
+        format,
+    ))
+}
+
+fn with_key(node: Node) -> Node {
+    match node.format.as_deref() {
+        Some("luks") => node.with_options(Options::new().with("key-secret", "key")),
+        _ => node,
+    }
+}
+
+/// What a use may give: anything but a failure of the storage, which is memory and does not fail.
+fn typed<T>(what: &str, verb: &str, result: Result<T>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            assert_ne!(error.kind(), ErrorKind::Io, "{what}, {verb}: {error:?}");
+            None
+        }
+    }
+}
+
+/// Uses `bytes` as an image. With `guest`, what is read must be of these byte values.
+pub fn exercise(format: &str, bytes: &[u8], guest: Option<&[u8]>, what: &str) {
+    let start = Instant::now();
+    let before = peak_memory(true);
+    let gate = Closed::default();
+    let limits = Limits::untrusted();
+    let env = OpenEnv::closed(&limits).with_gate(&gate).with_secrets(&Passphrase);
+    let alone = |env: &OpenEnv<'_>| Chain::open(node(bytes, format).without_backing(), env);
+    if let Some(chain) = typed(what, "info", alone(&env.metadata_only())) {
+        typed(what, "info", chain.top().info());
+    }
+    if let Some(chain) = typed(what, "check", alone(&env.for_check())) {
+        typed(what, "check", chain.top().check(Repair::No, &Control::default()));
+    }
+    // The data of an image of several files is in files that its descriptor names: the gate is asked, and refuses.
+    let asked = gate.0.load(Ordering::Relaxed);
+    assert!(
+        asked == 0 || format == "vmdk",
+        "{what}: info or check asked for a second file"
+    );
+    if let Some(chain) = typed(what, "open", Chain::open(node(bytes, format), &env)) {
+        typed(
+            what,
+            "map",
+            ops::map::map(&chain, 0, REACH).take(500).collect::<Result<Vec<_>>>(),
+        );
+        read(&chain, guest, what);
+        convert(&chain, what);
+    }
+    write(format, bytes, &env.writable());
+    let (took, used) = (start.elapsed(), peak_memory(false).saturating_sub(before));
+    assert!(took < TIME, "{what}: took {took:?}");
+    assert!(used < MEMORY, "{what}: took {used} bytes");
+}
+
+/// Writes into a real file: one that grows far is sparse there. The system may refuse what is too far.
+fn write(format: &str, bytes: &[u8], env: &OpenEnv<'_>) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    let storage = FileStorage::open(file.path(), FileOptions::write()).unwrap();
+    let node = with_key(Node::new(Arc::new(storage), format)).without_backing();
+    if let Ok(chain) = Chain::open(node, env) {
+        let _ = chain.write(0, &[9; 512]).and_then(|()| chain.top().close());
+    }
+}
+
+fn read(chain: &Chain, guest: Option<&[u8]>, what: &str) {
+    let size = chain.virtual_size();
+    let mut buf = vec![0; 64 << 10];
+    let last = size.saturating_sub(buf.len() as u64);
+    for offset in [0, 64 << 10, 128 << 10, 192 << 10, last / 2, last] {
+        let len = buf
+            .len()
+            .min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
+        let buf = &mut buf[..len];
+        if typed(what, "read", chain.read(offset, buf)).is_some()
+            && let Some(guest) = guest
+        {
+            let foreign = buf.iter().find(|b| !guest.contains(b));
+            assert_eq!(foreign, None, "{what}: foreign bytes at {offset:#x}");
+        }
+    }
+}
+
+/// Converts the beginning, if it is not larger than that.
+fn convert(chain: &Chain, what: &str) {
+    if chain.virtual_size() > REACH {
+        return;
+    }
+    let storage: StorageRef = Arc::new(MemoryStorage::new("out", vec![0; chain.virtual_size() as usize]));
+    let limits = Limits::default();
+    let raw = formats::by_name("raw").unwrap();
+    let env = OpenEnv::closed(&limits).writable();
+    let target = raw.open(storage, &Options::new(), &env).unwrap();
+    let done = ops::convert::convert(chain, &*target, &CopyOptions::default(), &Control::default());
+    typed(what, "convert", done);
+}
+
+/// The process's largest resident size since the last reset, in bytes; 0 where the system does not tell.
+fn peak_memory(reset: bool) -> u64 {
+    if reset {
+        let _ = std::fs::write("/proc/self/clear_refs", "5");
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let number = line.and_then(|l| l.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    number.unwrap_or(0) << 10
+}

@@ -1,0 +1,13 @@
+//! Images made to break a reader, for every format: each number of every header and table set to values that hurt, files cut anywhere,
+//! bytes changed at random. Through info, check, map, read, convert and writing each gives a typed error or a clean answer, quickly, in
+//! little memory, and opens no second file.
+//!
+//! `VDISK_MUTATIONS` sets the number of random changes of each format (30 without it), `VDISK_SEED` which.
+
+#![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
+
+mod corpus;
+mod exercise;
+mod fields;
+mod samples;
+mod sweeps;

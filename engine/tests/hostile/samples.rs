@@ -1,0 +1,58 @@
+//! A small valid image of every format: the byte 3 in the first 128 KiB, zeroes behind.
+
+use std::sync::Arc;
+
+use vdisk_engine::env::{CreateSpec, Secrets};
+use vdisk_engine::gate::{DenyAll, Node};
+use vdisk_engine::ops::{self, convert::CopyOptions};
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::MemoryStorage;
+use vdisk_engine::{Chain, Control, CreateEnv, Limits, OpenEnv, Result};
+
+/// Bytes that a guest sees in a sample.
+pub const GUEST: [u8; 2] = [0, 3];
+const SIZE: usize = 1 << 20;
+
+struct Passphrase;
+
+impl Secrets for Passphrase {
+    fn get(&self, _id: &str) -> Result<zeroize::Zeroizing<Vec<u8>>> {
+        Ok(b"open sesame".to_vec().into())
+    }
+}
+
+pub fn sample(format: &str) -> Vec<u8> {
+    let mut guest = vec![0; SIZE];
+    guest[..128 << 10].fill(3);
+    let limits = Limits::default();
+    let raw = Node::new(Arc::new(MemoryStorage::new("source", guest)), "raw");
+    let source = Chain::open(raw, &OpenEnv::closed(&limits)).unwrap();
+    let storage = Arc::new(MemoryStorage::empty());
+    let keyed = format == "luks";
+    let options = match keyed {
+        true => Options::new().with("key-secret", "key").with("iterations", "1000"),
+        false => Options::new(),
+    };
+    let env = CreateEnv {
+        gate: &DenyAll,
+        limits: &limits,
+        secrets: &Passphrase,
+        random: &|buf| buf.fill(0x5a),
+        now: 1_700_000_000,
+    };
+    let spec = CreateSpec {
+        virtual_size: SIZE as u64,
+        options,
+        backing: None,
+    };
+    ops::create::create(storage.clone(), format, &spec, &env).unwrap();
+    let env = OpenEnv::closed(&limits).with_secrets(&Passphrase).writable();
+    let mut node = Node::new(storage.clone(), format);
+    if keyed {
+        node = node.with_options(Options::new().with("key-secret", "key"));
+    }
+    let target = Chain::open(node, &env).unwrap();
+    ops::convert::convert(&source, target.top(), &CopyOptions::default(), &Control::default()).unwrap();
+    drop(target);
+    storage.contents()
+}

@@ -1,0 +1,58 @@
+use vdisk_engine::control::NoProgress;
+use vdisk_engine::{CancelToken, Control};
+
+use std::sync::Arc;
+
+use super::Service;
+use super::background::blocking;
+use crate::disk::Look;
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::{Finding, ImageId, ImageState, Inspection, Severity, Verdict};
+use crate::pool::Access;
+use crate::sandbox;
+use crate::store::images::ImageRecord;
+
+impl Service {
+    /// Looks at an image's file as an import would: its formats, its references, its features, and whether they are what
+    /// the inventory has on record.
+    ///
+    /// # Errors
+    /// `not_found`, `image_not_ready`, `image_busy`, `inspection_failed`.
+    pub async fn inspect_image(&self, id: ImageId) -> Result<Inspection> {
+        let record = self.inner.store.image(id).await?;
+        if ![ImageState::Ready, ImageState::Busy].contains(&record.image.state) {
+            let public = format!("the image is {}: there is no file to look at", record.image.state);
+            return Err(ServiceError::new(ErrorCode::ImageNotReady, public));
+        }
+        let pool = self.inner.pool(&record.image.pool)?;
+        let (limits, inspector) = (self.inner.limits.clone(), self.inner.config.inspector.clone());
+        let look = Look {
+            claimed: Some(record.image.format.clone()),
+            check: false,
+            strict: false,
+        };
+        let file = record.file.clone();
+        let looked = blocking(move || {
+            let handle = pool.open_file(&file, Access::Read)?;
+            let control = Control::new(Arc::new(NoProgress), CancelToken::new());
+            sandbox::inspect(inspector.as_deref(), handle, &file, &look, &limits, &control)
+        })
+        .await?;
+        let mut inspection = looked.inspection;
+        judge_base(&mut inspection, &record, looked.backing.map(|(name, _)| name));
+        Ok(inspection)
+    }
+}
+
+/// The base that the header names must be the one on record.
+fn judge_base(inspection: &mut Inspection, record: &ImageRecord, named: Option<String>) {
+    if inspection.virtual_size.is_none() || named == record.backing_name {
+        return;
+    }
+    inspection.verdict = Verdict::Refused;
+    inspection.findings.push(Finding {
+        severity: Severity::Refusal,
+        code: ErrorCode::BaseChanged.as_str().to_owned(),
+        text: "the header names another base than the inventory has on record".to_owned(),
+    });
+}

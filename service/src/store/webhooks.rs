@@ -1,0 +1,152 @@
+//! Whom to tell what happened, and how far they were told.
+
+use std::time::Duration;
+
+use super::row::{Columns, json_text, stored};
+use super::secrets::SealedSecret;
+use super::{Store, Tx};
+use crate::clock::Timestamp;
+use crate::error::{Result, ServiceError};
+use crate::model::{EventKind, Webhook, WebhookId};
+
+/// A webhook with what its deliveries are signed with.
+#[derive(Clone)]
+pub struct WebhookRecord {
+    /// As it is shown.
+    pub webhook: Webhook,
+    /// The sealed secret.
+    pub secret: SealedSecret,
+}
+
+impl Tx {
+    /// Registers a webhook that is told of what happens after this transaction.
+    pub async fn insert_webhook(
+        &mut self,
+        id: WebhookId,
+        url: &str,
+        events: &[EventKind],
+        secret: &SealedSecret,
+    ) -> Result<()> {
+        let sql = "INSERT INTO webhooks (id, url, events, sealed, key_id, delivered, failures, next_try, created_at) \
+             SELECT $1, $2, $3, $4, $5, value, 0, 0, $6 FROM counters WHERE name = 'event'";
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(url)
+            .bind(json_text(&events)?)
+            .bind(&secret.sealed)
+            .bind(&secret.key_id)
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// How many there are.
+    pub async fn count_webhooks(&mut self) -> Result<u64> {
+        let sql = "SELECT COUNT(*) AS n FROM webhooks";
+        sqlx::query(sql).fetch_one(&mut *self.inner).await?.size("n")
+    }
+
+    /// Removes a webhook.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn delete_webhook(&mut self, id: WebhookId) -> Result<()> {
+        let deleted = sqlx::query("DELETE FROM webhooks WHERE id = $1")
+            .bind(id.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        match deleted.rows_affected() {
+            0 => Err(ServiceError::not_found("webhook", id)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a webhook that is due up for a while, so that no other process tells the same. Whether it was due.
+    pub async fn claim_webhook(&mut self, id: WebhookId, lease: Duration) -> Result<bool> {
+        let claimed = sqlx::query("UPDATE webhooks SET next_try = $2 WHERE id = $1 AND next_try <= $3")
+            .bind(id.to_string())
+            .bind(self.now.after(lease).0)
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(claimed.rows_affected() == 1)
+    }
+
+    /// Notes how far a webhook was told, and until when this process has it.
+    pub async fn webhook_told(&mut self, id: WebhookId, delivered: u64, until: Timestamp) -> Result<()> {
+        let sql = "UPDATE webhooks SET delivered = $2, failures = 0, problem = NULL, next_try = $3 WHERE id = $1";
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(stored(delivered)?)
+            .bind(until.0)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Notes a delivery that failed, and when the next may be tried.
+    pub async fn webhook_failed(&mut self, id: WebhookId, problem: &str, next_try: Timestamp) -> Result<()> {
+        let sql = "UPDATE webhooks SET failures = failures + 1, problem = $2, next_try = $3 WHERE id = $1";
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(problem)
+            .bind(next_try.0)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+}
+
+impl Store {
+    /// One webhook.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn webhook(&self, id: WebhookId) -> Result<WebhookRecord> {
+        let sql = "SELECT id, url, events, sealed, key_id, delivered, failures, problem, created_at FROM webhooks \
+             WHERE id = $1";
+        let row = sqlx::query(sql)
+            .bind(id.to_string())
+            .fetch_optional(&self.readers)
+            .await?;
+        row.as_ref()
+            .map(record)
+            .transpose()?
+            .ok_or_else(|| ServiceError::not_found("webhook", id))
+    }
+
+    /// Every webhook, oldest first: their number is bounded.
+    pub async fn webhooks(&self) -> Result<Vec<WebhookRecord>> {
+        let sql = "SELECT id, url, events, sealed, key_id, delivered, failures, problem, created_at FROM webhooks \
+             ORDER BY id";
+        let rows = sqlx::query(sql).fetch_all(&self.readers).await?;
+        rows.iter().map(record).collect()
+    }
+
+    /// Those that are due and have something to be told.
+    pub async fn due_webhooks(&self) -> Result<Vec<WebhookId>> {
+        let sql = "SELECT id FROM webhooks WHERE next_try <= $1 \
+             AND delivered < (SELECT value FROM counters WHERE name = 'event') ORDER BY id";
+        let rows = sqlx::query(sql).bind(self.now().0).fetch_all(&self.readers).await?;
+        rows.iter().map(|row| row.id("id")).collect()
+    }
+}
+
+fn record(row: &sqlx::any::AnyRow) -> Result<WebhookRecord> {
+    Ok(WebhookRecord {
+        webhook: Webhook {
+            id: row.id("id")?,
+            url: row.text("url")?,
+            events: row.json("events")?,
+            delivered: row.size("delivered")?,
+            failures: row.size("failures")?,
+            problem: row.text_or_null("problem")?,
+            created_at: row.time("created_at")?,
+        },
+        secret: SealedSecret {
+            sealed: row.text("sealed")?,
+            key_id: row.text("key_id")?,
+        },
+    })
+}

@@ -1,0 +1,108 @@
+//! Telling others what happened: events in the order of their numbers, each at least once, over restarts too.
+
+mod deliver;
+mod target;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+pub use target::check_url;
+
+use self::deliver::{Outgoing, post};
+use crate::error::{Result, ServiceError};
+use crate::model::{Event, WebhookId};
+use crate::service::Inner;
+
+/// Events read at once.
+const BATCH: u32 = 64;
+/// How long this process has a webhook: more than one delivery takes.
+const LEASE: Duration = Duration::from_secs(60);
+/// The first pause after a failure; each further one is twice as long.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(3600);
+const PROBLEM_CHARS: usize = 256;
+
+/// Delivers until the service stops.
+pub async fn deliverer(inner: Arc<Inner>) {
+    loop {
+        if let Err(error) = deliver_due(&inner).await {
+            tracing::warn!(%error, "webhooks cannot be delivered now; trying again");
+        }
+        tokio::select! {
+            () = inner.stop.cancelled() => return,
+            () = tokio::time::sleep(inner.config.poll_interval) => {}
+        }
+    }
+}
+
+async fn deliver_due(inner: &Arc<Inner>) -> Result<()> {
+    let due = inner.store.due_webhooks().await?;
+    for outcome in join_all(due.into_iter().map(|id| deliver_to(inner, id))).await {
+        outcome?;
+    }
+    Ok(())
+}
+
+/// Tells one webhook what it has not been told, until it is up to date, fails, or is another process's.
+async fn deliver_to(inner: &Arc<Inner>, id: WebhookId) -> Result<()> {
+    let mut tx = inner.store.begin().await?;
+    if !tx.claim_webhook(id, LEASE).await? {
+        return Ok(());
+    }
+    tx.commit().await?;
+    let record = inner.store.webhook(id).await?;
+    let secret = inner.vault.open_secret(id, &record.secret)?;
+    let mut told = record.webhook.delivered;
+    loop {
+        let events = inner.store.events_after(told, None, None, BATCH).await?;
+        if events.is_empty() || inner.stop.is_cancelled() {
+            return note(inner, id, told, Duration::ZERO).await;
+        }
+        for event in events {
+            told = event.seq;
+            if !record.webhook.events.contains(&event.kind) {
+                continue;
+            }
+            if let Err(problem) = send(inner, &record.webhook.url, id, &secret, &event).await? {
+                return failed(inner, id, record.webhook.failures, &problem).await;
+            }
+            note(inner, id, told, LEASE).await?;
+            if inner.stop.is_cancelled() {
+                return note(inner, id, told, Duration::ZERO).await;
+            }
+        }
+    }
+}
+
+async fn send(
+    inner: &Inner,
+    url: &str,
+    id: WebhookId,
+    secret: &[u8],
+    event: &Event,
+) -> Result<std::result::Result<(), String>> {
+    let body = serde_json::to_string(event).map_err(ServiceError::internal)?;
+    let outgoing = Outgoing::signed(url, id, event.seq, body, secret, inner.store.now())?;
+    let anywhere = inner.config.webhooks_anywhere;
+    let sent = tokio::task::spawn_blocking(move || post(&outgoing, anywhere)).await;
+    sent.map_err(ServiceError::internal)
+}
+
+async fn note(inner: &Inner, id: WebhookId, told: u64, keep: Duration) -> Result<()> {
+    let mut tx = inner.store.begin().await?;
+    let until = tx.now.after(keep);
+    tx.webhook_told(id, told, until).await?;
+    tx.commit().await
+}
+
+async fn failed(inner: &Inner, id: WebhookId, failures: u64, problem: &str) -> Result<()> {
+    let doublings = u32::try_from(failures).unwrap_or(u32::MAX).min(12);
+    let pause = PAUSE.saturating_mul(1 << doublings).min(PAUSE_MAX);
+    tracing::info!(webhook = %id, problem, pause_seconds = pause.as_secs(), "a delivery failed");
+    let problem: String = problem.chars().take(PROBLEM_CHARS).collect();
+    let mut tx = inner.store.begin().await?;
+    let next = tx.now.after(pause);
+    tx.webhook_failed(id, &problem, next).await?;
+    tx.commit().await
+}
