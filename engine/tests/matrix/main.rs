@@ -130,6 +130,10 @@ fn every_readable_format_becomes_every_writable_one() {
         let mut faults = Vec::new();
         for (format, path) in &sources {
             let source = open(path, format, false).unwrap();
+            // Past the end of its content an encrypted disk is noise: no size that is rounded up.
+            if variant.has("sector-size", "4096") && source.virtual_size() % 4096 != 0 {
+                continue;
+            }
             let below = tempfile::tempdir_in(folder).unwrap();
             let image = below.path().join("image");
             let found = match write(variant, &image, &source) {
