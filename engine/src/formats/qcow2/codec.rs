@@ -8,7 +8,7 @@ use zstd::zstd_safe;
 use super::layout::Compression;
 use crate::{Error, Result};
 
-/// Measured on 64 KiB clusters of a file system: 3 % smaller than QEMU's zlib level 6, at about four times its speed a core.
+/// Measured on 64 KiB clusters of a file system: 1 % larger than QEMU's zlib level 6, at about nine times its speed with two cores.
 const DEFLATE_LEVEL: i32 = 1;
 /// QEMU's zstd level.
 const ZSTD_LEVEL: i32 = zstd_safe::CLEVEL_DEFAULT;
