@@ -6,7 +6,8 @@ use crate::Result;
 /// Bytes that are encrypted or decrypted at a time: what stays in a processor's own cache in between.
 const PIECE: usize = 128 << 10;
 
-/// Reads and writes stored bytes that are encrypted. Positions and places are alike modulo the sector size.
+/// Reads and writes stored bytes that are encrypted. Positions and places are alike modulo the sector size; positions may wrap, since some
+/// headers choose where they begin.
 pub(crate) struct EncryptedBytes<'a> {
     pub cipher: &'a SectorCipher,
     /// Reads stored bytes.
@@ -29,7 +30,7 @@ impl EncryptedBytes<'_> {
                 (self.read)(at, part)?;
                 self.cipher.decrypt(position, part)?;
             }
-            (position, at, buf) = (position + len as u64, at + len as u64, rest);
+            (position, at, buf) = (position.wrapping_add(len as u64), at + len as u64, rest);
         }
         Ok(())
     }
@@ -52,9 +53,9 @@ impl EncryptedBytes<'_> {
             } else {
                 piece.extend_from_slice(part);
             }
-            self.cipher.encrypt(position - start, &mut piece)?;
+            self.cipher.encrypt(position.wrapping_sub(start), &mut piece)?;
             (self.write)(at - start, &piece)?;
-            (position, at, bytes) = (position + len as u64, at + len as u64, rest);
+            (position, at, bytes) = (position.wrapping_add(len as u64), at + len as u64, rest);
         }
         Ok(())
     }
@@ -81,7 +82,7 @@ impl EncryptedBytes<'_> {
         let inside = at % self.cipher.sector_size() as u64;
         let mut sector = vec![0; self.cipher.sector_size()];
         (self.read)(at - inside, &mut sector)?;
-        self.cipher.decrypt(position - inside, &mut sector)?;
+        self.cipher.decrypt(position.wrapping_sub(inside), &mut sector)?;
         Ok((sector, inside as usize))
     }
 }

@@ -11,11 +11,11 @@ pub const BLOCK: u64 = 64 << 10;
 pub const NONZERO_KIND: &str = "sha256-nonzero-64k";
 
 /// SHA-256 over the offset (8 bytes, little-endian) and the data of every 64 KiB block before `end` that is not all zero, so that
-/// holes cost nothing. What ends inside a block counts as filled up with zeroes: formats round sizes up.
+/// holes cost nothing. What ends inside a block counts as filled up with zeroes: formats round sizes up. In lower-case hex digits.
 ///
 /// # Errors
 /// What the layers say; `Cancelled`.
-pub fn nonzero(chain: &Chain, end: u64, control: &Control) -> Result<[u8; 32]> {
+pub fn nonzero(chain: &Chain, end: u64, control: &Control) -> Result<String> {
     let (end, mut offset, mut hash) = (chain.virtual_size().min(end), 0, Sha256::new());
     let mut block = vec![0; BLOCK as usize];
     control.set_total(end);
@@ -47,14 +47,14 @@ pub fn nonzero(chain: &Chain, end: u64, control: &Control) -> Result<[u8; 32]> {
         offset += there;
         control.advance(there);
     }
-    Ok(hash.finalize().into())
+    Ok(hex(&hash.finalize()))
 }
 
 /// SHA-256 of every byte: that of the disk as a raw file.
 ///
 /// # Errors
 /// As [`nonzero`].
-pub fn full(chain: &Chain, control: &Control) -> Result<[u8; 32]> {
+pub fn full(chain: &Chain, control: &Control) -> Result<String> {
     let (end, mut offset, mut hash) = (chain.virtual_size(), 0, Sha256::new());
     let mut block = vec![0; BLOCK as usize];
     control.set_total(end);
@@ -67,5 +67,9 @@ pub fn full(chain: &Chain, control: &Control) -> Result<[u8; 32]> {
         offset += there;
         control.advance(there);
     }
-    Ok(hash.finalize().into())
+    Ok(hex(&hash.finalize()))
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -8,6 +8,7 @@ mod lock;
 mod memory;
 mod nbd;
 mod new_file;
+mod read_only;
 mod slice;
 
 use std::fmt;
@@ -16,11 +17,12 @@ use std::sync::Arc;
 
 pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
-pub use http::{AllowAddress, HttpOptions, HttpStorage, is_public};
+pub use http::{AllowAddress, HttpOptions, HttpStorage, carried_ipv4, is_public};
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;
 pub use nbd::{NbdAddress, NbdOptions, NbdStorage};
 pub use new_file::NewFile;
+pub use read_only::ReadOnlyStorage;
 pub use slice::SliceStorage;
 
 use crate::{Error, Result};

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use vdisk_engine::ops::convert::{Mark, Segments};
-use vdisk_engine::ops::{digest, measure};
+use vdisk_engine::ops::measure;
 use vdisk_engine::storage::NewFile;
 use vdisk_engine::{Chain, Control, Error, formats};
 
 use super::JobContext;
-use super::context::open_patiently;
-use crate::disk::{Layer, OpenSecrets, Opening, fingerprint};
+use super::verify::compare;
+use crate::disk::{Layer, fingerprint};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::pool::PoolFolder;
 use crate::store::jobs::{FillingEntry, JournalEntry};
@@ -260,72 +260,4 @@ fn is_about_the_file(error: &ServiceError) -> bool {
         WrongKey,
     ];
     codes.contains(&error.code)
-}
-
-/// Compares what two chains show, by digest; both are read at the same time.
-///
-/// # Errors
-/// `corrupt_image` when they differ.
-pub fn compare(source: &Chain, target: &Chain, control: &Control) -> Result<String> {
-    let (ours, theirs) = std::thread::scope(|scope| {
-        let theirs = scope.spawn(|| digest::nonzero(target, u64::MAX, control));
-        (digest::nonzero(source, u64::MAX, control), theirs.join())
-    });
-    let theirs = theirs.map_err(|_| ServiceError::internal("the thread that reads the new image ended"))?;
-    let (ours, theirs) = (hex(&ours?), hex(&theirs?));
-    same(&ours, &theirs).map(|()| ours)
-}
-
-/// Refuses two digests that differ.
-///
-/// # Errors
-/// `corrupt_image`.
-pub fn same(before: &str, after: &str) -> Result<()> {
-    if before == after {
-        return Ok(());
-    }
-    let public = format!("what was written does not show what it should: its digest is {after}, not {before}");
-    Err(ServiceError::new(ErrorCode::CorruptImage, public))
-}
-
-/// The digest of what a chain shows before a guest byte.
-pub fn digest_of(chain: &Chain, end: u64, control: &Control) -> Result<String> {
-    Ok(hex(&digest::nonzero(chain, end, &control.uncounted())?))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// What the guest sees before an in-place job changes anything, up to a byte. Kept for later attempts, which find it changed.
-pub async fn digest_before(context: &JobContext, layers: &[Layer], end: u64) -> Result<String> {
-    let mut entry = context.journal().await?;
-    if let Some(digest) = entry.digest_before {
-        return Ok(digest);
-    }
-    context.step("reading what the guest sees").await?;
-    let digest = read_digest(context, layers, end).await?;
-    entry.digest_before = Some(digest.clone());
-    context.keep(&entry).await?;
-    Ok(digest)
-}
-
-/// Makes sure that the guest sees the same after an in-place job.
-///
-/// # Errors
-/// `corrupt_image`.
-pub async fn require_digest(context: &JobContext, layers: &[Layer], end: u64, before: &str) -> Result<()> {
-    context.step("comparing what the guest sees now").await?;
-    same(before, &read_digest(context, layers, end).await?)
-}
-
-async fn read_digest(context: &JobContext, layers: &[Layer], end: u64) -> Result<String> {
-    let (layers, limits) = (layers.to_vec(), context.inner.limits.clone());
-    context
-        .blocking(move |control| {
-            let secrets = OpenSecrets::default();
-            let chain = open_patiently(&layers, &Opening::read(&limits, &secrets), control)?;
-            digest_of(&chain, end, control)
-        })
-        .await
 }

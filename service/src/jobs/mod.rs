@@ -16,6 +16,7 @@ mod rebase;
 mod resize;
 mod scan;
 mod sources;
+mod verify;
 
 use futures::future::BoxFuture;
 use serde_json::Value;

@@ -12,7 +12,7 @@ use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::{Chain, Control, formats, ops};
 
 use super::context::open_patiently;
-use super::fill::{digest_before, require_digest};
+use super::verify::{digest_before, require_digest};
 use super::{JobContext, JobRunner, note_digest, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts};
 use crate::error::{ErrorCode, Result, ServiceError};

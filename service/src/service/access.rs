@@ -15,6 +15,7 @@ use crate::error::{Result, ServiceError};
 use crate::model::{Page, Token, TokenId};
 use crate::pool::check_image_name;
 use crate::request::{Call, NewToken, PageRequest};
+use crate::secrets::hex;
 use crate::store::idempotency::Outcome;
 
 /// What every token starts with, so that scanners for leaked secrets know one.
@@ -142,10 +143,7 @@ impl Service {
 }
 
 fn hash(text: &str) -> String {
-    Sha256::digest(text.as_bytes())
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&Sha256::digest(text.as_bytes()))
 }
 
 fn same(a: &[u8], b: &[u8]) -> bool {

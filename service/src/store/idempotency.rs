@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::Tx;
 use super::row::Columns;
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::secrets::hex;
 
 /// A key together with what it was used for.
 #[derive(Clone, Debug)]
@@ -47,7 +48,7 @@ impl IdempotentRequest {
             digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
             digest.update(part);
         }
-        let hash = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hex(&digest.finalize());
         Ok(Self {
             key: key.to_owned(),
             hash,

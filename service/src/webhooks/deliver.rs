@@ -12,6 +12,7 @@ use super::target::CheckedResolver;
 use crate::clock::Timestamp;
 use crate::error::{Result, ServiceError};
 use crate::model::WebhookId;
+use crate::secrets::hex;
 
 /// How long a delivery may take in all.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,8 +33,7 @@ impl Outgoing {
         let mut mac = Hmac::<Sha256>::new_from_slice(secret).map_err(ServiceError::internal)?;
         mac.update(format!("{seconds}.").as_bytes());
         mac.update(body.as_bytes());
-        let digest = mac.finalize().into_bytes();
-        let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits = hex(&mac.finalize().into_bytes());
         Ok(Self {
             url: url.to_owned(),
             webhook: id.to_string(),

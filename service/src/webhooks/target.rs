@@ -7,6 +7,7 @@ use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
+use vdisk_engine::storage::carried_ipv4;
 
 use crate::error::{Result, ServiceError};
 
@@ -84,14 +85,6 @@ fn is_ours_v4(v4: Ipv4Addr) -> bool {
 }
 
 fn is_ours_v6(v6: Ipv6Addr) -> bool {
-    let [a, b, c, d, e, f, ..] = v6.segments();
-    let low = v6.octets();
-    let low = Ipv4Addr::new(low[12], low[13], low[14], low[15]);
-    let high = Ipv4Addr::from((u32::from(b) << 16) | u32::from(c));
-    let carries_v4 = matches!(
-        [a, b, c, d, e, f],
-        [0, 0, 0, 0, 0, 0 | 0xffff] | [0x64, 0xff9b, 0, 0, 0, 0]
-    );
     // The metadata service of a cloud, in its unique local range.
     let metadata = v6 == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
     v6.is_loopback()
@@ -99,8 +92,7 @@ fn is_ours_v6(v6: Ipv6Addr) -> bool {
         || v6.is_multicast()
         || v6.is_unicast_link_local()
         || metadata
-        || (carries_v4 && is_ours_v4(low))
-        || (a == 0x2002 && is_ours_v4(high))
+        || carried_ipv4(v6).is_some_and(is_ours_v4)
 }
 
 #[cfg(test)]

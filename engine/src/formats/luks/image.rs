@@ -3,16 +3,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use crate::crypto::SectorCipher;
 use crate::crypto::luks::{EraseKeys, KeyEnv, LuksHeader, LuksSlot, NewKey, VolumeLayout, describe};
+use crate::crypto::{EncryptedBytes, SectorCipher};
 use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, ExtentKind, HostPlace, ImageInfo, KeySlots, Placement,
     Preallocation, Repair, Resize, Scratch,
 };
 use crate::{Control, Error, ErrorKind, Image, Result, StorageRef};
 
-/// Bytes that are read and decrypted, or encrypted and written, at a time: what stays in a processor's own cache in between.
-const PIECE: usize = 128 << 10;
+/// Zeroes that are written at a time.
+const ZEROES: usize = 128 << 10;
 
 pub(super) struct LuksImage {
     file: StorageRef,
@@ -65,103 +65,35 @@ impl LuksImage {
         self.layout.payload_offset + offset
     }
 
-    fn iv(&self, offset: u64) -> u64 {
-        self.layout.iv_offset.wrapping_add(offset)
-    }
-
     fn sector(&self) -> u64 {
         u64::from(self.layout.sector_size)
     }
 
-    /// Bytes from `offset` to the end of its sector or to `len`; 0 when `offset` begins a sector that `len` fills.
-    fn partial_len(&self, offset: u64, len: usize) -> usize {
-        let inside = offset % self.sector();
-        let to_end = (self.sector() - inside) as usize;
-        if inside == 0 && len >= to_end {
-            0
-        } else {
-            to_end.min(len)
-        }
-    }
-
-    fn read_sector(&self, cipher: &SectorCipher, start: u64) -> Result<Vec<u8>> {
-        let mut sector = vec![0; self.sector() as usize];
-        self.file.read_at(self.host(start), &mut sector)?;
-        cipher.decrypt(self.iv(start), &mut sector)?;
-        Ok(sector)
-    }
-
-    fn read_sectors(&self, cipher: &SectorCipher, mut offset: u64, buf: &mut [u8]) -> Result<()> {
-        for piece in buf.chunks_mut(PIECE) {
-            self.file.read_at(self.host(offset), piece)?;
-            cipher.decrypt(self.iv(offset), piece)?;
-            offset += piece.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// Cuts a range into sectors touched in part, and runs of whole ones.
-    fn parts(&self, mut offset: u64, mut len: usize) -> impl Iterator<Item = (u64, usize, bool)> + use<> {
-        let sector = self.sector();
-        let mut cuts = Vec::with_capacity(3);
-        while len > 0 {
-            let partial = self.partial_len(offset, len);
-            let whole = len - len % sector as usize;
-            let take = if partial > 0 { partial } else { whole };
-            cuts.push((offset, take, partial > 0));
-            offset += take as u64;
-            len -= take;
-        }
-        cuts.into_iter()
-    }
-
-    fn write_sector_part(&self, cipher: &SectorCipher, offset: u64, bytes: &[u8]) -> Result<()> {
-        let _alone = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
-        let inside = offset % self.sector();
-        let start = offset - inside;
-        let mut sector = self.read_sector(cipher, start)?;
-        sector
-            .iter_mut()
-            .skip(inside as usize)
-            .zip(bytes)
-            .for_each(|(to, from)| *to = *from);
-        cipher.encrypt(self.iv(start), &mut sector)?;
-        self.file.write_at(self.host(start), &sector)
-    }
-
-    fn write_sectors(&self, cipher: &SectorCipher, mut offset: u64, bytes: &[u8]) -> Result<()> {
-        let mut piece = Vec::with_capacity(bytes.len().min(PIECE));
-        for part in bytes.chunks(PIECE) {
-            piece.clear();
-            piece.extend_from_slice(part);
-            cipher.encrypt(self.iv(offset), &mut piece)?;
-            self.file.write_at(self.host(offset), &piece)?;
-            offset += part.len() as u64;
-        }
-        Ok(())
+    /// The guest's bytes, by their guest offsets.
+    fn decrypted<T>(&self, offset: u64, work: impl FnOnce(&EncryptedBytes<'_>, u64) -> Result<T>) -> Result<T> {
+        let io = EncryptedBytes {
+            cipher: self.cipher()?,
+            read: &|at, buf| self.file.read_at(self.host(at), buf),
+            write: &|at, bytes| self.file.write_at(self.host(at), bytes),
+        };
+        work(&io, self.layout.iv_offset.wrapping_add(offset))
     }
 
     fn write_bytes(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.inside(offset, buf.len() as u64)?;
-        let cipher = self.cipher()?;
-        let mut rest = buf;
-        for (at, len, partial) in self.parts(offset, buf.len()) {
-            let (now, later) = rest.split_at_checked(len).unwrap_or((rest, &[]));
-            match partial {
-                true => self.write_sector_part(cipher, at, now)?,
-                false => self.write_sectors(cipher, at, now)?,
-            }
-            rest = later;
-        }
-        Ok(())
+        self.decrypted(offset, |io, position| {
+            let partial = io.is_partial(offset, buf.len());
+            let _alone = partial.then(|| self.partial.lock().unwrap_or_else(PoisonError::into_inner));
+            io.store(position, offset, buf)
+        })
     }
 
     /// Writes encrypted zeroes.
     fn write_zero_bytes(&self, mut offset: u64, mut len: u64) -> Result<()> {
-        let zeroes = vec![0; usize::try_from(len).unwrap_or(PIECE).min(PIECE)];
+        let zeroes = vec![0; usize::try_from(len).unwrap_or(ZEROES).min(ZEROES)];
         while len > 0 {
             let now = zeroes
-                .get(..usize::try_from(len).unwrap_or(PIECE).min(PIECE))
+                .get(..usize::try_from(len).unwrap_or(ZEROES).min(ZEROES))
                 .unwrap_or(&zeroes);
             self.write_bytes(offset, now)?;
             offset += now.len() as u64;
@@ -221,23 +153,7 @@ impl Image for LuksImage {
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.inside(offset, buf.len() as u64)?;
-        let cipher = self.cipher()?;
-        let parts = self.parts(offset, buf.len());
-        let mut rest = buf;
-        for (at, len, partial) in parts {
-            let (now, later) = rest.split_at_mut(len);
-            if partial {
-                let inside = at % self.sector();
-                let sector = self.read_sector(cipher, at - inside)?;
-                now.iter_mut()
-                    .zip(sector.iter().skip(inside as usize))
-                    .for_each(|(to, from)| *to = *from);
-            } else {
-                self.read_sectors(cipher, at, now)?;
-            }
-            rest = later;
-        }
-        Ok(())
+        self.decrypted(offset, |io, position| io.load(position, offset, buf))
     }
     fn write(&self, offset: u64, buf: &[u8], _below: &dyn Below) -> Result<()> {
         self.write_bytes(offset, buf)

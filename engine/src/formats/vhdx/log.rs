@@ -8,7 +8,7 @@ use super::layout::{
     DATA_DESCRIPTOR, DATA_SECTOR, Header, MIB, PAGE, RawDataSector, RawDescriptor, RawEntry, ZERO_DESCRIPTOR, is_sound,
     sectors_of_descriptors,
 };
-use crate::storage::{FileId, StorageExtent, read_padded, read_vec};
+use crate::storage::{FileId, ReadOnlyStorage, StorageExtent, read_padded, read_vec};
 use crate::{Error, Limits, Result, Storage, StorageRef};
 
 /// How far past the end of the file a log may ask for it to grow.
@@ -308,12 +308,9 @@ impl Replayed {
     pub fn new(inner: StorageRef, replay: Replay) -> Self {
         Self { inner, replay }
     }
-    fn refuse<T>(&self) -> Result<T> {
-        Err(Error::denied("the image is open for reading, with its log replayed in memory").at(self.name()))
-    }
 }
 
-impl Storage for Replayed {
+impl ReadOnlyStorage for Replayed {
     fn name(&self) -> &str {
         self.inner.name()
     }
@@ -321,12 +318,12 @@ impl Storage for Replayed {
         Ok(self.inner.len()?.max(self.replay.last_offset))
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let (len, end) = (buf.len() as u64, self.len()?);
+        let (len, end) = (buf.len() as u64, ReadOnlyStorage::len(self)?);
         let stop = offset.checked_add(len).filter(|stop| *stop <= end).ok_or_else(|| {
             Error::corrupt(format!(
                 "cannot read {len} bytes at {offset:#x}: the file ends at {end:#x}"
             ))
-            .at(self.name())
+            .at(ReadOnlyStorage::name(self))
         })?;
         read_padded(self.inner.as_ref(), offset, buf)?;
         for patch in &self.replay.patches {
@@ -349,23 +346,10 @@ impl Storage for Replayed {
         }
         Ok(())
     }
-    fn write_at(&self, _offset: u64, _buf: &[u8]) -> Result<()> {
-        self.refuse()
-    }
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Result<()> {
-        self.refuse()
-    }
-    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        self.refuse()
-    }
-    fn set_len(&self, _len: u64) -> Result<()> {
-        self.refuse()
-    }
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
     fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent> {
-        let rest = self.len()?.checked_sub(offset).filter(|rest| *rest > 0 && len > 0);
+        let rest = ReadOnlyStorage::len(self)?
+            .checked_sub(offset)
+            .filter(|rest| *rest > 0 && len > 0);
         let len = rest.map(|rest| rest.min(len));
         len.map(|len| StorageExtent { len, data: true })
             .ok_or_else(|| Error::corrupt(format!("{offset:#x} lies past the end of the file")))
@@ -373,16 +357,10 @@ impl Storage for Replayed {
     fn allocated(&self) -> Result<u64> {
         self.inner.allocated()
     }
-    fn allocate(&self, _offset: u64, _len: u64) -> Result<()> {
-        self.refuse()
-    }
-    fn is_read_only(&self) -> bool {
-        true
-    }
-    fn can_resize(&self) -> bool {
-        false
-    }
     fn identity(&self) -> Option<FileId> {
         self.inner.identity()
+    }
+    fn why_read_only(&self) -> &'static str {
+        "the image is open for reading, with its log replayed in memory"
     }
 }

@@ -9,7 +9,7 @@ use super::geometry::{FatType, FolderOptions, Geometry, SECTOR};
 use super::names::{self, ENTRY, Facts, ShortNames, put};
 use super::tree::{self, Entry, Kind};
 use crate::formats::common::lock;
-use crate::storage::{Storage, StorageExtent};
+use crate::storage::{ReadOnlyStorage, StorageExtent};
 use crate::{Error, Result};
 
 /// Serial number of the volume, as QEMU's.
@@ -94,13 +94,9 @@ impl FolderDisk {
             Error::io(format!("cannot read \"{}\": it became shorter", path.escape_debug()), e).at(&self.name)
         })
     }
-
-    fn refuse<T>(&self) -> Result<T> {
-        Err(Error::denied("a folder shown as a FAT disk is read-only").at(&self.name))
-    }
 }
 
-impl Storage for FolderDisk {
+impl ReadOnlyStorage for FolderDisk {
     fn name(&self) -> &str {
         &self.name
     }
@@ -133,21 +129,6 @@ impl Storage for FolderDisk {
         }
         Ok(())
     }
-    fn write_at(&self, _offset: u64, _buf: &[u8]) -> Result<()> {
-        self.refuse()
-    }
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Result<()> {
-        self.refuse()
-    }
-    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        self.refuse()
-    }
-    fn set_len(&self, _len: u64) -> Result<()> {
-        self.refuse()
-    }
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
     fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent> {
         if offset >= self.len || len == 0 {
             return Err(Error::corrupt(format!("{offset:#x} lies past the end of the disk")).at(&self.name));
@@ -168,14 +149,8 @@ impl Storage for FolderDisk {
     fn allocated(&self) -> Result<u64> {
         Ok(self.parts.iter().map(|p| p.len).sum())
     }
-    fn allocate(&self, _offset: u64, _len: u64) -> Result<()> {
-        self.refuse()
-    }
-    fn is_read_only(&self) -> bool {
-        true
-    }
-    fn can_resize(&self) -> bool {
-        false
+    fn why_read_only(&self) -> &'static str {
+        "a folder shown as a FAT disk is read-only"
     }
 }
 

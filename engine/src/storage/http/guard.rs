@@ -17,7 +17,7 @@ pub type AllowAddress = Arc<dyn Fn(IpAddr) -> bool + Send + Sync>;
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
-        IpAddr::V6(v6) => match carried(v6) {
+        IpAddr::V6(v6) => match carried_ipv4(v6) {
             Some(v4) => is_public_v4(v4),
             // Global unicast is 2000::/3; of it 2001::/23 is for protocols (Teredo), 2001:db8::/32 and 3fff::/20 for documents.
             None => {
@@ -41,8 +41,8 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
     !special
 }
 
-/// The IPv4 address in an IPv4-mapped, IPv4-compatible, NAT64 or 6to4 address.
-fn carried(address: Ipv6Addr) -> Option<Ipv4Addr> {
+/// The IPv4 address in an IPv4-mapped, IPv4-compatible, NAT64 or 6to4 address (RFC 4291, RFC 6052, RFC 3056).
+pub fn carried_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let s = address.segments();
     let join = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
     match s {

@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fetch::Remote;
-pub use guard::{AllowAddress, is_public};
+pub use guard::{AllowAddress, carried_ipv4, is_public};
 
-use super::{Storage, StorageExtent, past_end};
+use super::{ReadOnlyStorage, StorageExtent, past_end};
 use crate::{Error, Result};
 
 /// Most bytes of one request: it must be done within the timeout.
@@ -149,13 +149,9 @@ impl HttpStorage {
         }
         Ok(())
     }
-
-    fn refuse<T>(&self) -> Result<T> {
-        Err(Error::denied("a file on a web server is read-only").at(&self.name))
-    }
 }
 
-impl Storage for HttpStorage {
+impl ReadOnlyStorage for HttpStorage {
     fn name(&self) -> &str {
         &self.name
     }
@@ -177,21 +173,6 @@ impl Storage for HttpStorage {
         }
         Ok(())
     }
-    fn write_at(&self, _offset: u64, _buf: &[u8]) -> Result<()> {
-        self.refuse()
-    }
-    fn write_zeroes(&self, _offset: u64, _len: u64, _unmap: bool) -> Result<()> {
-        self.refuse()
-    }
-    fn discard(&self, _offset: u64, _len: u64) -> Result<()> {
-        self.refuse()
-    }
-    fn set_len(&self, _len: u64) -> Result<()> {
-        self.refuse()
-    }
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
     fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent> {
         if offset >= self.remote.len || len == 0 {
             return Err(past_end(&self.name, offset, len, self.remote.len));
@@ -204,13 +185,7 @@ impl Storage for HttpStorage {
     fn allocated(&self) -> Result<u64> {
         Err(Error::unsupported("a web server does not tell the space that is used").at(&self.name))
     }
-    fn allocate(&self, _offset: u64, _len: u64) -> Result<()> {
-        self.refuse()
-    }
-    fn is_read_only(&self) -> bool {
-        true
-    }
-    fn can_resize(&self) -> bool {
-        false
+    fn why_read_only(&self) -> &'static str {
+        "a file on a web server is read-only"
     }
 }
