@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::{BackingChoice, Node};
-use vdisk_engine::image::BackingReference;
+use vdisk_engine::image::{BackingReference, Below};
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, Segments, convert_in_segments};
 use vdisk_engine::storage::NewFile;
 use vdisk_engine::{Chain, Control, OpenEnv};
@@ -221,13 +221,8 @@ impl Fill for Work {
         };
         let target = self.open_target(staged, true)?;
         let below = target.below(0);
-        let can = vdisk_engine::formats::by_name(target.top().format())?.capabilities();
-        let into = CopyTarget {
-            image: target.top(),
-            below: &below,
-            fresh: true,
-            is_zero: can.zero && self.base.is_empty(),
-        };
+        let over: Option<&dyn Below> = if self.base.is_empty() { None } else { Some(&below) };
+        let into = CopyTarget::fresh(target.top(), over)?;
         if self.base.is_empty() {
             convert_in_segments(&source, &into, &options, segments, control)?;
         } else {

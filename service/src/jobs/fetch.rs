@@ -8,11 +8,10 @@ use serde_json::json;
 use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::Node;
-use vdisk_engine::image::NothingBelow;
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, Segments, convert_in_segments};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{FileOptions, FileStorage, HttpOptions, HttpStorage, NewFile, is_public};
-use vdisk_engine::{Chain, Control, Limits, OpenEnv, Storage, StorageRef, formats};
+use vdisk_engine::{Chain, Control, Limits, OpenEnv, Storage, StorageRef};
 
 use super::JobContext;
 use super::context::pool_of;
@@ -258,12 +257,7 @@ impl Fill for Converting<'_> {
 
     fn copy(&self, file: &NewFile, segments: &Segments<'_>, control: &Control) -> Result<()> {
         let (source, target) = (self.source()?, self.opener.open(file.storage(), &self.target, true)?);
-        let into = CopyTarget {
-            image: target.top(),
-            below: &NothingBelow,
-            fresh: true,
-            is_zero: formats::by_name(&self.target)?.capabilities().zero,
-        };
+        let into = CopyTarget::fresh(target.top(), None)?;
         let options = CopyOptions {
             workers: self.opener.threads,
             ..CopyOptions::default()
