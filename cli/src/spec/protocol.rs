@@ -63,7 +63,7 @@ pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStor
         d if FILE_DRIVERS.contains(&d) => open_file(&driver, keys, access),
         "blkdebug" => blkdebug::open(opener, keys, access),
         "null-co" | "null-aio" => open_null(&driver, keys),
-        "nbd" => nbd::open(keys, access),
+        "nbd" => nbd::open(opener, keys, access),
         "vvfat" => vvfat::open(keys, access),
         "http" | "https" => http::open(&driver, keys, access),
         d if formats::by_name(d).is_ok() => open_image(opener, &driver, keys, access),

@@ -20,7 +20,7 @@ pub use file::{CacheMode, FileOptions, FileStorage};
 pub use http::{AllowAddress, HttpOptions, HttpStorage, carried_ipv4, is_public};
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;
-pub use nbd::{NbdAddress, NbdOptions, NbdStorage};
+pub use nbd::{NbdAddress, NbdOptions, NbdStorage, NbdTls, TlsFiles};
 pub use new_file::NewFile;
 pub use read_only::ReadOnlyStorage;
 pub use slice::SliceStorage;

@@ -324,7 +324,7 @@ fn a_sparse_file_cut_in_its_metadata_is_refused_in_qemus_words() {
     let path = dir.path().join("d.vmdk");
     create(&path, 100 << 20, options(&[]), None).unwrap();
     let file = std::fs::File::options().write(true).open(&path).unwrap();
-    file.set_len(65_535).unwrap();
+    file.set_len(65_024).unwrap();
     let error = try_open(&path, false).err().unwrap().to_string();
     assert!(
         error.contains("File truncated, expecting at least 65536 bytes"),
