@@ -3,6 +3,7 @@ use std::time::Duration;
 use super::Service;
 use super::paging::Window;
 use crate::error::Result;
+use crate::fault::Step;
 use crate::model::{Job, JobId, Page};
 use crate::request::{JobFilter, PageRequest, UpdateJob, WaitUntil};
 use crate::store::Tx;
@@ -102,7 +103,7 @@ impl Service {
     async fn steer(&self, id: JobId, change: impl AsyncFnOnce(&mut Tx) -> Result<Job>) -> Result<Job> {
         let mut tx = self.inner.store.begin().await?;
         change(&mut tx).await?;
-        tx.commit().await?;
+        tx.commit_as(Step::SteerJob).await?;
         self.inner.poke(id);
         self.inner.store.job(id).await
     }
