@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
-pub use http::{AllowAddress, HttpOptions, HttpStorage, carried_ipv4, is_public};
+pub use http::{AddressGuard, AllowAddress, HttpOptions, HttpStorage, is_public, is_public_web, web_url};
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;
 pub use nbd::{NbdAddress, NbdOptions, NbdStorage, NbdTls, TlsFiles};

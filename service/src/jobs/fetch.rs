@@ -10,7 +10,7 @@ use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::Node;
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, Segments, convert_in_segments};
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::{FileOptions, FileStorage, HttpOptions, HttpStorage, NewFile, is_public};
+use vdisk_engine::storage::{FileOptions, FileStorage, HttpOptions, HttpStorage, NewFile, is_public_web, web_url};
 use vdisk_engine::{Chain, Control, Limits, OpenEnv, Storage, StorageRef};
 
 use super::JobContext;
@@ -50,8 +50,10 @@ impl Source {
                 check_file_name(file)?;
                 pool_of(inner, pool)?.open_file(file, Access::Read).map(drop)
             }
-            Self::Url(url) if url.starts_with("http://") || url.starts_with("https://") => Ok(()),
-            Self::Url(_) => Err(ServiceError::invalid("source", "a URL starts with http:// or https://")),
+            Self::Url(url) => match web_url(url) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(ServiceError::invalid("source", error.to_string())),
+            },
         }
     }
 
@@ -62,7 +64,7 @@ impl Source {
                 Ok(Arc::new(FileStorage::from_file(handle, file, FileOptions::read())?))
             }
             Self::Url(url) => {
-                let allow = Arc::new(move |address: std::net::IpAddr| private || is_public(address));
+                let allow = Arc::new(move |address| private || is_public_web(address));
                 let options = HttpOptions {
                     max_len: limits.virtual_size,
                     ..HttpOptions::new(url, allow)

@@ -4,6 +4,7 @@ use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::Node;
 use vdisk_engine::image::BackingReference;
+use vdisk_engine::storage::{FileOptions, FileStorage};
 use vdisk_engine::{Chain, OpenEnv};
 
 use super::background::blocking;
@@ -17,7 +18,7 @@ use crate::jobs::{
     creatable, engine_options, require_ready, require_same_pool, require_secrets, require_unprotected, take_roles,
 };
 use crate::model::{Image, ImageId, Labels, Page};
-use crate::pool::{FileName, PoolFolder, check_image_name};
+use crate::pool::{Access, FileName, PoolFolder, check_image_name};
 use crate::request::{Call, CreateImage, ImageFilter, PageRequest, SecretRefs, UpdateImage};
 use crate::store::Tx;
 use crate::store::idempotency::{IdempotentRequest, Outcome};
@@ -317,10 +318,21 @@ async fn delete(inner: &Arc<Inner>, id: ImageId) -> Result<()> {
     Ok(())
 }
 
+/// Locks a file that is about to go, so that no other program is using it, a guest for one; `None` when there is no file that could be
+/// used.
+fn unused(pool: &PoolFolder, file: &str) -> Result<Option<FileStorage>> {
+    match pool.open_file(file, Access::Write) {
+        Ok(handle) => Ok(Some(FileStorage::from_file(handle, file, FileOptions::write())?)),
+        Err(error) if [ErrorCode::NotFound, ErrorCode::Denied].contains(&error.code) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Puts the file aside and takes the row out, in a transaction that is still open.
 async fn remove(inner: &Inner, record: &ImageRecord) -> Result<Tx> {
     let pool = inner.pool(&record.image.pool)?;
     let (file, trash) = (&record.file, FileName::trash(&record.file));
+    let _held = unused(&pool, file)?;
     let aside = match around(Step::PutAside, || pool.rename(file, &trash, true)) {
         Ok(()) => true,
         Err(error) if error.code == ErrorCode::NotFound => false,
