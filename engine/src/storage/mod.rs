@@ -1,5 +1,6 @@
 //! Where bytes live: the protocol layer below every format.
 
+mod buffer;
 mod direct;
 mod faulty;
 mod file;
@@ -15,6 +16,8 @@ use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
 
+pub(crate) use buffer::PAGE;
+pub use buffer::PageBuffer;
 pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
 pub use http::{AddressGuard, AllowAddress, HttpOptions, HttpStorage, is_public, is_public_web, web_url};
