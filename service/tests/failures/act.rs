@@ -300,7 +300,7 @@ async fn steer(scene: &mut Scene, call: &Call) -> Result<()> {
     };
     if scene.verb == Verb::Cancel {
         started(&scene.lab.service, &job).await?;
-        let asked = scene.lab.service.cancel_job(job.id).await;
+        let asked = scene.lab.service.cancel_job(job.id, &Call::default()).await;
         done_if(asked, ErrorCode::JobStateConflict)?;
         return match ended(scene, Ok(job)).await {
             Err(error) if error.code == ErrorCode::Cancelled => Ok(()),
@@ -311,8 +311,14 @@ async fn steer(scene: &mut Scene, call: &Call) -> Result<()> {
         started(&scene.lab.service, &job).await?;
         restart(scene).await?;
     } else {
-        done_if(scene.lab.service.pause_job(job.id).await, ErrorCode::JobStateConflict)?;
-        done_if(scene.lab.service.resume_job(job.id).await, ErrorCode::JobStateConflict)?;
+        done_if(
+            scene.lab.service.pause_job(job.id, &Call::default()).await,
+            ErrorCode::JobStateConflict,
+        )?;
+        done_if(
+            scene.lab.service.resume_job(job.id, &Call::default()).await,
+            ErrorCode::JobStateConflict,
+        )?;
     }
     let unlimited = UpdateJob {
         rate_limit: Some(0),
