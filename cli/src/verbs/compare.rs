@@ -96,14 +96,20 @@ fn compare_files(args: &Args) -> Result<u8, Stop> {
     let meter = Meter::new(args.progress && !args.quiet, None);
     let sizes = [first.chain.virtual_size(), second.chain.virtual_size()];
     let common = sizes[0].min(sizes[1]);
-    let found =
-        compare::compare(&first.chain, &second.chain, args.strict, workers(), &meter.control()).map_err(|failed| {
-            let behind = failed.reading.is_some_and(|(_, offset)| offset >= common);
-            Stop::Read {
-                why: unreadable(&failed, [a, b]),
-                sizes_differ: behind && sizes[0] != sizes[1] && !args.quiet && !format.is_json(),
-            }
-        })?;
+    let found = compare::compare(
+        &first.chain,
+        &second.chain,
+        args.strict,
+        super::workers(),
+        &meter.control(),
+    )
+    .map_err(|failed| {
+        let behind = failed.reading.is_some_and(|(_, offset)| offset >= common);
+        Stop::Read {
+            why: unreadable(&failed, [a, b]),
+            sizes_differ: behind && sizes[0] != sizes[1] && !args.quiet && !format.is_json(),
+        }
+    })?;
     tell(&found, common, format, args.quiet);
     if !args.quiet {
         meter.finish();
@@ -152,9 +158,4 @@ fn tell(found: &Comparison, common: u64, format: Format, quiet: bool) {
         Some(Difference::Allocation(at)) => format!("Strict mode: Offset {at} block status mismatch!"),
         Some(Difference::Size(..)) => "Strict mode: Image size mismatch!".to_owned(),
     });
-}
-
-/// Comparing is reading: a thread a processor.
-fn workers() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
