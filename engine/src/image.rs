@@ -185,6 +185,10 @@ pub trait Image: Send + Sync {
     fn backing(&self) -> Option<BackingReference>;
     /// Facts for `info`.
     fn info(&self) -> Result<ImageInfo>;
+    /// What was found and mended while it was opened, for people; mostly nothing.
+    fn notices(&self) -> &[String] {
+        &[]
+    }
     /// The storages it is made of; the main file first.
     fn storages(&self) -> Vec<StorageRef>;
 

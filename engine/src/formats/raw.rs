@@ -220,7 +220,7 @@ impl Image for RawImage {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let place = self.inside(offset, buf.len() as u64)?;
         if place + buf.len() as u64 + SECTOR <= self.start + self.virtual_size() {
-            return self.file.read_at(place, buf);
+            return self.file.read_guest_at(place, buf);
         }
         read_padded(self.file.as_ref(), place, buf)
     }

@@ -59,6 +59,10 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn len(&self) -> Result<u64>;
     /// Fills `buf` from `offset`. Bytes past the end are an error (`Corrupt`); see [`read_padded`] for the other wish.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+    /// [`read_at`](Self::read_at) for bytes that the guest asked for, not for a driver's tables: storages for tests tell them apart.
+    fn read_guest_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_at(offset, buf)
+    }
     /// Writes all of `buf` at `offset`, growing the storage where it can grow.
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()>;
     /// Makes `len` bytes from `offset` read as zeroes, growing the storage if need be. With `unmap` the space is given back where

@@ -276,6 +276,9 @@ impl Job<'_> {
         if backing.is_some() && format.is_none() {
             return Err(Failure::new("Use of backing file requires explicit backing format"));
         }
+        if backing.is_none() && format.is_some() {
+            return Err(self.failed(Failure::new("Backing format cannot be used without backing file")));
+        }
         self.check_compression(driver, &given)?;
         given.take("size");
         options::check_choices(&given, &table).map_err(|f| self.failed(f))?;

@@ -72,7 +72,7 @@ impl Qcow2 {
         if head.is_empty() {
             return Ok(());
         }
-        self.host.data().read_at(at, head)
+        self.host.data().read_guest_at(at, head)
     }
 
     /// Reads compressed clusters from the one that `offset` is in, as many as are wanted and lie one behind the other.
