@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
-use vdisk_engine::gate::Node;
+use vdisk_engine::env::{CreateSpec, NoSecrets};
+use vdisk_engine::gate::{DenyAll, Node};
 use vdisk_engine::ops::convert::{CopyOptions, convert};
+use vdisk_engine::ops::create::create;
 use vdisk_engine::ops::{Concatenation, GuestSource, compare};
-use vdisk_engine::storage::{FileOptions, FileStorage, MemoryStorage, Storage};
-use vdisk_engine::{CancelToken, Chain, Control, ErrorKind, Limits, OpenEnv, Progress, StorageRef};
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::{FileOptions, FileStorage, MemoryStorage, SliceStorage, Storage};
+use vdisk_engine::{CancelToken, Chain, Control, CreateEnv, ErrorKind, Limits, OpenEnv, Progress, StorageRef};
 
 fn raw(storage: StorageRef, writable: bool) -> Chain {
     let limits = Limits::default();
@@ -54,6 +57,42 @@ fn several_sources_come_one_after_the_other() {
     let all = Concatenation::new(&[&a, &b, &c]).unwrap();
     let expected = [vec![1; 512], vec![2; 5120], vec![3; 3_000_320]].concat();
     assert!(copied(&all, &CopyOptions::default()) == expected);
+}
+
+/// A device cannot be emptied: what it held must not be taken for the zeroes of the source.
+#[test]
+fn a_new_image_on_a_device_full_of_other_data_equals_its_source() {
+    let mut bytes = vec![0; 9 << 20];
+    bytes[5 << 20..6 << 20].fill(3);
+    let source = raw(Arc::new(MemoryStorage::new("in", bytes.clone())), false);
+    for (format, options) in [
+        ("raw", &[][..]),
+        ("vdi", &[("static", "on")]),
+        ("vdi", &[]),
+        ("qcow2", &[]),
+    ] {
+        let device: StorageRef = Arc::new(MemoryStorage::new("device", vec![0xa5; 24 << 20]));
+        let device: StorageRef = Arc::new(SliceStorage::new(device, 0, 24 << 20).unwrap());
+        let spec = CreateSpec {
+            virtual_size: bytes.len() as u64,
+            options: options.iter().fold(Options::new(), |o, (k, v)| o.with(*k, *v)),
+            backing: None,
+        };
+        let env = CreateEnv {
+            gate: &DenyAll,
+            limits: &Limits::default(),
+            secrets: &NoSecrets,
+            random: &|bytes| bytes.fill(7),
+            now: 0,
+        };
+        create(device.clone(), format, &spec, &env).unwrap();
+        let limits = Limits::default();
+        let target = Chain::open(Node::new(device, format), &OpenEnv::closed(&limits).writable()).unwrap();
+        convert(&source, target.top(), &CopyOptions::default(), &Control::default()).unwrap();
+        let mut seen = vec![1; bytes.len()];
+        target.read(0, &mut seen).unwrap();
+        assert!(seen == bytes, "{format} {options:?}");
+    }
 }
 
 #[test]
