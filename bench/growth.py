@@ -4,8 +4,9 @@
     cargo build --release -p vdisk-cli && bench/growth.py [--work DIR] [--runs N] [--draw]
 
 Four series, each with everything else kept the same: virtual size (2,000 scattered blocks of 4 KiB), data size (one run), length of the runs
-that 128 MiB of data lie in, depth of the chain over 64 MiB. Each point is the shortest of N runs (whatever else the machine does only makes
-a run longer) and their peak of resident memory. `--draw` draws the figures that were measured last.
+that 128 MiB of data lie in, depth of the chain over 64 MiB. Each point is the least processor time of N runs (what else the machine does only
+adds to it) and their peak of resident memory (never less than this program's own, which a child inherits). The elapsed time is kept beside, and
+means something on an idle machine alone. `--draw` draws the figures that were measured last.
 """
 import argparse, json, math, os, random, shutil, subprocess, sys, tempfile, time
 
@@ -14,25 +15,24 @@ MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 
 
 def cost(command):
-    """Wall seconds and peak MiB of one run."""
+    """Elapsed seconds, processor seconds and peak MiB of one run."""
     start = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit status {child.returncode}")
-    return time.monotonic() - start, usage.ru_maxrss / 1024
+    return time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def best(runs, command, output):
-    times, peaks = [], []
+    found = []
     for _ in range(runs):
         if os.path.exists(output):
             os.remove(output)
-        seconds, peak = cost(command)
-        times.append(seconds)
-        peaks.append(peak)
-    return dict(seconds=round(min(times), 4), mib=round(max(peaks), 1))
+        found.append(cost(command))
+    elapsed, processor, peaks = zip(*found)
+    return dict(elapsed=round(min(elapsed), 4), cpu=round(min(processor), 4), mib=round(max(peaks), 1))
 
 
 def sparse(path, size, runs):
@@ -98,7 +98,7 @@ def measure(a):
         finally:
             shutil.rmtree(folder)
         for point in found[name]:
-            print(f"{name:14} {point['x']:10g} {point['seconds']:9.4f} s {point['mib']:7.1f} MiB", flush=True)
+            print(f"{name:14} {point['x']:10g} {point['cpu']:9.4f} s {point['mib']:7.1f} MiB", flush=True)
     return found
 
 
@@ -111,10 +111,10 @@ def scale(low, high, start, end):
 
 
 def drawing(name, points):
-    """One plot: seconds (left, line with dots) and peak MiB (right, dashed) over the quantity, all logarithmic."""
+    """One plot: processor seconds (left, line with dots) and peak MiB (right, dashed) over the quantity, all logarithmic."""
     _, label, title = SERIES[name]
     left, right, top, bottom = 64, 576, 40, 290
-    xs, ys, ms = ([p[k] for p in points] for k in ("x", "seconds", "mib"))
+    xs, ys, ms = ([p[k] for p in points] for k in ("x", "cpu", "mib"))
     xticks, x = scale(min(xs), max(xs), left, right)
     yticks, y = scale(min(ys), max(ys), bottom, top)
     mticks, m = scale(min(ms), max(ms), bottom, top)
@@ -129,7 +129,7 @@ def drawing(name, points):
     parts += [text(right + 6, m(t) + 4, f"{t:g}", "start", "#c62828") for t in mticks]
     parts += [curve(y, ys, 'stroke="#1565c0" stroke-width="2"'), curve(m, ms, 'stroke="#c62828" stroke-dasharray="5 4"')]
     parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="#1565c0"/>' for a, b in zip(xs, ys)]
-    parts += [text(320, bottom + 38, label), text(8, top - 8, "seconds", "start", "#1565c0"),
+    parts += [text(320, bottom + 38, label), text(8, top - 8, "processor seconds", "start", "#1565c0"),
               text(632, top - 8, "peak MiB", "end", "#c62828")]
     head = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 340" font-family="sans-serif" font-size="12">'
             '<rect width="640" height="340" fill="#fff"/>')

@@ -6,7 +6,7 @@
 The input is 1 GiB of bytes that pack to about a half. Times are medians of N runs on an otherwise idle machine; the work folder (3 GiB)
 should be in memory, so that the programs are measured and not a disk. Exit status 1 when a goal is missed.
 """
-import argparse, http.client, json, os, random, shutil, statistics, subprocess, sys, tempfile, threading, time
+import argparse, http.client, json, os, random, re, shutil, statistics, subprocess, sys, tempfile, threading, time
 
 GIB = 1 << 30
 
@@ -42,8 +42,8 @@ class Service:
     def find_port(self, log):
         for _ in range(300):
             for line in open(log):
-                if "127.0.0.1:" in line:
-                    return int(line.split("127.0.0.1:")[1].split()[0].strip('"\x1b,[]').split("\x1b")[0])
+                if found := re.search(r"127\.0\.0\.1:(\d+)", line):
+                    return int(found[1])
             time.sleep(0.05)
         raise RuntimeError("vdiskd does not say where it listens: " + open(log).read()[-500:])
 
