@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use vdisk_engine::env::{CreateSpec, NoSecrets};
@@ -13,7 +14,7 @@ use vdisk_engine::ops::create::create;
 use vdisk_engine::ops::{Concatenation, GuestSource, compare};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{FileOptions, FileStorage, MemoryStorage, SliceStorage, Storage};
-use vdisk_engine::{Chain, Control, CreateEnv, ErrorKind, Limits, OpenEnv, StorageRef};
+use vdisk_engine::{CancelToken, Chain, Control, CreateEnv, ErrorKind, Limits, OpenEnv, Progress, StorageRef};
 
 fn raw(storage: StorageRef, writable: bool) -> Chain {
     let limits = Limits::default();
@@ -161,4 +162,85 @@ fn a_cancelled_copy_stops_with_the_right_error() {
         convert(&source, target.top(), &options, &control).unwrap_err().kind(),
         ErrorKind::Cancelled
     );
+}
+
+/// Looks at the target whenever a copy says that more is done, and asks it to stop at `cancel_at`.
+struct Watcher {
+    target: Arc<MemoryStorage>,
+    cancel: CancelToken,
+    cancel_at: u64,
+    total: AtomicU64,
+    done: AtomicU64,
+    /// Where less was stored than had been said: what was said, what was there.
+    untrue: Mutex<Vec<(u64, u64)>>,
+}
+
+impl Watcher {
+    fn new(target: &Arc<MemoryStorage>, cancel_at: u64) -> Arc<Self> {
+        Arc::new(Self {
+            target: target.clone(),
+            cancel: CancelToken::new(),
+            cancel_at,
+            total: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            untrue: Mutex::default(),
+        })
+    }
+    fn control(self: &Arc<Self>) -> Control {
+        Control::new(self.clone(), self.cancel.clone())
+    }
+}
+
+impl Progress for Watcher {
+    fn set_total(&self, bytes: u64) {
+        self.total.store(bytes, Ordering::SeqCst);
+    }
+    fn advance(&self, bytes: u64) {
+        let said = self.done.fetch_add(bytes, Ordering::SeqCst) + bytes;
+        if said >= self.cancel_at {
+            self.cancel.cancel();
+        }
+        let there = self.target.contents().iter().filter(|b| **b != 0).count() as u64;
+        if there < said {
+            self.untrue.lock().unwrap().push((said, there));
+        }
+    }
+}
+
+#[test]
+fn progress_never_runs_ahead_of_what_is_stored_and_ends_at_the_total() {
+    const LEN: u64 = 7 << 20;
+    let source = raw(Arc::new(MemoryStorage::new("in", vec![1; LEN as usize])), false);
+    for workers in [1, 4] {
+        let target = Arc::new(MemoryStorage::new("out", vec![0; LEN as usize]));
+        let watcher = Watcher::new(&target, u64::MAX);
+        let options = CopyOptions {
+            workers,
+            ..CopyOptions::default()
+        };
+        convert(&source, raw(target, true).top(), &options, &watcher.control()).unwrap();
+        assert_eq!(*watcher.untrue.lock().unwrap(), []);
+        assert_eq!(watcher.total.load(Ordering::SeqCst), LEN);
+        assert_eq!(watcher.done.load(Ordering::SeqCst), LEN);
+    }
+}
+
+#[test]
+fn after_a_cancel_each_worker_ends_the_batch_that_it_has_and_no_more() {
+    const LEN: usize = 12 << 20;
+    const BATCH: u64 = 1 << 20;
+    let source = raw(Arc::new(MemoryStorage::new("in", vec![1; LEN])), false);
+    for workers in [1, 3] {
+        let target = Arc::new(MemoryStorage::new("out", vec![0; LEN]));
+        let watcher = Watcher::new(&target, 5 * BATCH);
+        let options = CopyOptions {
+            workers,
+            ..CopyOptions::default()
+        };
+        let done = convert(&source, raw(target.clone(), true).top(), &options, &watcher.control());
+        assert_eq!(done.unwrap_err().kind(), ErrorKind::Cancelled);
+        let stored = target.contents().iter().filter(|b| **b != 0).count() as u64;
+        let most = (5 + workers as u64) * BATCH;
+        assert!(stored <= most, "{workers} workers: {stored} bytes are stored");
+    }
 }

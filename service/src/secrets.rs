@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use crate::config::MasterKey;
 use crate::disk::try_random;
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::{Step, around};
 use crate::model::SecretId;
 use crate::store::secrets::SealedSecret;
 
@@ -104,6 +105,22 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Complete under its name or not there: half a key would never open again.
+fn store(path: &Path, key: &[u8]) -> std::io::Result<()> {
+    let unfinished = path.with_extension("key.new");
+    let mut file = std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&unfinished)?;
+    file.write_all(key)?;
+    file.sync_all()?;
+    std::fs::rename(&unfinished, path)?;
+    path.parent()
+        .map_or(Ok(()), |folder| std::fs::File::open(folder)?.sync_all())
+}
+
 fn load_or_make(path: &Path) -> Result<Zeroizing<[u8; 32]>> {
     let unusable = |error: std::io::Error| {
         ServiceError::new(ErrorCode::Unavailable, "the master key cannot be read or made")
@@ -114,15 +131,7 @@ fn load_or_make(path: &Path) -> Result<Zeroizing<[u8; 32]>> {
         Ok(mut file) => file.read_exact(key.as_mut_slice()).map_err(unusable)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             try_random(key.as_mut_slice()).map_err(unusable)?;
-            let mut file = std::fs::File::options()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(path)
-                .map_err(unusable)?;
-            file.write_all(key.as_slice())
-                .and_then(|()| file.sync_all())
-                .map_err(unusable)?;
+            around(Step::MakeMasterKey, || store(path, key.as_slice()).map_err(unusable))?;
         }
         Err(error) => return Err(unusable(error)),
     }

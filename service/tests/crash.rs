@@ -282,7 +282,7 @@ async fn a_full_disk_fails_the_job_and_frees_its_space() {
 async fn fill_disk(small: std::path::PathBuf) {
     let lab = Lab {
         service: open(&small, 1).await.unwrap(),
-        dir: tempfile::tempdir().unwrap(),
+        dir: tempfile::tempdir().unwrap().into(),
     };
     let source = lab.upload("source", Some("raw"), &vec![1; 7 << 20]).await.unwrap();
     let free = lab.service.pool("default").await.unwrap().free;

@@ -21,7 +21,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(get_secret, delete_secret))
 }
 
-problems!(CreateProblems: InvalidName, NameTaken, LimitExceeded, InvalidArgument, IdempotencyConflict;
+problems!(CreateProblems: InvalidName, NameTaken, NotFound, LimitExceeded, InvalidArgument, IdempotencyConflict;
     MalformedBody, BodyTooLarge, UnsupportedMediaType);
 problems!(ListProblems: InvalidArgument);
 problems!(SecretProblems: NotFound);

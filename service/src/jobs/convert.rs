@@ -18,7 +18,8 @@ use super::sources::DifferenceTo;
 use super::{JobContext, JobRunner, note_digest, parse, plan};
 use crate::clock::Timestamp;
 use crate::disk::{
-    Layer, NewDisk, OpenSecrets, Opening, check_structures, create_disk, file_facts, keyring, open_chain, publish,
+    Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, file_facts, keyring, open_chain,
+    publish,
 };
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -303,7 +304,7 @@ impl Work {
         let options = chosen.fold(vdisk_engine::options::Options::new(), |all, (name, value)| {
             all.with(name, value)
         });
-        let mut node = Node::new(staged.storage(), driver.name()).with_options(options);
+        let mut node = Node::new(content(staged), driver.name()).with_options(options);
         node.backing = match self.base.as_slice() {
             [] => BackingChoice::None,
             base => BackingChoice::Explicit(Box::new(crate::disk::explicit_node(base)?)),
