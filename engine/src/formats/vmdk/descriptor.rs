@@ -457,7 +457,7 @@ mod tests {
         };
         let raw = western(b"caf\xe9", "windows-1252");
         let mut d = Descriptor::parse(&raw, &Limits::default()).unwrap();
-        assert_eq!(d.extents[0].name, "caf\u{e9}");
+        assert_eq!(d.extents[0].name, "caf\u{e9}.vmdk");
         assert_eq!(d.text(), raw);
         d.set_cid(1);
         let changed = String::from_utf8_lossy(&raw).replace("CID=0000abcd", "CID=00000001");
@@ -471,7 +471,7 @@ mod tests {
                 .unwrap()
                 .extents[0]
                 .name,
-            "a b"
+            "a b.vmdk"
         );
     }
 
