@@ -83,7 +83,8 @@ fn images_on_a_device_equal_their_source_whatever_it_held() {
         );
         ok(path, &["convert", "-f", words[0], "-O", "raw", &device.name, "back"]);
         assert!(fs::read(path.join("back")).unwrap()[..bytes.len()] == bytes, "{format}");
-        if have(&["qemu-img"]) {
+        // Of a raw image the device is the disk, which is larger.
+        if words[0] != "raw" && have(&["qemu-img"]) {
             e2e::tools::ok(
                 "qemu-img",
                 &[
@@ -113,13 +114,15 @@ fn a_device_keeps_its_size() {
     let path = folder.path();
     disk(path);
     let Some(device) = Device::new(path, 6) else { return };
-    for args in [
+    let grows = ["vhdx", "vpc", "vmdk", "qed", "qcow", "parallels", "cow", "bochs"];
+    let grows = grows.map(|format| ["create", "-q", "-f", format, &device.name, "1M"]);
+    let grows: Vec<&[&str]> = grows.iter().map(|args| args.as_slice()).collect();
+    let raw = [
         &["convert", "-f", "raw", "-O", "raw", "disk", &device.name][..],
         &["resize", "-f", "raw", &device.name, "12M"],
         &["create", "-q", "-f", "raw", &device.name, "7M"],
-        &["create", "-q", "-f", "vhdx", &device.name, "7M"],
-        &["create", "-q", "-f", "qed", &device.name, "1M"],
-    ] {
+    ];
+    for args in raw.into_iter().chain(grows) {
         let out = vdisk(path, args);
         assert_eq!(out.status.code(), Some(1), "{args:?}");
         assert!(device.bytes().iter().all(|b| *b == 0xa5), "{args:?} changed the device");

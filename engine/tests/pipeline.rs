@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use vdisk_engine::env::{CreateSpec, NoSecrets};
+use vdisk_engine::formats::DRIVERS;
 use vdisk_engine::gate::{DenyAll, Node};
 use vdisk_engine::ops::convert::{CopyOptions, convert};
 use vdisk_engine::ops::create::create;
@@ -65,17 +66,24 @@ fn a_new_image_on_a_device_full_of_other_data_equals_its_source() {
     let mut bytes = vec![0; 9 << 20];
     bytes[5 << 20..6 << 20].fill(3);
     let source = raw(Arc::new(MemoryStorage::new("in", bytes.clone())), false);
-    for (format, options) in [
-        ("raw", &[][..]),
-        ("vdi", &[("static", "on")]),
-        ("vdi", &[]),
-        ("qcow2", &[]),
-    ] {
-        let device: StorageRef = Arc::new(MemoryStorage::new("device", vec![0xa5; 24 << 20]));
-        let device: StorageRef = Arc::new(SliceStorage::new(device, 0, 24 << 20).unwrap());
+    let special = [
+        ("vdi", "static", "on"),
+        ("qcow2", "preallocation", "metadata"),
+        ("qcow2", "preallocation", "falloc"),
+        ("qcow2", "preallocation", "full"),
+        ("qcow2", "cluster_size", "4096"),
+    ];
+    let special = special.map(|(format, name, value)| (format, Options::new().with(name, value)));
+    let plain = DRIVERS.iter().filter(|d| d.capabilities().create);
+    let plain = plain.map(|d| (d.name(), Options::new()));
+    let mut made = Vec::new();
+    for (format, options) in plain.chain(special) {
+        let old = vec![0xa5; 24 << 20];
+        let behind = Arc::new(MemoryStorage::new("device", old.clone()));
+        let device: StorageRef = Arc::new(SliceStorage::new(behind.clone(), 0, 24 << 20).unwrap());
         let spec = CreateSpec {
             virtual_size: bytes.len() as u64,
-            options: options.iter().fold(Options::new(), |o, (k, v)| o.with(*k, *v)),
+            options: options.clone(),
             backing: None,
         };
         let env = CreateEnv {
@@ -85,7 +93,11 @@ fn a_new_image_on_a_device_full_of_other_data_equals_its_source() {
             random: &|bytes| bytes.fill(7),
             now: 0,
         };
-        create(device.clone(), format, &spec, &env).unwrap();
+        if create(device.clone(), format, &spec, &env).is_err() {
+            assert!(behind.contents() == old, "{format} is refused after a change");
+            continue;
+        }
+        made.push(format);
         let limits = Limits::default();
         let target = Chain::open(Node::new(device, format), &OpenEnv::closed(&limits).writable()).unwrap();
         convert(&source, target.top(), &CopyOptions::default(), &Control::default()).unwrap();
@@ -93,6 +105,10 @@ fn a_new_image_on_a_device_full_of_other_data_equals_its_source() {
         target.read(0, &mut seen).unwrap();
         assert!(seen == bytes, "{format} {options:?}");
     }
+    assert!(
+        ["raw", "qcow2", "vdi"].iter().all(|format| made.contains(format)),
+        "{made:?}"
+    );
 }
 
 #[test]

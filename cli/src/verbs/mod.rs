@@ -113,7 +113,8 @@ pub fn run(verb: &Verb) -> u8 {
 /// Options of every verb that opens images.
 #[derive(Debug, clap::Args)]
 pub struct Common {
-    /// A secret (passphrase or key): secret,id=ID,data=TEXT or file=PATH[,format=base64][,keyid=ID,iv=BASE64]
+    /// A secret (passphrase or key): secret,id=ID,data=TEXT or file=PATH[,format=base64][,keyid=ID,iv=BASE64]; certificates for NBD:
+    /// tls-creds-x509,id=ID,dir=FOLDER[,verify-peer=off]
     #[arg(long = "object", value_name = "OBJDEF")]
     objects: Vec<String>,
 }

@@ -89,6 +89,8 @@ fn an_encrypted_image_is_refused() {
     let Some(samples) = e2e::corpus::samples(&["enc-dmg"]) else {
         return;
     };
+    let found = vdisk_engine::formats::detect(file(&samples[0].path, false).as_ref()).unwrap();
+    assert_eq!(found[0].0.name(), "dmg");
     let error = open_ro(file(&samples[0].path, false), "dmg").err().unwrap();
     assert_eq!(error.kind(), vdisk_engine::ErrorKind::Unsupported);
 }

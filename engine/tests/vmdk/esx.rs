@@ -177,6 +177,15 @@ fn parts_of_all_types_follow_one_another() {
 }
 
 #[test]
+fn a_file_on_a_windows_drive_is_looked_for_beside_the_descriptor() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = pattern(10 * 512, 6);
+    std::fs::write(dir.path().join("f"), &bytes).unwrap();
+    descriptor(&dir.path().join("d.vmdk"), "custom", "RW 10 FLAT \"D:\\vm\\f\" 0");
+    assert!(contents(&open(&dir.path().join("d.vmdk"), false)) == bytes);
+}
+
+#[test]
 fn a_disk_of_nothing_but_zeroes_needs_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.vmdk");

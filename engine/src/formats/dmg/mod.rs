@@ -55,6 +55,8 @@ impl FormatDriver for Dmg {
             Some(at) if at + layout::KOLY_LEN == probe.tail.len() => 100,
             // Something was added behind it; it must look whole then.
             Some(at) if probe.tail.get(at + 4..at + 12) == Some(&[0, 0, 0, 4, 0, 0, 2, 0]) => 90,
+            // Encrypted: refused in clear words, rather than read as raw.
+            _ if probe.head.starts_with(b"encrcdsa") => 60,
             _ => 0,
         }
     }

@@ -128,7 +128,9 @@ impl Bundle {
             Kind::Plain => {
                 let there = storage.len()?;
                 if there < len {
-                    return Err(Error::corrupt(format!("expected {len} bytes, the file ends at {there:#x}")).at(name));
+                    let shown = file.name.escape_debug();
+                    let what = format!("the Plain file \"{shown}\" has {there} bytes where its Storage has {len}");
+                    return Err(Error::corrupt(what).at(name));
                 }
                 Body::Plain(storage.clone())
             }
