@@ -12,5 +12,6 @@ mod http;
 mod killed;
 mod programs;
 mod python;
+mod secrets;
 mod story;
 mod vdiskd;
