@@ -95,7 +95,7 @@ pub struct Options {
     /// Parse files of unknown origin in a child process with bounded rights; false parses them in this one [default: true]
     #[arg(long, env = "VDISKD_SANDBOX", value_name = "BOOL")]
     pub sandbox: Option<bool>,
-    /// Let webhooks go to this machine and its link
+    /// Let webhooks go to this machine and to private networks
     #[arg(long, env = "VDISKD_WEBHOOKS_ANYWHERE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub webhooks_anywhere: Option<bool>,
     /// Seconds that running jobs and requests get at the end [default: 20]

@@ -11,6 +11,7 @@ mod progress;
 mod secrets;
 mod spec;
 mod text;
+mod tls;
 mod verbs;
 
 use std::process::ExitCode;

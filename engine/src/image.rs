@@ -224,6 +224,11 @@ pub trait Image: Send + Sync {
     fn resumable(&self) -> bool {
         false
     }
+    /// Whether an image that was only just created reads as zeroes. `false` where bytes that its storage held before show through: a raw
+    /// image on a block device or on an export, which exist already.
+    fn is_zero_when_new(&self) -> bool {
+        true
+    }
     /// Returns when all that was written is stable.
     fn flush(&self) -> Result<()>;
     /// Flushes and leaves the image marked as clean. Dropping without it leaves an image as a crash would.
@@ -311,8 +316,8 @@ pub trait BulkWrite: Sync {
     }
     /// The stored form of one unit, or `None` when it is better stored as is. `scratch` is one worker's own, kept between calls.
     fn encode(&self, data: &[u8], scratch: &mut Scratch) -> Result<Option<Vec<u8>>>;
-    /// Gives a run a place: `encoded` is the stored length of one encoded unit, `None` for a run of plain units. Called in
-    /// rising guest order by one thread at a time.
+    /// Gives a run a place: `encoded` is the stored length of one encoded unit, `None` for a run of plain units, of which the placement may
+    /// be the beginning alone: the rest has another place then, and is asked for next. Called in rising guest order by one thread at a time.
     fn place(&self, offset: u64, len: u64, encoded: Option<u64>) -> Result<Placement>;
     /// Writes the bytes of a placement, or of a part of a plain one: any thread, any order.
     fn store(&self, placement: &Placement, bytes: &[u8]) -> Result<()>;

@@ -40,7 +40,7 @@ pub struct ServiceConfig {
     pub idempotency_retention: Duration,
     /// How long events can be resumed.
     pub event_retention: Duration,
-    /// Whether webhooks may go to this machine and its link.
+    /// Whether webhooks may go to this machine and to private networks.
     pub webhooks_anywhere: bool,
     /// Entries that the audit log keeps.
     pub audit_entries: u32,

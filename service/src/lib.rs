@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 mod disk;
 pub mod error;
+pub mod fault;
 mod jobs;
 pub mod model;
 mod pool;

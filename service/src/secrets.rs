@@ -19,11 +19,12 @@ use zeroize::Zeroizing;
 use crate::config::{MasterKey, ServiceConfig};
 use crate::disk::try_random;
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::{Step, around};
 use crate::model::SecretId;
 use crate::store::secrets::SealedSecret;
 
 const KEY_FILE: &str = "master.key";
-const NEW_KEY_FILE: &str = "master.key.new";
+const NEW_KEY_FILE: &str = "master.key.next";
 const NONCE_BYTES: usize = 12;
 
 /// A master key ready for use.
@@ -136,8 +137,8 @@ impl Vault {
             return Ok(());
         };
         if let Some(folder) = &self.own {
-            let put = std::fs::rename(folder.join(NEW_KEY_FILE), folder.join(KEY_FILE));
-            put.and_then(|()| sync_folder(folder))
+            std::fs::rename(folder.join(NEW_KEY_FILE), folder.join(KEY_FILE))
+                .and_then(|()| sync_folder(folder))
                 .map_err(|error| unusable(folder, &error))?;
         }
         *self.sealers.write().unwrap_or_else(PoisonError::into_inner) = Sealers {
@@ -242,8 +243,10 @@ fn load_or_make(path: &Path) -> Result<Zeroizing<[u8; 32]>> {
         return Ok(key);
     }
     let mut key = Zeroizing::new([0; 32]);
-    let made = try_random(key.as_mut_slice()).and_then(|()| store(path, &key));
-    made.map_err(|error| unusable(path, &error))?;
+    try_random(key.as_mut_slice()).map_err(|error| unusable(path, &error))?;
+    around(Step::MakeMasterKey, || {
+        store(path, &key).map_err(|error| unusable(path, &error))
+    })?;
     Ok(key)
 }
 

@@ -323,7 +323,7 @@ async fn a_killed_rotation_of_the_master_key_is_ended() {
     let service = open(dir.path(), 2).await.unwrap();
     let lab = Lab { dir, service };
     lab.succeed(job).await;
-    assert!(!lab.dir.path().join("master.key.new").exists());
+    assert!(!lab.dir.path().join("master.key.next").exists());
     let lab = lab.restart().await;
     for id in ids {
         // It opens, and then turns out to be no key of 32 bytes.
@@ -387,7 +387,7 @@ async fn a_full_disk_fails_the_job_and_frees_its_space() {
 async fn fill_disk(small: std::path::PathBuf) {
     let lab = Lab {
         service: open(&small, 1).await.unwrap(),
-        dir: tempfile::tempdir().unwrap(),
+        dir: tempfile::tempdir().unwrap().into(),
     };
     let source = lab.upload("source", Some("raw"), &vec![1; 7 << 20]).await.unwrap();
     let free = lab.service.pool("default").await.unwrap().free;

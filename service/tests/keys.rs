@@ -512,7 +512,7 @@ async fn a_service_that_keeps_its_own_master_key_makes_the_new_one() {
     let old = std::fs::read(&file).unwrap();
     let first = rotated(&lab).await;
     let new = std::fs::read(&file).unwrap();
-    assert!(new != old && new.len() == 32 && !lab.dir.path().join("master.key.new").exists());
+    assert!(new != old && new.len() == 32 && !lab.dir.path().join("master.key.next").exists());
     assert!(lab.data(luks).await == bytes);
     let lab = lab.restart().await;
     assert!(lab.data(luks).await == bytes);

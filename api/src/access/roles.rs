@@ -39,6 +39,9 @@ pub const TABLE: &[(&str, &str, &str, Need)] = &[
     ("GET",    "/openapi.json",                             "",                              Need::Open),
     ("GET",    "/",                                         "",                              Need::Open),
     ("GET",    "/ui/app.js",                                "",                              Need::Open),
+    ("GET",    "/ui/events.js",                             "",                              Need::Open),
+    ("GET",    "/ui/rows.js",                               "",                              Need::Open),
+    ("GET",    "/ui/session.js",                            "",                              Need::Open),
     ("GET",    "/ui/style.css",                             "",                              Need::Open),
     ("GET",    "/ui/icon.svg",                              "",                              Need::Open),
     ("GET",    "/docs",                                     "",                              Need::Open),
@@ -113,6 +116,11 @@ pub fn needed(method: &str, route: &str) -> Option<Role> {
         Need::Metrics => Some(Role::Reader),
         Need::Role(role) => Some(role),
     }
+}
+
+/// Whether a call, given by its path, takes more than a reader: it may change something.
+pub fn changes(path: &str) -> bool {
+    matches!(Asked::grpc(path).need, Need::Role(role) if role > Role::Reader)
 }
 
 /// Services of gRPC itself: health, and the descriptors that `proto/` shows to everybody.

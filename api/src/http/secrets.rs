@@ -22,7 +22,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(rotate_master_key))
 }
 
-problems!(CreateProblems: InvalidName, NameTaken, LimitExceeded, InvalidArgument, IdempotencyConflict;
+problems!(CreateProblems: InvalidName, NameTaken, NotFound, LimitExceeded, InvalidArgument, IdempotencyConflict;
     MalformedBody, BodyTooLarge, UnsupportedMediaType);
 problems!(ListProblems: InvalidArgument);
 problems!(SecretProblems: NotFound);

@@ -80,8 +80,14 @@ fn compare_files(args: &Args) -> Result<u8, Stop> {
     };
     let (first, second) = (open(a, args.a_format.as_deref())?, open(b, args.b_format.as_deref())?);
     let meter = Meter::new(args.progress && !args.quiet, None);
-    let found = compare::compare(&first.chain, &second.chain, args.strict, workers(), &meter.control())
-        .map_err(|e| Stop::Read(Failure::from(e).context("Error while reading")))?;
+    let found = compare::compare(
+        &first.chain,
+        &second.chain,
+        args.strict,
+        super::workers(),
+        &meter.control(),
+    )
+    .map_err(|e| Stop::Read(Failure::from(e).context("Error while reading")))?;
     let common = first.chain.virtual_size().min(second.chain.virtual_size());
     tell(&found, common, format, args.quiet);
     if !args.quiet {
@@ -123,9 +129,4 @@ fn tell(found: &Comparison, common: u64, format: Format, quiet: bool) {
         Some(Difference::Allocation(at)) => format!("Strict mode: Offset {at} block status mismatch!"),
         Some(Difference::Size(..)) => "Strict mode: Image size mismatch!".to_owned(),
     });
-}
-
-/// Comparing is reading: a thread a processor.
-fn workers() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -71,6 +71,11 @@ pub enum Verb {
     Snapshot(snapshot::Args),
 }
 
+/// How many threads copy and compare where the command line has no option for it: one a processor.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 impl Verb {
     /// Takes what the derived structures lose: the order of options of different names.
     pub fn remember(&mut self, matches: &ArgMatches) {

@@ -128,7 +128,8 @@ impl FormatDriver for Raw {
                         .at(storage.name()),
                 );
             }
-            return Ok(());
+            // The rest stays as it is, as with qemu-img, but the magic of an older image must not be found again.
+            return storage.write_at(0, &FIRST_BLOCK[..len.min(SECTOR) as usize]);
         }
         storage.set_len(spec.virtual_size)?;
         match spec.options.get("preallocation") {
@@ -237,6 +238,9 @@ impl Image for RawImage {
     }
     fn resumable(&self) -> bool {
         true
+    }
+    fn is_zero_when_new(&self) -> bool {
+        self.file.can_resize()
     }
     fn flush(&self) -> Result<()> {
         self.file.flush()

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::chain::{ChainExtent, Cursor};
 use crate::image::ExtentKind;
 use crate::ops::zeroes;
+use crate::storage::PageBuffer;
 use crate::{Chain, Control, Error, Result};
 
 /// Guest bytes compared at once.
@@ -172,7 +173,7 @@ impl<'a> Comparing<'a> {
     }
 
     fn work(&self) -> Result<()> {
-        let mut buffers = [Vec::new(), Vec::new()];
+        let mut buffers = [PageBuffer::default(), PageBuffer::default()];
         loop {
             let step = self.plan().next_step(self.control);
             let Some(step) = step.inspect_err(|_| self.stop())? else {
@@ -191,10 +192,10 @@ impl<'a> Comparing<'a> {
         self.plan().end = 0;
     }
 
-    fn compare_step(&self, step: &Step, buffers: &mut [Vec<u8>; 2]) -> Result<Option<usize>> {
+    fn compare_step(&self, step: &Step, buffers: &mut [PageBuffer; 2]) -> Result<Option<usize>> {
         for ((chain, layer), buf) in [self.a, self.b].into_iter().zip(step.layers).zip(buffers.iter_mut()) {
             if let Some(layer) = layer {
-                buf.resize(step.len as usize, 0);
+                buf.set_len(step.len as usize);
                 chain.read_layer(layer, step.offset, buf)?;
             }
         }

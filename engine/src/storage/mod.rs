@@ -1,5 +1,6 @@
 //! Where bytes live: the protocol layer below every format.
 
+mod buffer;
 mod direct;
 mod faulty;
 mod file;
@@ -15,12 +16,14 @@ use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
 
+pub(crate) use buffer::PAGE;
+pub use buffer::PageBuffer;
 pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
-pub use http::{AllowAddress, HttpOptions, HttpStorage, carried_ipv4, is_public};
+pub use http::{AddressGuard, AllowAddress, HttpOptions, HttpStorage, is_public, is_public_web, web_url};
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;
-pub use nbd::{NbdAddress, NbdOptions, NbdStorage};
+pub use nbd::{NbdAddress, NbdOptions, NbdStorage, NbdTls, TlsFiles};
 pub use new_file::NewFile;
 pub use read_only::ReadOnlyStorage;
 pub use slice::SliceStorage;

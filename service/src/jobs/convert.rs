@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::{BackingChoice, Node};
-use vdisk_engine::image::BackingReference;
+use vdisk_engine::image::{BackingReference, Below};
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, Segments, convert_in_segments};
 use vdisk_engine::storage::NewFile;
 use vdisk_engine::{Chain, Control, OpenEnv};
@@ -18,7 +18,8 @@ use super::sources::DifferenceTo;
 use super::{JobContext, JobRunner, note_digest, parse, plan};
 use crate::clock::Timestamp;
 use crate::disk::{
-    Layer, NewDisk, OpenSecrets, Opening, check_structures, create_disk, file_facts, keyring, open_chain, publish,
+    Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, file_facts, keyring, open_chain,
+    publish,
 };
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -232,13 +233,8 @@ impl Fill for Work {
         };
         let target = self.open_target(staged, true)?;
         let below = target.below(0);
-        let can = vdisk_engine::formats::by_name(target.top().format())?.capabilities();
-        let into = CopyTarget {
-            image: target.top(),
-            below: &below,
-            fresh: true,
-            is_zero: can.zero && self.base.is_empty(),
-        };
+        let over: Option<&dyn Below> = if self.base.is_empty() { None } else { Some(&below) };
+        let into = CopyTarget::fresh(target.top(), over)?;
         if self.base.is_empty() {
             convert_in_segments(&source, &into, &options, segments, control)?;
         } else {
@@ -319,7 +315,7 @@ impl Work {
         let options = chosen.fold(vdisk_engine::options::Options::new(), |all, (name, value)| {
             all.with(name, value)
         });
-        let mut node = Node::new(staged.storage(), driver.name()).with_options(options);
+        let mut node = Node::new(content(staged), driver.name()).with_options(options);
         node.backing = match self.base.as_slice() {
             [] => BackingChoice::None,
             base => BackingChoice::Explicit(Box::new(crate::disk::explicit_node(base)?)),

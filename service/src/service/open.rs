@@ -16,7 +16,7 @@ use crate::config::ServiceConfig;
 use crate::disk::try_random;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::pool::{PoolFolder, check_image_name};
-use crate::queue::{housekeeping, recover, worker};
+use crate::queue::{Pulse, housekeeping, recover, worker};
 use crate::secrets::{Vault, not_at_hand};
 use crate::store::{Store, sqlite_url};
 use crate::webhooks::deliverer;
@@ -48,9 +48,11 @@ impl Service {
             virtual_size: config.limits.virtual_size,
             ..Limits::untrusted()
         };
+        let pulse = Pulse::start(&store).await?;
         let (audit, entries) = audit::channel();
         let inner = Arc::new(Inner {
             store,
+            pulse,
             audit,
             pools,
             vault,

@@ -4,6 +4,7 @@ use vdisk_engine::crypto::{SealedUnder, Secret as EngineSecret, SecretFormat, de
 use super::Service;
 use super::paging::Window;
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::Step;
 use crate::model::{Page, Secret, SecretId};
 use crate::pool::check_image_name;
 use crate::request::{Call, NewSecret, PageRequest, SecretForm};
@@ -39,7 +40,7 @@ impl Service {
             .seal(tx.sealing_key().await?.as_deref(), id, value.bytes())?;
         let secret = tx.insert_secret(id, &request.name, &sealed).await?;
         tx.remember(key.as_ref(), Outcome::Secret(id)).await?;
-        tx.commit().await?;
+        tx.commit_as(Step::CreateSecret).await?;
         Ok(secret)
     }
 
@@ -88,6 +89,6 @@ impl Service {
     pub async fn delete_secret(&self, id: SecretId) -> Result<()> {
         let mut tx = self.inner.store.begin().await?;
         tx.delete_secret(id).await?;
-        tx.commit().await
+        tx.commit_as(Step::DeleteSecret).await
     }
 }

@@ -2,6 +2,7 @@ use serde::Serialize;
 
 use super::Service;
 use crate::error::{Result, ServiceError};
+use crate::fault::Step;
 use crate::jobs::{
     plan_check, plan_commit, plan_compare, plan_compress, plan_convert, plan_decrypt, plan_encrypt, plan_flatten,
     plan_rebase, plan_rekey, plan_resize, plan_rotate,
@@ -191,7 +192,7 @@ impl Service {
         let new = plan(&mut tx).await?;
         let job = tx.enqueue(&new, self.inner.config.limits.open_jobs).await?;
         tx.remember(request.as_ref(), Outcome::Job(job.id)).await?;
-        tx.commit().await?;
+        tx.commit_as(Step::EnqueueJob).await?;
         Ok(job)
     }
 }

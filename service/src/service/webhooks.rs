@@ -2,6 +2,7 @@ use uuid::Uuid;
 
 use super::Service;
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::Step;
 use crate::model::{EventKind, Webhook, WebhookId};
 use crate::request::{Call, NewWebhook};
 use crate::store::idempotency::Outcome;
@@ -47,7 +48,7 @@ impl Service {
             .seal(tx.sealing_key().await?.as_deref(), id, &request.secret)?;
         tx.insert_webhook(id, &request.url, &events, &sealed).await?;
         tx.remember(key.as_ref(), Outcome::Webhook(id)).await?;
-        tx.commit().await?;
+        tx.commit_as(Step::CreateWebhook).await?;
         self.webhook(id).await
     }
 
@@ -75,6 +76,6 @@ impl Service {
     pub async fn delete_webhook(&self, id: WebhookId) -> Result<()> {
         let mut tx = self.inner.store.begin().await?;
         tx.delete_webhook(id).await?;
-        tx.commit().await
+        tx.commit_as(Step::DeleteWebhook).await
     }
 }

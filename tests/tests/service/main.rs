@@ -13,5 +13,6 @@ mod killed;
 mod programs;
 mod python;
 mod secrets;
+mod soak;
 mod story;
 mod vdiskd;

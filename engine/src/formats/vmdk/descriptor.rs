@@ -63,13 +63,33 @@ pub(super) struct Descriptor {
     pub extents: Vec<ExtentLine>,
 }
 
-/// Whether bytes look like the start of a descriptor file.
+/// A byte order mark, which some editors put before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Whether bytes look like the start of a descriptor file: by its first line, however that is spaced, or as QEMU tells it, by a version
+/// behind comments.
 pub(super) fn looks_like_descriptor(head: &[u8]) -> bool {
-    let start = head.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(head.len());
-    let first = head.get(start..).unwrap_or_default();
-    first
-        .get(..21)
-        .is_some_and(|t| t.eq_ignore_ascii_case(b"# Disk DescriptorFile"))
+    let head = head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(head);
+    let mut lines = head
+        .split(|b| *b == b'\n')
+        .map(|l| l.trim_ascii())
+        .filter(|l| !l.is_empty());
+    let first: Vec<u8> = lines
+        .next()
+        .unwrap_or_default()
+        .iter()
+        .filter(|b| **b != b' ')
+        .copied()
+        .collect();
+    if first
+        .get(..19)
+        .is_some_and(|t| t.eq_ignore_ascii_case(b"#DiskDescriptorFile"))
+    {
+        return true;
+    }
+    let version = |line: &[u8]| [&b"version=1"[..], b"version=2", b"version=3"].contains(&line);
+    let told = first.starts_with(b"#") && lines.find(|l| !l.starts_with(b"#")).is_some_and(version);
+    told && head.windows(11).any(|w| w == b"createType=")
 }
 
 impl Descriptor {
@@ -84,6 +104,7 @@ impl Descriptor {
                 raw.len()
             )));
         }
+        let raw = raw.strip_prefix(BYTE_ORDER_MARK).unwrap_or(raw);
         let end = raw.iter().position(|b| *b == 0).unwrap_or(raw.len());
         let (text, padding) = raw.split_at(end);
         if !is_padding(padding) {
@@ -223,7 +244,8 @@ fn readable(name: &str) -> Result<String> {
 fn parse_extents(lines: &[String], limits: &Limits) -> Result<Vec<ExtentLine>> {
     let mut extents = Vec::new();
     for (number, line) in lines.iter().enumerate() {
-        let access = match line.split_whitespace().next() {
+        let word = line.split_whitespace().next().map(str::to_ascii_uppercase);
+        let access = match word.as_deref() {
             Some("RW") => Access::ReadWrite,
             Some("RDONLY") => Access::ReadOnly,
             Some("NOACCESS") => {
@@ -253,8 +275,8 @@ fn parse_extent(line: &str, access: Access, number: usize) -> Result<ExtentLine>
         .and_then(|w| w.parse::<u64>().ok())
         .filter(|s| *s > 0)
         .ok_or_else(invalid)?;
-    let word = words.next().ok_or_else(invalid)?;
-    let kind = match word {
+    let word = words.next().ok_or_else(invalid)?.to_ascii_uppercase();
+    let kind = match word.as_str() {
         "FLAT" | "VMFS" => ExtentType::Flat,
         "SPARSE" => ExtentType::Sparse,
         "VMFSSPARSE" => ExtentType::VmfsSparse,
@@ -281,7 +303,7 @@ fn parse_extent(line: &str, access: Access, number: usize) -> Result<ExtentLine>
         access,
         len: bytes("extent size", sectors)?,
         kind,
-        word: word.to_owned(),
+        word,
         name: readable(name)?,
         offset: bytes("extent offset", offset)?,
         line: number,
@@ -349,6 +371,38 @@ mod tests {
             (d.extents[1].kind, d.extents[1].access),
             (ExtentType::Zero, Access::ReadOnly)
         );
+    }
+
+    #[test]
+    fn a_descriptor_is_known_by_its_first_line_or_by_its_version() {
+        for first in [
+            "# Disk DescriptorFile",
+            "#Disk DescriptorFile",
+            "# DISK DESCRIPTOR FILE",
+            "\u{feff}# Disk DescriptorFile",
+            "\r\n# Disk DescriptorFile\r",
+            "# by hand",
+        ] {
+            let text = TEXT.replace("# Disk DescriptorFile", first);
+            assert!(looks_like_descriptor(text.as_bytes()), "{first}");
+            assert_eq!(parse(&text).unwrap().extents.len(), 2, "{first}");
+        }
+        for text in [
+            "",
+            "#",
+            "# Disk",
+            "version=1\ncreateType=\"custom\"\n",
+            "# x\nversion=1\n",
+            "# x\nversion=10\ncreateType=",
+        ] {
+            assert!(!looks_like_descriptor(text.as_bytes()), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_extent_is_lost_for_its_small_letters() {
+        let d = parse(&TEXT.replace("RW 63 FLAT", "rw 63 flat")).unwrap();
+        assert_eq!((d.extents.len(), d.extents[0].kind), (2, ExtentType::Flat));
     }
 
     #[test]

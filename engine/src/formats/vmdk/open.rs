@@ -152,8 +152,8 @@ fn from_descriptor(
         let kind = found.create_type.escape_debug();
         return Err(Error::unsupported(format!("Unsupported image type '{kind}'")));
     }
-    if found.extents.iter().all(|e| e.kind == ExtentType::Zero) {
-        return Err(Error::unsupported("the descriptor names no extent with a file"));
+    if found.extents.is_empty() {
+        return Err(Error::corrupt("the descriptor names no extent"));
     }
     let (mut storages, mut parts, mut start) = (vec![main], Vec::new(), 0u64);
     for line in &found.extents {
