@@ -4,7 +4,7 @@ use std::any::Any;
 
 use serde_json::{Map, Value};
 
-use crate::crypto::luks::{EraseKeys, KeyEnv, LuksSlot, NewKey};
+use crate::crypto::luks::{EraseKeys, KeyEnv, KeyWork, LuksSlot, NewKey};
 pub use crate::env::BackingReference;
 use crate::options::Options;
 use crate::{Control, Error, Result, StorageRef};
@@ -387,6 +387,11 @@ pub trait Snapshots {
 pub trait KeySlots {
     /// All slots of LUKS1, those that exist of LUKS2.
     fn list(&self) -> Result<Vec<LuksSlot>>;
+    /// The slot that a passphrase opens: the one given, or the first of all that does.
+    ///
+    /// # Errors
+    /// `WrongKey` when it opens none.
+    fn test(&self, passphrase: &[u8], slot: Option<u32>, work: &KeyWork<'_>) -> Result<u32>;
     /// Adds a key; `unlock` is a passphrase that opens the image now. Gives its slot.
     fn add(&self, unlock: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32>;
     /// Puts a new passphrase in the place of `old`. Gives its slot.

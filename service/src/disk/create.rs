@@ -73,7 +73,7 @@ pub fn content(staged: &NewFile) -> StorageRef {
 }
 
 /// Fills a buffer with random bytes of the operating system. The service makes sure at its start that there are any.
-fn fill_random(buffer: &mut [u8]) {
+pub fn fill_random(buffer: &mut [u8]) {
     for chunk in buffer.chunks_mut(256) {
         while try_random(chunk).is_err() {
             std::thread::yield_now();

@@ -6,11 +6,12 @@ use vdisk_engine::{Chain, Control};
 use crate::disk::{Layer, OpenSecrets, Opening, base_changed, open_chain, was_changed_by_others};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Step, around};
-use crate::model::{ImageId, ImageState, JobId};
+use crate::model::{ImageId, ImageState, JobId, SecretId};
 use crate::pool::{FileName, PoolFolder};
 use crate::queue::{JobControl, StopReason};
 use crate::request::SecretRefs;
 use crate::service::Inner;
+use crate::store::Tx;
 use crate::store::jobs::{Claimed, Fence, JournalEntry};
 
 /// How long a job waits for somebody who just reads the image's metadata, or for a dying worker's file locks.
@@ -122,6 +123,26 @@ impl JobContext {
         }
         tx.forget_stamps(self.job()).await?;
         tx.commit_as(Step::PrepareChanges).await
+    }
+
+    /// A transaction of a job that is still ours.
+    ///
+    /// # Errors
+    /// `lease_lost`.
+    pub async fn begin(&self) -> Result<Tx> {
+        let mut tx = self.inner.store.begin().await?;
+        tx.require_fence(self.fence).await?;
+        Ok(tx)
+    }
+
+    /// Lets an image name another secret in a role, if it names the old one there.
+    ///
+    /// # Errors
+    /// `not_found` when the new secret is gone; `lease_lost`.
+    pub async fn name_secret(&self, image: ImageId, role: &str, old: SecretId, new: SecretId) -> Result<()> {
+        let mut tx = self.begin().await?;
+        tx.replace_role(image, role, old, new).await?;
+        tx.commit().await
     }
 
     /// Removes what an earlier attempt of this job left, but for the file that it can go on with, and brings back what it was about to

@@ -43,7 +43,19 @@ struct Payload {
 }
 
 /// Checks a request and makes a job of it.
-pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, mut request: ConvertRequest) -> Result<NewJob> {
+pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, request: ConvertRequest) -> Result<NewJob> {
+    let shown = request.clone();
+    plan_copy(tx, inner, source, request, (JobKind::Convert, &shown)).await
+}
+
+/// The plan of a job that is a conversion under another name; `named` is its kind and the request that it shows.
+pub(super) async fn plan_copy(
+    tx: &mut Tx,
+    inner: &Inner,
+    source: ImageId,
+    mut request: ConvertRequest,
+    named: (JobKind, &impl Serialize),
+) -> Result<NewJob> {
     check_image_name(&request.name)?;
     let chain = plan::ready_chain(tx, inner, source).await?;
     let top = chain.first().ok_or_else(|| ServiceError::not_found("image", source))?;
@@ -65,7 +77,6 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, mut request: Conv
         return Err(unsupported("have a backing file"));
     }
     plan::require_secrets(inner, &request.secrets).await?;
-    let shown = request.clone();
     let roles = plan::take_roles(driver, &mut request.options, &request.secrets);
     let target = Uuid::now_v7();
     let mut locks: Vec<_> = plan::shared(&chain).collect();
@@ -92,7 +103,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, mut request: Conv
         pool: pool.clone(),
         request: request.clone(),
     };
-    let mut job = plan::new_job(JobKind::Convert, &shown, &payload)?;
+    let mut job = plan::new_job(named.0, named.1, &payload)?;
     job.makes = Some(NewImage {
         id: target,
         name: request.name.clone(),
@@ -120,7 +131,7 @@ impl JobRunner for Convert {
     }
 }
 
-async fn run(context: JobContext, payload: Value) -> Result<Done> {
+pub(super) async fn run(context: JobContext, payload: Value) -> Result<Done> {
     let payload: Payload = parse(payload)?;
     let target = payload.target;
     let file = context.new_file_name(target);

@@ -29,12 +29,15 @@ impl Service {
         let id = Uuid::now_v7();
         let digest = self.inner.vault.keyed_digest(&[request.name.as_bytes(), value.bytes()]);
         let key = call.bind("create_secret", "", &digest)?;
-        let sealed = self.inner.vault.seal(id, value.bytes())?;
         let mut tx = self.inner.store.begin().await?;
         if let Some(Outcome::Secret(id)) = tx.recall(key.as_ref()).await? {
             drop(tx);
             return self.inner.store.secret(id).await;
         }
+        let sealed = self
+            .inner
+            .vault
+            .seal(tx.sealing_key().await?.as_deref(), id, value.bytes())?;
         let secret = tx.insert_secret(id, &request.name, &sealed).await?;
         tx.remember(key.as_ref(), Outcome::Secret(id)).await?;
         tx.commit_as(Step::CreateSecret).await?;

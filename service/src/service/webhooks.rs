@@ -32,7 +32,6 @@ impl Service {
         let parts: Vec<_> = parts.iter().map(Vec::as_slice).collect();
         let key = call.bind("create_webhook", "", &self.inner.vault.keyed_digest(&parts))?;
         let id = Uuid::now_v7();
-        let sealed = self.inner.vault.seal(id, &request.secret)?;
         let mut tx = self.inner.store.begin().await?;
         if let Some(Outcome::Webhook(id)) = tx.recall(key.as_ref()).await? {
             drop(tx);
@@ -43,6 +42,10 @@ impl Service {
             let public = format!("there are {limit} webhooks already; remove one first");
             return Err(ServiceError::new(ErrorCode::LimitExceeded, public));
         }
+        let sealed = self
+            .inner
+            .vault
+            .seal(tx.sealing_key().await?.as_deref(), id, &request.secret)?;
         tx.insert_webhook(id, &request.url, &events, &sealed).await?;
         tx.remember(key.as_ref(), Outcome::Webhook(id)).await?;
         tx.commit_as(Step::CreateWebhook).await?;

@@ -15,6 +15,7 @@ pub mod locks;
 mod model_tests;
 mod open;
 mod row;
+pub mod sealing;
 pub mod secrets;
 pub mod statistics;
 #[cfg(test)]
