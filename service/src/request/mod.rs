@@ -4,6 +4,7 @@ mod access;
 mod image;
 mod job;
 mod list;
+mod plan;
 mod transfer;
 mod values;
 mod webhook;
@@ -15,6 +16,7 @@ pub use job::{
     JobFilter, MeasureRequest, RebaseMode, RebaseRequest, Repair, ResizeRequest, UpdateJob, WaitUntil,
 };
 pub use list::{Call, EventFilter, MapLayer, MapRequest, PageRequest};
+pub use plan::JobRequest;
 pub use transfer::{ByteRange, Checksum, UploadPart, UploadStatus};
 pub use values::{NewSecret, Options, SecretForm, SecretRefs};
 pub use webhook::NewWebhook;

@@ -18,7 +18,7 @@ use crate::error::{ErrorCode, Result, ServiceError};
 use crate::pool::{PoolFolder, check_image_name};
 use crate::queue::{Pulse, housekeeping, recover, worker};
 use crate::secrets::Vault;
-use crate::store::{Store, sqlite_url};
+use crate::store::{Ballast, Store, sqlite_url};
 use crate::webhooks::deliverer;
 
 impl Service {
@@ -39,7 +39,10 @@ impl Service {
         let owner = url.starts_with("sqlite:").then(|| own(&config.data_dir)).transpose()?;
         let vault = Vault::open(config.master_key.as_ref(), &config.data_dir)?;
         let pools = open_pools(&config.pools)?;
-        let store = Store::open(&url, config.clock.clone()).await?;
+        let mut store = Store::open(&url, config.clock.clone()).await?;
+        if owner.is_some() {
+            store = store.with_ballast(Ballast::new(&config.data_dir, config.ballast_bytes));
+        }
         let limits = Limits {
             chain_depth: config.limits.chain_depth,
             virtual_size: config.limits.virtual_size,
