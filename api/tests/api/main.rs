@@ -18,6 +18,7 @@ mod jobs;
 mod load;
 mod names;
 mod pages;
+mod plans;
 mod server;
 mod tls;
 mod transfer;

@@ -3,6 +3,7 @@
 pub mod body;
 mod digest;
 pub mod idempotency;
+mod job_body;
 mod path;
 mod query;
 mod range;
@@ -11,6 +12,7 @@ mod wait;
 pub use body::{JsonBody, OptionalBody};
 pub use digest::announced_checksum;
 pub use idempotency::IdempotencyKey;
+pub use job_body::{JobBody, OptionalJobBody};
 pub use path::{ImagePath, JobPath, PoolPath, SecretPath, SnapshotPath, TokenPath, WebhookPath};
 pub use query::Query;
 pub use range::{ContentRange, RangeHeaders};

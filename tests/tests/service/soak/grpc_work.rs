@@ -21,7 +21,7 @@ pub struct Work {
     jobs: JobServiceClient<Channel>,
 }
 
-pub async fn work(soak: Arc<Soak>, _number: u64) {
+pub async fn work(soak: Arc<Soak>) {
     let channel = Endpoint::from_shared(soak.url.clone()).unwrap().connect_lazy();
     let (images, jobs) = (ImageServiceClient::new(channel.clone()), JobServiceClient::new(channel));
     let work = Work {

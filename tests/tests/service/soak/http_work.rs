@@ -22,7 +22,7 @@ fn content(round: u64) -> Vec<u8> {
     words.take(SIZE / 8).flat_map(u64::to_le_bytes).collect()
 }
 
-pub async fn work(soak: Arc<Soak>, _number: u64) {
+pub async fn work(soak: Arc<Soak>) {
     let calls = Calls::new(&soak.url);
     while soak.goes_on() {
         round(&soak, &calls, soak.round()).await;

@@ -71,9 +71,10 @@ async fn nothing_is_lost_under_mixed_work_and_kills() {
         accepted: Default::default(),
     });
     let mut workers = tokio::task::JoinSet::new();
-    for number in 0..2 {
-        workers.spawn(http_work::work(soak.clone(), number));
-        workers.spawn(grpc_work::work(soak.clone(), number));
+    for _ in 0..2 {
+        let (runtime, shared) = (tokio::runtime::Handle::current(), soak.clone());
+        workers.spawn(http_work::work(soak.clone()));
+        workers.spawn_blocking(move || runtime.block_on(grpc_work::work(shared)));
     }
     let (began, mut kills, mut usage) = (Instant::now(), 0, Vec::new());
     while began.elapsed() + between <= long {
