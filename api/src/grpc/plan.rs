@@ -26,6 +26,9 @@ impl PlanService for Api {
 fn asked(request: PlanJobRequest) -> vdisk_service::Result<JobRequest> {
     Ok(match one_of("request", request.request)? {
         Asked::Convert(request) => verb!(Convert, request),
+        Asked::Encrypt(request) => verb!(Encrypt, request),
+        Asked::Decrypt(request) => verb!(Decrypt, request),
+        Asked::Rekey(request) => verb!(Rekey, request),
         Asked::Compress(request) => verb!(Compress, request),
         Asked::Rebase(request) => verb!(Rebase, request),
         Asked::Commit(request) => verb!(Commit, request),

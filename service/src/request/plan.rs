@@ -1,6 +1,6 @@
 use super::{
     CheckRequest, CommitRequest, CompareRequest, CompressRequest, ConvertRequest, DecryptRequest, EncryptRequest,
-    FlattenRequest, ImportImage, RebaseRequest, RekeyRequest, ResizeRequest, RotateMasterKeyRequest,
+    FlattenRequest, ImportImage, RebaseRequest, RekeyRequest, ResizeRequest,
 };
 use crate::model::ImageId;
 
@@ -31,8 +31,6 @@ pub enum JobRequest {
     Compare(ImageId, CompareRequest),
     /// Take a file in. An upload is no job.
     Import(ImportImage),
-    /// Seal all secrets under the next master key.
-    RotateMasterKey(RotateMasterKeyRequest),
     /// Register the files found in this pool.
     Scan(String),
 }

@@ -3,7 +3,7 @@ use crate::error::{Result, ServiceError};
 use crate::jobs::{self, Foresight, ImportFrom};
 use crate::jobs::{
     plan_check, plan_commit, plan_compare, plan_compress, plan_convert, plan_decrypt, plan_encrypt, plan_flatten,
-    plan_import, plan_rebase, plan_rekey, plan_resize, plan_rotate, plan_scan,
+    plan_import, plan_rebase, plan_rekey, plan_resize, plan_scan,
 };
 use crate::model::JobPlan;
 use crate::pool::check_image_name;
@@ -51,7 +51,6 @@ impl Service {
             JobRequest::Encrypt(id, request) => plan_encrypt(tx, inner, id, request).await,
             JobRequest::Decrypt(id, request) => plan_decrypt(tx, inner, id, request).await,
             JobRequest::Rekey(id, request) => plan_rekey(tx, inner, id, request).await,
-            JobRequest::RotateMasterKey(request) => plan_rotate(tx, inner, request).await,
             JobRequest::Compress(id, request) => plan_compress(tx, inner, id, request).await,
             JobRequest::Rebase(id, request) => plan_rebase(tx, inner, id, request).await,
             JobRequest::Commit(id, request) => plan_commit(tx, inner, id, request).await,

@@ -143,9 +143,9 @@ async fn wishes_of_another_node_are_heard_between_heartbeats() {
         }
     };
     let steered = async {
-        front.pause_job(job.id).await.unwrap();
+        front.pause_job(job.id, &Call::default()).await.unwrap();
         until(true).await;
-        front.resume_job(job.id).await.unwrap();
+        front.resume_job(job.id, &Call::default()).await.unwrap();
         until(false).await;
         let unlimited = UpdateJob {
             rate_limit: Some(0),

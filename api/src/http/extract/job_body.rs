@@ -98,7 +98,7 @@ mod tests {
                 .map(|body| body.dry_run)
                 .map_err(|problem| problem.field.unwrap_or_default());
             assert_eq!(
-                found.as_ref().map_err(String::as_str),
+                found.as_ref().map_err(|field| &**field),
                 expected.as_ref().map_err(|field| *field),
                 "{body}"
             );
