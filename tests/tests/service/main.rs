@@ -10,6 +10,7 @@ mod client;
 mod grpc;
 mod http;
 mod killed;
+mod large_map;
 mod programs;
 mod python;
 mod story;

@@ -60,6 +60,11 @@ impl Vdiskd {
         Self { url, child }
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL: nothing of it runs on.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
