@@ -13,5 +13,6 @@ mod killed;
 mod large_map;
 mod programs;
 mod python;
+mod schemathesis;
 mod story;
 mod vdiskd;
