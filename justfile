@@ -21,3 +21,17 @@ update:
 # the tests that compare with qemu-img
 interop:
     VDISK_REQUIRE=all cargo nextest run -p vdisk-engine -p vdisk-cli
+
+# the service against the engine, two workers against one, tiny jobs
+bench-whole *ARGS:
+    cargo build --release -p vdisk-cli -p vdisk-api
+    bench/whole.py {{ARGS}}
+
+# how cost grows: measures and draws docs/performance/
+bench-growth *ARGS:
+    cargo build --release -p vdisk-cli
+    bench/growth.py {{ARGS}}
+
+# codecs, XTS, zero detection, look-ups
+bench-micro *ARGS:
+    cargo bench -p vdisk-engine {{ARGS}}

@@ -228,6 +228,18 @@ impl ImageService for Api {
         verb!(self, request, flatten_image)
     }
 
+    async fn encrypt_image(&self, request: Request<EncryptImageRequest>) -> Answer<Job> {
+        verb!(self, request, encrypt_image)
+    }
+
+    async fn decrypt_image(&self, request: Request<DecryptImageRequest>) -> Answer<Job> {
+        verb!(self, request, decrypt_image)
+    }
+
+    async fn rekey_image(&self, request: Request<RekeyImageRequest>) -> Answer<Job> {
+        verb!(self, request, rekey_image)
+    }
+
     async fn list_snapshots(&self, request: Request<ListSnapshotsRequest>) -> Answer<ListSnapshotsResponse> {
         let id = image_id(&request.into_inner().image_id)?;
         let items = self.0.service.snapshots(id).await.map_err(status::of)?;

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vdisk_service::Timestamp;
 use vdisk_service::model::{
-    AuditEntry, ChainLayer, CreateOptionInfo, Detected, EventKind, Extent, FormatInfo, FoundReference, Image,
-    ImageState, Inspection, InspectionLimits, Job, JobKind, JobProgress, JobState, JobStep, MapPage, MeasureReport,
-    OptionType, Page, ParsedIn, Pool, Role, Secret, Snapshot, Token, Verdict, Webhook,
+    Amount, AuditEntry, ChainLayer, CreateOptionInfo, Detected, EventKind, Extent, FormatInfo, FoundReference, Image,
+    ImageState, Inspection, InspectionLimits, Job, JobKind, JobPlan, JobProgress, JobState, JobStep, Loss, LossKind,
+    MapPage, MeasureReport, OptionType, Page, ParsedIn, Pool, Role, Secret, Snapshot, Token, Verdict, Webhook,
 };
 
 use super::image_layout::Chain;
@@ -51,6 +51,10 @@ fn request(schema: &str) -> Option<Value> {
         "CompareRequest" => json!({"other": COPY, "strict": false}),
         "MeasureRequest" => json!({"format": "qcow2", "options": {"cluster_size": "64k"}}),
         "FlattenRequest" => json!({"rate_limit": 200_000_000}),
+        "EncryptRequest" => json!({"name": "web-1-closed", "format": "qcow2", "secret": SECRET, "verify": true}),
+        "DecryptRequest" => json!({"name": "web-1-open", "verify": true}),
+        "RekeyRequest" => json!({"change": "change", "new_secret": SECRET}),
+        "RotateMasterKeyRequest" => json!({}),
         "UpdateJob" => json!({"rate_limit": 100_000_000, "priority": 5}),
         "NewSecret" => json!({"name": "luks-web", "value": "correct horse battery staple"}),
         "NewToken" => json!({"name": "ci", "role": "operator", "expires_in_days": 90}),
@@ -66,6 +70,7 @@ fn answer(schema: &str) -> Option<Value> {
     match schema {
         "Image" => value(ImageBody::from(image())),
         "Job" => value(job()),
+        "JobPlan" => value(plan()),
         "Pool" => value(pool()),
         "Secret" => value(secret()),
         "Token" => value(token()),
@@ -111,6 +116,24 @@ fn list(schema: &str) -> Option<Value> {
         "SnapshotList" => value(SnapshotList::from(vec![snapshot()])),
         "FormatList" => value(FormatList::from(vec![format()])),
         _ => None,
+    }
+}
+
+fn plan() -> JobPlan {
+    JobPlan {
+        kind: JobKind::Convert,
+        image_ids: vec![IMAGE],
+        pool: Some("default".to_owned()),
+        read: Some(Amount::exact(1_703_936_000)),
+        write: Some(Amount::at_most(1_703_936_000)),
+        target_size: Some(Amount::at_most(1_704_329_216)),
+        space_needed: Some(Amount::at_most(1_704_329_216)),
+        space_free: Some(80 * GIB),
+        losses: vec![Loss {
+            kind: LossKind::Snapshots,
+            image_id: IMAGE,
+            detail: "2 internal snapshots".to_owned(),
+        }],
     }
 }
 
@@ -320,9 +343,9 @@ fn format() -> FormatInfo {
 #[cfg(test)]
 mod tests {
     use vdisk_service::request::{
-        CheckRequest, CommitRequest, CompareRequest, CompressRequest, ConvertRequest, CreateImage, FlattenRequest,
-        ImportImage, MeasureRequest, NewSecret, NewToken, NewWebhook, RebaseRequest, ResizeRequest, UpdateImage,
-        UpdateJob,
+        CheckRequest, CommitRequest, CompareRequest, CompressRequest, ConvertRequest, CreateImage, DecryptRequest,
+        EncryptRequest, FlattenRequest, ImportImage, MeasureRequest, NewSecret, NewToken, NewWebhook, RebaseRequest,
+        RekeyRequest, ResizeRequest, RotateMasterKeyRequest, UpdateImage, UpdateJob,
     };
 
     use super::*;
@@ -346,6 +369,10 @@ mod tests {
         reads::<CompareRequest>("CompareRequest");
         reads::<MeasureRequest>("MeasureRequest");
         reads::<FlattenRequest>("FlattenRequest");
+        reads::<EncryptRequest>("EncryptRequest");
+        reads::<DecryptRequest>("DecryptRequest");
+        reads::<RekeyRequest>("RekeyRequest");
+        reads::<RotateMasterKeyRequest>("RotateMasterKeyRequest");
         reads::<UpdateJob>("UpdateJob");
         reads::<NewSecret>("NewSecret");
         reads::<NewToken>("NewToken");

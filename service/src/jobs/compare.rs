@@ -1,5 +1,7 @@
 //! Compare: whether two images show the guest the same.
 
+mod foresee;
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -7,7 +9,7 @@ use serde_json::{Value, json};
 use vdisk_engine::ops::compare::{Comparison, Difference, compare};
 
 use super::context::open_patiently;
-use super::{JobContext, JobRunner, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan};
 use crate::disk::{OpenSecrets, Opening};
 use crate::error::Result;
 use crate::model::{ImageId, JobKind};
@@ -54,6 +56,10 @@ impl JobRunner for Compare {
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { run(context, parse(payload)?).await }.boxed()
     }
+
+    fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
+        foresee::foresee(foresight, payload).boxed()
+    }
 }
 
 async fn run(context: JobContext, payload: Payload) -> Result<Done> {
@@ -70,7 +76,7 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
             open_patiently(&a, &opening, control)?,
             open_patiently(&b, &opening, control)?,
         );
-        Ok(compare(&a, &b, payload.strict, threads, control)?)
+        Ok(compare(&a, &b, payload.strict, threads, control).map_err(|failed| failed.error)?)
     });
     let result = outcome(&found.await?);
     Ok(Done {

@@ -14,6 +14,7 @@ use uuid::Uuid;
 pub use names::{FileName, check_file_name, check_image_name};
 
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::{Step, around};
 
 /// The open folder of a pool.
 #[derive(Debug)]
@@ -157,6 +158,16 @@ impl PoolFolder {
     /// Removes a file; whether there was one.
     pub fn remove(&self, name: &str) -> Result<bool> {
         check_component(name)?;
+        let step = match FileName::parse(name) {
+            FileName::Trash(_) => Step::RemoveTrash,
+            FileName::Staged { .. } => Step::RemoveStaged,
+            FileName::Upload(_) => Step::RemoveUpload,
+            _ => Step::RemoveFile,
+        };
+        around(step, || self.unlink(name))
+    }
+
+    fn unlink(&self, name: &str) -> Result<bool> {
         match rustix::fs::unlinkat(&self.folder, name, AtFlags::empty()) {
             Ok(()) => self.sync().map(|()| true),
             Err(Errno::NOENT) => Ok(false),

@@ -3,7 +3,9 @@
 mod access;
 mod image;
 mod job;
+mod keys;
 mod list;
+mod plan;
 mod transfer;
 mod values;
 mod webhook;
@@ -14,7 +16,9 @@ pub use job::{
     CheckRequest, CommitRequest, CompareRequest, CompressRequest, CompressionAlgorithm, ConvertRequest, FlattenRequest,
     JobFilter, MeasureRequest, RebaseMode, RebaseRequest, Repair, ResizeRequest, UpdateJob, WaitUntil,
 };
+pub use keys::{DecryptRequest, EncryptRequest, KeyChange, RekeyRequest, RotateMasterKeyRequest};
 pub use list::{Call, EventFilter, MapLayer, MapRequest, PageRequest};
+pub use plan::JobRequest;
 pub use transfer::{ByteRange, Checksum, UploadPart, UploadStatus};
 pub use values::{NewSecret, Options, SecretForm, SecretRefs};
 pub use webhook::NewWebhook;

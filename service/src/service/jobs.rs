@@ -3,6 +3,7 @@ use std::time::Duration;
 use super::Service;
 use super::paging::Window;
 use crate::error::Result;
+use crate::fault::Step;
 use crate::model::{Job, JobId, Page};
 use crate::request::{Call, JobFilter, PageRequest, UpdateJob, WaitUntil};
 use crate::store::Tx;
@@ -10,6 +11,12 @@ use crate::store::idempotency::Outcome;
 
 /// The longest wait that [`Service::wait_job`] grants.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+/// How long changes may gather before a job is read again. Every change wakes everybody who waits, whatever job it is of: who has waited
+/// long does not notice a little more, and the database is spared.
+fn patience(waited: Duration) -> Duration {
+    (waited / 64).min(Duration::from_millis(50))
+}
 
 impl Service {
     /// Jobs that match, newest first.
@@ -44,14 +51,15 @@ impl Service {
     /// `not_found`.
     pub async fn wait_job(&self, id: JobId, until: WaitUntil, timeout: Duration) -> Result<Job> {
         let mut changes = self.inner.store.changes();
-        let deadline = tokio::time::Instant::now() + timeout.min(LONGEST_WAIT);
+        let begun = tokio::time::Instant::now();
+        let deadline = begun + timeout.min(LONGEST_WAIT);
         let first = self.inner.store.job(id).await?;
         let mut job = first.clone();
         while !is_reached(until, &first, &job) {
             tokio::select! {
                 () = tokio::time::sleep_until(deadline) => break,
                 () = self.inner.stop.cancelled() => break,
-                _ = changes.changed() => {}
+                _ = changes.changed() => tokio::time::sleep(patience(begun.elapsed())).await,
                 // Other processes change jobs too.
                 () = tokio::time::sleep(self.inner.config.poll_interval) => {}
             }
@@ -119,7 +127,7 @@ impl Service {
         }
         change(&mut tx).await?;
         tx.remember(key.as_ref(), Outcome::Job(id)).await?;
-        tx.commit().await?;
+        tx.commit_as(Step::SteerJob).await?;
         self.inner.poke(id);
         self.inner.store.job(id).await
     }

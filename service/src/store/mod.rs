@@ -6,6 +6,7 @@
 //! numbers are in commit order.
 
 pub mod audit;
+mod ballast;
 pub mod events;
 pub mod idempotency;
 pub mod images;
@@ -15,6 +16,7 @@ pub mod locks;
 mod model_tests;
 mod open;
 mod row;
+pub mod sealing;
 pub mod secrets;
 pub mod statistics;
 #[cfg(test)]
@@ -25,13 +27,19 @@ pub mod tokens;
 pub mod webhooks;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+pub use ballast::Ballast;
 pub use open::sqlite_url;
 use sqlx::{Any, AnyPool, Transaction};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::clock::{Clock, Timestamp};
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::{Side, Step, reach};
+
+/// How long who wants to use the database waits for the others.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Which database is behind the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +58,11 @@ pub struct Store {
     database: Database,
     clock: Arc<dyn Clock>,
     changes: watch::Sender<u64>,
+    /// Where it is, for further connections.
+    url: Arc<str>,
+    /// Who writes to SQLite next: its own waiting is not fair.
+    turns: Arc<Mutex<()>>,
+    ballast: Option<Arc<Ballast>>,
 }
 
 /// A write transaction. Dropping it without [`Tx::commit`] undoes it.
@@ -58,6 +71,9 @@ pub struct Tx {
     /// The moment all changes of this transaction happen at.
     pub now: Timestamp,
     changes: watch::Sender<u64>,
+    ballast: Option<Arc<Ballast>>,
+    /// Given back after the transaction.
+    _turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl Store {
@@ -73,8 +89,12 @@ impl Store {
 
     /// Starts a write transaction; waits for the one before it.
     pub async fn begin(&self) -> Result<Tx> {
+        let mut turn = None;
         let inner = match self.database {
-            Database::Sqlite => self.begin_sqlite().await?,
+            Database::Sqlite => {
+                turn = Some(self.turn().await?);
+                self.begin_sqlite().await?
+            }
             Database::Postgres => {
                 let mut inner = self.writer.begin().await?;
                 let lock = "SELECT value FROM counters WHERE name = 'writer' FOR UPDATE";
@@ -86,7 +106,14 @@ impl Store {
             inner,
             now: self.clock.now(),
             changes: self.changes.clone(),
+            ballast: self.ballast.clone(),
+            _turn: turn,
         })
+    }
+
+    async fn turn(&self) -> Result<OwnedMutexGuard<()>> {
+        let waiting = tokio::time::timeout(PATIENCE, self.turns.clone().lock_owned()).await;
+        waiting.map_err(|_| ServiceError::new(ErrorCode::Unavailable, "the database does not answer"))
     }
 
     /// SQLite ends a transaction by itself when the disk is full or fails. The pool does not learn of it and the
@@ -99,6 +126,22 @@ impl Store {
                 Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
             }
             begun => Ok(begun?),
+        }
+    }
+
+    /// Keeps room for the database on a full disk.
+    pub fn with_ballast(self, ballast: Ballast) -> Self {
+        ballast.keep();
+        Self {
+            ballast: Some(Arc::new(ballast)),
+            ..self
+        }
+    }
+
+    /// Sets the room aside again, once there is some.
+    pub fn keep_ballast(&self) {
+        if let Some(ballast) = &self.ballast {
+            ballast.keep();
         }
     }
 
@@ -123,7 +166,22 @@ impl Store {
 }
 
 impl Tx {
-    /// Makes the changes durable and wakes who waits for changes.
+    /// Makes the changes durable as one step, and wakes who waits for changes.
+    pub async fn commit_as(self, step: Step) -> Result<()> {
+        reach(step, Side::Before)?;
+        if let Err(error) = self.inner.commit().await {
+            let error = ServiceError::from(error);
+            if let Some(ballast) = self.ballast.filter(|_| error.code == ErrorCode::InsufficientStorage) {
+                ballast.give_up();
+            }
+            return Err(error);
+        }
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        reach(step, Side::After)
+    }
+
+    /// Makes the changes durable: for tests, whose transactions are no step of the service.
+    #[cfg(test)]
     pub async fn commit(self) -> Result<()> {
         self.inner.commit().await?;
         self.changes.send_modify(|count| *count = count.wrapping_add(1));

@@ -108,9 +108,9 @@ async fn a_million_extents_take_no_memory() {
     let vdiskd = Vdiskd::start(data.path(), &[]);
     let id = create(&vdiskd.url).await;
     scatter(&data.path().join("pools/default").join(&id));
-    let (count, by_lines) = growth(vdiskd.pid(), lines(&vdiskd.url, &id)).await;
+    let (count, by_lines) = growth(vdiskd.id(), lines(&vdiskd.url, &id)).await;
     assert_eq!(count, EXTENTS);
-    let (count, by_messages) = growth(vdiskd.pid(), messages(&vdiskd.url, &id)).await;
+    let (count, by_messages) = growth(vdiskd.id(), messages(&vdiskd.url, &id)).await;
     assert_eq!(count, EXTENTS);
     println!(
         "memory grew by {} KiB for lines, {} KiB for messages",

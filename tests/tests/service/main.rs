@@ -14,5 +14,7 @@ mod large_map;
 mod programs;
 mod python;
 mod schemathesis;
+mod secrets;
+mod soak;
 mod story;
 mod vdiskd;
