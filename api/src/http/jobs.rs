@@ -6,7 +6,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use vdisk_service::Service;
+use vdisk_service::{Service, ServiceError};
 use vdisk_service::model::Job;
 use vdisk_service::request::{UpdateJob, WaitUntil};
 
@@ -41,7 +41,18 @@ struct WaitQuery {
     #[param(value_type = Option<String>, example = "30s")]
     wait: Option<Wait>,
     /// With `wait`: answer as soon as the job's `version` is above this one, so that progress counts as a change.
-    after_version: Option<u64>,
+    #[param(minimum = 0)]
+    after_version: Option<i64>,
+}
+
+impl WaitQuery {
+    fn until(&self) -> Answer<WaitUntil> {
+        let Some(version) = self.after_version else {
+            return Ok(WaitUntil::StateChanges);
+        };
+        let version = u64::try_from(version).map_err(|_| ServiceError::invalid("after_version", "expected 0 or more"))?;
+        Ok(WaitUntil::VersionAfter(version))
+    }
 }
 
 /// List jobs.
@@ -60,13 +71,11 @@ async fn list_jobs(State(service): State<Service>, Query(query): Query<JobQuery>
 #[utoipa::path(get, path = "/v1/jobs/{id}", operation_id = "get_job", tag = "jobs", params(JobPath, WaitQuery),
     responses((status = 200, description = "The job.", body = Job), GetProblems))]
 async fn get_job(State(app): State<App>, JobPath(id): JobPath, Query(query): Query<WaitQuery>) -> Answer<Json<Job>> {
+    let until = query.until()?;
     let Some(Wait(time)) = query.wait.filter(|wait| wait.0 > Duration::ZERO) else {
         return Ok(Json(app.service.job(id).await?));
     };
     let _place = app.watchers.enter()?;
-    let until = query
-        .after_version
-        .map_or(WaitUntil::StateChanges, WaitUntil::VersionAfter);
     let job = tokio::select! {
         job = app.service.wait_job(id, until, time) => job,
         () = app.stopping.cancelled() => app.service.job(id).await,

@@ -15,7 +15,7 @@ fn every_option_has_a_variable_and_a_key_of_the_same_name() {
         .get_arguments()
         .filter(|arg| !["help"].contains(&arg.get_id().as_str()))
         .collect();
-    assert_eq!(options.len(), 26);
+    assert_eq!(options.len(), 27);
     for option in options {
         let key = option.get_id().as_str();
         let variable = option.get_env().and_then(|name| name.to_str()).map(str::to_owned);

@@ -81,6 +81,10 @@ pub(super) async fn collect(body: axum::body::Body) -> Answer<Bytes> {
 }
 
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
+    // Fields in the order of a declaration of ours are no contract.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return Err(ServiceError::invalid(".", "expected an object, found an array").into());
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -130,7 +134,8 @@ mod tests {
 
     #[test]
     fn refusals_name_the_field() {
-        let cases: [(&str, u16, Option<&str>); 7] = [
+        let cases: [(&str, u16, Option<&str>); 8] = [
+            (r#"["a"]"#, 422, Some(".")),
             (r#"{"name": "a"}"#, 422, Some("format")),
             ("not json", 400, None),
             (r#"{"name": "a", "format": "raw"} x"#, 400, None),
