@@ -9,8 +9,10 @@ use crate::{Error, Result};
 
 /// Nodes of a property list at most; one block table takes about ten.
 const MAX_NODES: u32 = 1 << 20;
-/// Elements inside each other at most: the parser calls itself for each.
+/// Elements inside each other at most.
 const MAX_DEPTH: usize = 64;
+/// Bytes of a tag at most.
+const MAX_TAG: usize = 1024;
 
 /// The block tables of a property list.
 ///
@@ -23,14 +25,20 @@ pub(super) fn tables(xml: &[u8]) -> Result<Vec<Vec<u8>>> {
     if text.contains("<!ENTITY") || text.contains("<![CDATA[") {
         return Err(Error::corrupt("the property list declares entities or hides text"));
     }
-    check_depth(text)?;
+    check_tags(text)?;
     let options = ParsingOptions {
         allow_dtd: true,
         nodes_limit: MAX_NODES,
         ..ParsingOptions::default()
     };
     let document = Document::parse_with_options(text, options)
-        .map_err(|e| Error::corrupt("the property list cannot be parsed").because(e))?;
+        // The parser quotes what it found, whatever that is.
+        .map_err(|e| {
+            Error::corrupt(format!(
+                "the property list cannot be parsed: {}",
+                e.to_string().escape_debug()
+            ))
+        })?;
     let root = document.root_element();
     let dict = child(root, "dict").and_then(|d| value(d, "resource-fork"));
     let blkx = dict.and_then(|d| value(d, "blkx"));
@@ -41,8 +49,8 @@ pub(super) fn tables(xml: &[u8]) -> Result<Vec<Vec<u8>>> {
         .collect()
 }
 
-/// Counts how deep elements stand in each other, without a parser.
-fn check_depth(text: &str) -> Result<()> {
+/// Counts how deep elements stand in each other, and refuses long tags: the parser compares each attribute with all before it.
+fn check_tags(text: &str) -> Result<()> {
     let mut depth = 0usize;
     let bytes = text.as_bytes();
     for (at, _) in text.match_indices('<') {
@@ -50,8 +58,13 @@ fn check_depth(text: &str) -> Result<()> {
             Some(b'/') => depth = depth.saturating_sub(1),
             Some(b'!' | b'?') => {}
             _ => {
-                let end = text.get(at..).and_then(|t| t.find('>')).unwrap_or(1);
-                if bytes.get(at + end - 1) != Some(&b'/') {
+                let tag = bytes.get(at..).unwrap_or_default();
+                let end = tag.iter().take(MAX_TAG).position(|b| *b == b'>').ok_or_else(|| {
+                    Error::corrupt(format!(
+                        "the property list has a tag of more than {MAX_TAG} bytes at {at:#x}"
+                    ))
+                })?;
+                if tag.get(end - 1) != Some(&b'/') {
                     depth += 1;
                 }
             }
