@@ -21,3 +21,8 @@ update:
 # the tests that compare with qemu-img
 interop:
     VDISK_REQUIRE=all cargo nextest run -p vdisk-engine -p vdisk-cli
+
+# every fuzz target for some seconds (docs/how-to/fuzz.md)
+fuzz SECONDS="60":
+    RUSTC_BOOTSTRAP=1 cargo fuzz build --sanitizer none
+    fuzz/all {{SECONDS}}

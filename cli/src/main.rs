@@ -1,26 +1,7 @@
-//! `vdisk`: disk images on the command line, with qemu-img's verbs, options, output and exit codes.
-//!
-//! One file a verb stands in [`verbs`]; [`spec`] turns names and option lists into open images; [`text`] reads and prints numbers,
-//! sizes and JSON as qemu-img does.
-
-mod app;
-mod args;
-mod options;
-mod output;
-mod progress;
-mod secrets;
-mod spec;
-mod text;
-mod verbs;
+//! The program `vdisk`.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let argv: Vec<_> = std::env::args_os().collect();
-    app::set_name(argv.first().map(AsRef::as_ref));
-    let code = match args::parse(argv) {
-        Ok(verb) => verbs::run(&verb),
-        Err(code) => code,
-    };
-    ExitCode::from(code)
+    ExitCode::from(vdisk_cli::run(std::env::args_os().collect()))
 }
