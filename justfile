@@ -26,3 +26,17 @@ interop:
 fuzz SECONDS="60":
     RUSTC_BOOTSTRAP=1 cargo fuzz build --sanitizer none
     fuzz/all {{SECONDS}}
+
+# the service against the engine, two workers against one, tiny jobs
+bench-whole *ARGS:
+    cargo build --release -p vdisk-cli -p vdisk-api
+    bench/whole.py {{ARGS}}
+
+# how cost grows: measures and draws docs/performance/
+bench-growth *ARGS:
+    cargo build --release -p vdisk-cli
+    bench/growth.py {{ARGS}}
+
+# codecs, XTS, zero detection, look-ups
+bench-micro *ARGS:
+    cargo bench -p vdisk-engine {{ARGS}}

@@ -8,6 +8,9 @@ use vdisk_api::commands::{Command, Failure, Program, healthcheck, inspect_child,
 use vdisk_api::http::document;
 
 fn main() -> ExitCode {
+    if let Err(error) = vdisk_service::refuse_core_dumps() {
+        eprintln!("vdiskd: core dumps cannot be prevented: {error}");
+    }
     match run(Program::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,5 +1,6 @@
 //! What this process counts, and the sums of the database, as Prometheus reads them.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -12,6 +13,8 @@ use prometheus_client::registry::Registry;
 use vdisk_service::Timestamp;
 use vdisk_service::model::Statistics;
 
+/// Media type of Prometheus text.
+pub const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Media type of what [`Metrics::render`] writes.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -138,6 +141,31 @@ impl Metrics {
     }
 }
 
+/// The same as Prometheus text 0.0.4, for who does not ask for OpenMetrics: there a counter is named as its sample is.
+pub fn as_prometheus_text(text: &str) -> String {
+    let counter = |line: &str| {
+        line.strip_prefix("# TYPE ")?
+            .strip_suffix(" counter")
+            .map(str::to_owned)
+    };
+    let counters: HashSet<String> = text.lines().filter_map(counter).collect();
+    let mut plain = String::with_capacity(text.len());
+    for line in text
+        .lines()
+        .filter(|line| *line != "# EOF" && !line.starts_with("# UNIT "))
+    {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(what), Some(name), Some(rest)) if counters.contains(name) => {
+                plain.push_str(&format!("# {what} {name}_total {rest}"));
+            }
+            _ => plain.push_str(line),
+        }
+        plain.push('\n');
+    }
+    plain
+}
+
 fn register_sums(registry: &mut Registry, sums: &Statistics, now: Timestamp) {
     let images = Family::<ImageLabels, Gauge>::default();
     for (state, count) in &sums.images {
@@ -209,6 +237,18 @@ mod tests {
             "vdisk_queue_age_seconds 2.5",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+        let plain = as_prometheus_text(&text);
+        assert!(!plain.contains("# EOF") && plain.ends_with('\n'), "{plain}");
+        for line in [
+            "# TYPE vdisk_transferred_bytes_total counter",
+            r#"vdisk_transferred_bytes_total{direction="in"} 7"#,
+            "# TYPE vdisk_images gauge",
+        ] {
+            assert!(
+                plain.lines().any(|found| found == line),
+                "{line} is missing in\n{plain}"
+            );
         }
     }
 }

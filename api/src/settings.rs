@@ -9,7 +9,6 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer};
 use vdisk_service::ServiceConfig;
-use vdisk_service::config::MasterKey;
 use vdisk_service::model::Role;
 
 use crate::access::{Authentication, Hosts, Policy};
@@ -86,13 +85,17 @@ pub struct Options {
     /// Largest virtual size of a new image, in bytes [default: 1 PiB]
     #[arg(long, env = "VDISKD_MAX_VIRTUAL_SIZE", value_name = "N")]
     pub max_virtual_size: Option<u64>,
-    /// File with the 32 bytes that seal secrets [default: DATA_DIR/master.key, made at first start]
+    /// File with the 32 bytes that seal secrets [default: VDISKD_MASTER_KEY (base64), the systemd credential
+    /// vdiskd.master-key, or DATA_DIR/master.key, made at first start]
     #[arg(long, env = "VDISKD_MASTER_KEY_FILE", value_name = "FILE")]
     pub master_key_file: Option<PathBuf>,
+    /// File with the 32 bytes that a rotation of the master key seals everything under
+    #[arg(long, env = "VDISKD_NEW_MASTER_KEY_FILE", value_name = "FILE")]
+    pub new_master_key_file: Option<PathBuf>,
     /// Parse files of unknown origin in a child process with bounded rights; false parses them in this one [default: true]
     #[arg(long, env = "VDISKD_SANDBOX", value_name = "BOOL")]
     pub sandbox: Option<bool>,
-    /// Let webhooks go to this machine and its link
+    /// Let webhooks go to this machine and to private networks
     #[arg(long, env = "VDISKD_WEBHOOKS_ANYWHERE", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub webhooks_anywhere: Option<bool>,
     /// Seconds that running jobs and requests get at the end [default: 20]
@@ -210,6 +213,7 @@ impl Options {
             max_upload_bytes: self.max_upload_bytes.or(below.max_upload_bytes),
             max_virtual_size: self.max_virtual_size.or(below.max_virtual_size),
             master_key_file: self.master_key_file.or(below.master_key_file),
+            new_master_key_file: self.new_master_key_file.or(below.new_master_key_file),
             sandbox: self.sandbox.or(below.sandbox),
             webhooks_anywhere: self.webhooks_anywhere.or(below.webhooks_anywhere),
             shutdown_grace_seconds: self.shutdown_grace_seconds.or(below.shutdown_grace_seconds),
@@ -287,19 +291,13 @@ impl Options {
         // The link stays good when the file behind the running program is replaced.
         config.inspector = (self.sandbox != Some(false)).then(|| "/proc/self/exe".into());
         config.webhooks_anywhere = self.webhooks_anywhere == Some(true);
-        config.master_key = self.master_key_file.as_deref().map(read_key).transpose()?;
+        let env = |name: &str| std::env::var_os(name);
+        config.master_key = keys::find(&keys::CURRENT, self.master_key_file.as_deref(), &env)?;
+        config.new_master_key = keys::find(&keys::NEW, self.new_master_key_file.as_deref(), &env)?;
         Ok(config)
     }
 }
 
-fn read_key(path: &Path) -> Result<MasterKey, String> {
-    let bytes = fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    let found = bytes.len();
-    let key: [u8; 32] = bytes
-        .try_into()
-        .map_err(|_| format!("{}: a master key has 32 bytes, found {found}", path.display()))?;
-    Ok(MasterKey(key.into()))
-}
-
+mod keys;
 #[cfg(test)]
 mod tests;

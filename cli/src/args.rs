@@ -48,23 +48,25 @@ pub fn parse(mut argv: Vec<OsString>) -> Result<Verb, u8> {
         .map_err(|e| complain(&e, verb.as_deref(), last.as_deref()))?;
     let mut cli = Cli::from_arg_matches(&matches).map_err(|e| complain(&e, None, None))?;
     cli.verb.remember(&matches);
-    if let (Verb::Resize(resize), Some(size)) = (&mut cli.verb, size) {
+    if let Verb::Resize(resize) = &mut cli.verb {
         resize.size = size;
     }
     Ok(cli.verb)
 }
 
-/// `resize FILE -1G`: the last word is a size, whatever it looks like.
+/// `resize FILE -1G`: a word behind the file name that begins like a negative number is a size, not options.
 fn take_size(argv: &mut Vec<OsString>, verb: Option<&str>) -> Option<String> {
-    if verb != Some("resize") || argv.len() < 4 {
+    if verb != Some("resize") {
         return None;
     }
-    let last = argv.last()?.to_str()?.to_owned();
-    if last == "--help" || last == "-h" {
-        return None;
-    }
-    argv.pop();
-    Some(last)
+    let begins = |word: &OsString, digit: bool| {
+        let word = word.to_string_lossy();
+        let rest = word.strip_prefix('-');
+        rest.is_some_and(|rest| !digit || rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let plain = argv.iter().skip(2).position(|word| !begins(word, false))? + 2;
+    let place = argv.iter().skip(plain).position(|word| begins(word, true))? + plain;
+    argv.remove(place).into_string().ok()
 }
 
 fn complain(error: &clap::Error, verb: Option<&str>, last: Option<&str>) -> u8 {

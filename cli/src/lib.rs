@@ -11,6 +11,7 @@ mod progress;
 mod secrets;
 pub mod spec;
 pub mod text;
+mod tls;
 mod verbs;
 
 use std::ffi::OsString;

@@ -1,4 +1,5 @@
-//! `--object secret,...`: passphrases and keys, plain, from a file, base64, or encrypted under another secret.
+//! `--object secret,...`: passphrases and keys, plain, from a file, base64, or encrypted under another secret. `--object
+//! tls-creds-x509,...`: certificates for TLS, in a folder under the names that QEMU has for them.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -6,15 +7,20 @@ use std::time::{Duration, Instant};
 
 use vdisk_engine::crypto::{SealedUnder, Secret, SecretFormat, decode_secret};
 use vdisk_engine::env::Secrets;
+use vdisk_engine::storage::NbdTls;
 use vdisk_engine::{Error, ErrorKind};
 use zeroize::Zeroizing;
 
 use crate::app::Failure;
 use crate::spec::{Keys, keyval};
+use crate::tls::Credentials;
 
 /// The secrets of one run.
 #[derive(Debug, Default)]
-pub struct SecretStore(BTreeMap<String, Secret>);
+pub struct SecretStore {
+    secrets: BTreeMap<String, Secret>,
+    credentials: BTreeMap<String, Credentials>,
+}
 
 impl SecretStore {
     /// Reads all `--object` options, in order: a `keyid` names an earlier one.
@@ -34,12 +40,25 @@ impl SecretStore {
         };
         let missing = |name: &str| Failure::new(format!("Parameter '{name}' is missing"));
         let kind = keys.take("qom-type").ok_or_else(|| missing("qom-type"))?;
-        if kind != "secret" {
+        if ["tls-creds-psk", "tls-creds-anon"].contains(&kind.as_str()) {
+            return Err(Failure::new(format!("{kind} is not supported; tls-creds-x509 is")));
+        }
+        if !["secret", "tls-creds-x509"].contains(&kind.as_str()) {
             return Err(Failure::new(format!(
                 "Parameter 'qom-type' does not accept value '{kind}'"
             )));
         }
         let id = keys.take("id").ok_or_else(|| missing("id"))?;
+        if self.secrets.contains_key(&id) || self.credentials.contains_key(&id) {
+            return Err(Failure::new(format!(
+                "attempt to add duplicate property '{id}' to object (type 'container')"
+            )));
+        }
+        if kind == "tls-creds-x509" {
+            let credentials = Credentials::read(&id, keys)?;
+            self.credentials.insert(id, credentials);
+            return Ok(());
+        }
         let format = keys.take("format");
         let format = SecretFormat::from_name(format.as_deref().unwrap_or("raw")).map_err(|_| {
             let given = format.unwrap_or_default();
@@ -61,16 +80,23 @@ impl SecretStore {
                 decode_secret(&text, format, Some(SealedUnder { master, iv: &iv }))?
             }
         };
-        if self.0.insert(id.clone(), secret).is_some() {
-            return Err(Failure::new(format!(
-                "attempt to add duplicate property '{id}' to object (type 'container')"
-            )));
-        }
+        self.secrets.insert(id, secret);
         Ok(())
     }
 
+    /// Credentials for a connection to the server of this name.
+    pub fn tls(&self, id: &str, server: &str) -> Result<NbdTls, Failure> {
+        match self.credentials.get(id) {
+            Some(credentials) => credentials.for_server(server),
+            None if self.secrets.contains_key(id) => {
+                Err(Failure::new(format!("Object with id '{id}' is not TLS credentials")))
+            }
+            None => Err(Failure::new(format!("No TLS credentials with id '{id}'"))),
+        }
+    }
+
     fn find(&self, id: &str) -> Result<&Secret, Failure> {
-        self.0
+        self.secrets
             .get(id)
             .ok_or_else(|| Failure::new(format!("No secret with id '{id}'")))
     }
@@ -92,7 +118,7 @@ fn read_text(keys: &mut Keys) -> Result<Zeroizing<Vec<u8>>, Failure> {
 
 impl Secrets for SecretStore {
     fn get(&self, id: &str) -> vdisk_engine::Result<Zeroizing<Vec<u8>>> {
-        match self.0.get(id) {
+        match self.secrets.get(id) {
             Some(secret) => Ok(Zeroizing::new(secret.bytes().to_vec())),
             None => Err(Error::new(ErrorKind::WrongKey, format!("No secret with id '{id}'"))),
         }

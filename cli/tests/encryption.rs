@@ -384,3 +384,34 @@ fn each_layer_of_an_encrypted_chain_takes_its_own_secret() {
     );
     assert!(String::from_utf8_lossy(&out.stderr).contains("encrypt.key-secret"));
 }
+
+#[test]
+fn no_core_dump_is_left_that_could_hold_a_key() {
+    let (dir, _) = folder();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vdisk"))
+        .args([
+            "create",
+            "-f",
+            "luks",
+            "--object",
+            &object(),
+            "-o",
+            "key-secret=sec0,iter-time=3000",
+            "x.luks",
+            "1M",
+        ])
+        .current_dir(dir.path())
+        .spawn()
+        .unwrap();
+    // The limit is set before the options are read, and deriving the key takes long enough to see it.
+    let path = format!("/proc/{}/limits", child.id());
+    let core = (0..200).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        let limits = fs::read_to_string(&path).ok()?;
+        let core = limits.lines().find(|line| line.starts_with("Max core file size"))?;
+        (core.split_whitespace().nth(4) == Some("0")).then_some(())
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(core.is_some(), "the limit was not set");
+}

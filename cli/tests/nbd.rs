@@ -92,6 +92,33 @@ fn an_export_is_filled_by_convert() {
 }
 
 #[test]
+fn what_an_export_held_before_does_not_show_in_a_copy() {
+    if !have(&["qemu-nbd"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    disk(path);
+    let target = "nbd+unix://?socket=sock";
+    for (verb, operands) in [
+        ("convert", &["-O", "raw", "-f", "raw", "disk", target][..]),
+        (
+            "dd",
+            &["-O", "raw", "-f", "raw", "bs=64k", "if=disk", &format!("of={target}")],
+        ),
+    ] {
+        std::fs::write(path.join("to"), vec![0xa5; 3 << 20]).unwrap();
+        let server = Server::start(path, &["-f", "raw", "to"]);
+        ok(path, &[&[verb], operands].concat());
+        drop(server);
+        assert!(
+            std::fs::read(path.join("disk")).unwrap() == std::fs::read(path.join("to")).unwrap(),
+            "{verb}"
+        );
+    }
+}
+
+#[test]
 fn a_base_behind_nbd_is_read_through_the_overlay() {
     if !have(&["qemu-nbd"]) {
         return;

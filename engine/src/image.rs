@@ -4,7 +4,7 @@ use std::any::Any;
 
 use serde_json::{Map, Value};
 
-use crate::crypto::luks::{EraseKeys, KeyEnv, LuksSlot, NewKey};
+use crate::crypto::luks::{EraseKeys, KeyEnv, KeyWork, LuksSlot, NewKey};
 pub use crate::env::BackingReference;
 use crate::options::Options;
 use crate::{Control, Error, Result, StorageRef};
@@ -185,6 +185,10 @@ pub trait Image: Send + Sync {
     fn backing(&self) -> Option<BackingReference>;
     /// Facts for `info`.
     fn info(&self) -> Result<ImageInfo>;
+    /// What was found and mended while it was opened, for people; mostly nothing.
+    fn notices(&self) -> &[String] {
+        &[]
+    }
     /// The storages it is made of; the main file first.
     fn storages(&self) -> Vec<StorageRef>;
 
@@ -223,6 +227,11 @@ pub trait Image: Send + Sync {
     /// image was opened again. `false` where a flush ends the image for good, or nobody made sure.
     fn resumable(&self) -> bool {
         false
+    }
+    /// Whether an image that was only just created reads as zeroes. `false` where bytes that its storage held before show through: a raw
+    /// image on a block device or on an export, which exist already.
+    fn is_zero_when_new(&self) -> bool {
+        true
     }
     /// Returns when all that was written is stable.
     fn flush(&self) -> Result<()>;
@@ -311,8 +320,8 @@ pub trait BulkWrite: Sync {
     }
     /// The stored form of one unit, or `None` when it is better stored as is. `scratch` is one worker's own, kept between calls.
     fn encode(&self, data: &[u8], scratch: &mut Scratch) -> Result<Option<Vec<u8>>>;
-    /// Gives a run a place: `encoded` is the stored length of one encoded unit, `None` for a run of plain units. Called in
-    /// rising guest order by one thread at a time.
+    /// Gives a run a place: `encoded` is the stored length of one encoded unit, `None` for a run of plain units, of which the placement may
+    /// be the beginning alone: the rest has another place then, and is asked for next. Called in rising guest order by one thread at a time.
     fn place(&self, offset: u64, len: u64, encoded: Option<u64>) -> Result<Placement>;
     /// Writes the bytes of a placement, or of a part of a plain one: any thread, any order.
     fn store(&self, placement: &Placement, bytes: &[u8]) -> Result<()>;
@@ -378,6 +387,11 @@ pub trait Snapshots {
 pub trait KeySlots {
     /// All slots of LUKS1, those that exist of LUKS2.
     fn list(&self) -> Result<Vec<LuksSlot>>;
+    /// The slot that a passphrase opens: the one given, or the first of all that does.
+    ///
+    /// # Errors
+    /// `WrongKey` when it opens none.
+    fn test(&self, passphrase: &[u8], slot: Option<u32>, work: &KeyWork<'_>) -> Result<u32>;
     /// Adds a key; `unlock` is a passphrase that opens the image now. Gives its slot.
     fn add(&self, unlock: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32>;
     /// Puts a new passphrase in the place of `old`. Gives its slot.

@@ -17,7 +17,7 @@ create option.
 ";
 
 const STORAGES: &str = "
-Where images lie: files, block devices, [NBD exports](nbd.md) (read, written and converted to; TLS is missing), [web servers](http.md) (read) and
+Where images lie: files, [block devices](devices.md), [NBD exports](nbd.md) (read, written and converted to), [web servers](http.md) (read) and
 folders ([vvfat](vvfat.md), read).
 ";
 

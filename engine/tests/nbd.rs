@@ -70,6 +70,7 @@ impl Server {
             writable,
             timeout: Duration::from_secs(30),
             clock,
+            tls: None,
         })
     }
 
@@ -281,6 +282,7 @@ fn tcp_servers_are_reached_by_name() {
             writable: false,
             timeout: Duration::from_secs(10),
             clock,
+            tls: None,
         });
         if done.is_ok() || began.elapsed() > Duration::from_secs(10) {
             break done;

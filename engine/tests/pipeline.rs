@@ -2,14 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
-use vdisk_engine::gate::Node;
+use vdisk_engine::env::{CreateSpec, NoSecrets};
+use vdisk_engine::formats::DRIVERS;
+use vdisk_engine::gate::{DenyAll, Node};
 use vdisk_engine::ops::convert::{CopyOptions, convert};
+use vdisk_engine::ops::create::create;
 use vdisk_engine::ops::{Concatenation, GuestSource, compare};
-use vdisk_engine::storage::{FileOptions, FileStorage, MemoryStorage, Storage};
-use vdisk_engine::{Chain, Control, ErrorKind, Limits, OpenEnv, StorageRef};
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::{FileOptions, FileStorage, MemoryStorage, SliceStorage, Storage};
+use vdisk_engine::{CancelToken, Chain, Control, CreateEnv, ErrorKind, Limits, OpenEnv, Progress, StorageRef};
 
 fn raw(storage: StorageRef, writable: bool) -> Chain {
     let limits = Limits::default();
@@ -53,6 +58,57 @@ fn several_sources_come_one_after_the_other() {
     let all = Concatenation::new(&[&a, &b, &c]).unwrap();
     let expected = [vec![1; 512], vec![2; 5120], vec![3; 3_000_320]].concat();
     assert!(copied(&all, &CopyOptions::default()) == expected);
+}
+
+/// A device cannot be emptied: what it held must not be taken for the zeroes of the source.
+#[test]
+fn a_new_image_on_a_device_full_of_other_data_equals_its_source() {
+    let mut bytes = vec![0; 9 << 20];
+    bytes[5 << 20..6 << 20].fill(3);
+    let source = raw(Arc::new(MemoryStorage::new("in", bytes.clone())), false);
+    let special = [
+        ("vdi", "static", "on"),
+        ("qcow2", "preallocation", "metadata"),
+        ("qcow2", "preallocation", "falloc"),
+        ("qcow2", "preallocation", "full"),
+        ("qcow2", "cluster_size", "4096"),
+    ];
+    let special = special.map(|(format, name, value)| (format, Options::new().with(name, value)));
+    let plain = DRIVERS.iter().filter(|d| d.capabilities().create);
+    let plain = plain.map(|d| (d.name(), Options::new()));
+    let mut made = Vec::new();
+    for (format, options) in plain.chain(special) {
+        let old = vec![0xa5; 24 << 20];
+        let behind = Arc::new(MemoryStorage::new("device", old.clone()));
+        let device: StorageRef = Arc::new(SliceStorage::new(behind.clone(), 0, 24 << 20).unwrap());
+        let spec = CreateSpec {
+            virtual_size: bytes.len() as u64,
+            options: options.clone(),
+            backing: None,
+        };
+        let env = CreateEnv {
+            gate: &DenyAll,
+            limits: &Limits::default(),
+            secrets: &NoSecrets,
+            random: &|bytes| bytes.fill(7),
+            now: 0,
+        };
+        if create(device.clone(), format, &spec, &env).is_err() {
+            assert!(behind.contents() == old, "{format} is refused after a change");
+            continue;
+        }
+        made.push(format);
+        let limits = Limits::default();
+        let target = Chain::open(Node::new(device, format), &OpenEnv::closed(&limits).writable()).unwrap();
+        convert(&source, target.top(), &CopyOptions::default(), &Control::default()).unwrap();
+        let mut seen = vec![1; bytes.len()];
+        target.read(0, &mut seen).unwrap();
+        assert!(seen == bytes, "{format} {options:?}");
+    }
+    assert!(
+        ["raw", "qcow2", "vdi"].iter().all(|format| made.contains(format)),
+        "{made:?}"
+    );
 }
 
 #[test]
@@ -106,4 +162,85 @@ fn a_cancelled_copy_stops_with_the_right_error() {
         convert(&source, target.top(), &options, &control).unwrap_err().kind(),
         ErrorKind::Cancelled
     );
+}
+
+/// Looks at the target whenever a copy says that more is done, and asks it to stop at `cancel_at`.
+struct Watcher {
+    target: Arc<MemoryStorage>,
+    cancel: CancelToken,
+    cancel_at: u64,
+    total: AtomicU64,
+    done: AtomicU64,
+    /// Where less was stored than had been said: what was said, what was there.
+    untrue: Mutex<Vec<(u64, u64)>>,
+}
+
+impl Watcher {
+    fn new(target: &Arc<MemoryStorage>, cancel_at: u64) -> Arc<Self> {
+        Arc::new(Self {
+            target: target.clone(),
+            cancel: CancelToken::new(),
+            cancel_at,
+            total: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            untrue: Mutex::default(),
+        })
+    }
+    fn control(self: &Arc<Self>) -> Control {
+        Control::new(self.clone(), self.cancel.clone())
+    }
+}
+
+impl Progress for Watcher {
+    fn set_total(&self, bytes: u64) {
+        self.total.store(bytes, Ordering::SeqCst);
+    }
+    fn advance(&self, bytes: u64) {
+        let said = self.done.fetch_add(bytes, Ordering::SeqCst) + bytes;
+        if said >= self.cancel_at {
+            self.cancel.cancel();
+        }
+        let there = self.target.contents().iter().filter(|b| **b != 0).count() as u64;
+        if there < said {
+            self.untrue.lock().unwrap().push((said, there));
+        }
+    }
+}
+
+#[test]
+fn progress_never_runs_ahead_of_what_is_stored_and_ends_at_the_total() {
+    const LEN: u64 = 7 << 20;
+    let source = raw(Arc::new(MemoryStorage::new("in", vec![1; LEN as usize])), false);
+    for workers in [1, 4] {
+        let target = Arc::new(MemoryStorage::new("out", vec![0; LEN as usize]));
+        let watcher = Watcher::new(&target, u64::MAX);
+        let options = CopyOptions {
+            workers,
+            ..CopyOptions::default()
+        };
+        convert(&source, raw(target, true).top(), &options, &watcher.control()).unwrap();
+        assert_eq!(*watcher.untrue.lock().unwrap(), []);
+        assert_eq!(watcher.total.load(Ordering::SeqCst), LEN);
+        assert_eq!(watcher.done.load(Ordering::SeqCst), LEN);
+    }
+}
+
+#[test]
+fn after_a_cancel_each_worker_ends_the_batch_that_it_has_and_no_more() {
+    const LEN: usize = 12 << 20;
+    const BATCH: u64 = 1 << 20;
+    let source = raw(Arc::new(MemoryStorage::new("in", vec![1; LEN])), false);
+    for workers in [1, 3] {
+        let target = Arc::new(MemoryStorage::new("out", vec![0; LEN]));
+        let watcher = Watcher::new(&target, 5 * BATCH);
+        let options = CopyOptions {
+            workers,
+            ..CopyOptions::default()
+        };
+        let done = convert(&source, raw(target.clone(), true).top(), &options, &watcher.control());
+        assert_eq!(done.unwrap_err().kind(), ErrorKind::Cancelled);
+        let stored = target.contents().iter().filter(|b| **b != 0).count() as u64;
+        let most = (5 + workers as u64) * BATCH;
+        assert!(stored <= most, "{workers} workers: {stored} bytes are stored");
+    }
 }

@@ -40,12 +40,14 @@ pub struct ServiceConfig {
     pub idempotency_retention: Duration,
     /// How long events can be resumed.
     pub event_retention: Duration,
-    /// Whether webhooks may go to this machine and its link.
+    /// Whether webhooks may go to this machine and to private networks.
     pub webhooks_anywhere: bool,
     /// Entries that the audit log keeps.
     pub audit_entries: u32,
     /// The key that seals secrets, 32 bytes; `None` keeps one in `data_dir/master.key`, made at first start, mode 0600.
     pub master_key: Option<MasterKey>,
+    /// The key that is to take its place: a rotation seals everything under it. `None`: a service that keeps its own makes a new one.
+    pub new_master_key: Option<MasterKey>,
     /// Whether imports may fetch from addresses that are not public: those of this machine and of private networks.
     pub import_from_private: bool,
     /// The program that files of unknown origin are parsed by, in a process of its own: `vdiskd` itself. `None` parses them
@@ -136,6 +138,7 @@ impl ServiceConfig {
             webhooks_anywhere: false,
             audit_entries: 100_000,
             master_key: None,
+            new_master_key: None,
             import_from_private: false,
             inspector: None,
             limits: ServiceLimits::default(),

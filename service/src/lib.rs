@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 mod disk;
 pub mod error;
+pub mod fault;
 mod jobs;
 pub mod model;
 mod pool;
@@ -27,3 +28,4 @@ pub use error::{ErrorCode, Result, ServiceError};
 pub use service::{Audited, Download, ExtentStream, Service, TokenText};
 /// The bytes type of upload and download bodies.
 pub use tokio_util::bytes::Bytes;
+pub use vdisk_engine::crypto::refuse_core_dumps;

@@ -94,7 +94,7 @@ fn its_futures_can_move_between_threads() {
     });
     movable(move |s| {
         let s = s.clone();
-        async move { s.cancel_job(id).await }
+        async move { s.cancel_job(id, &CALL).await }
     });
     movable(move |s| {
         let s = s.clone();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{Lab, MIB, OVERLAY, json, quick_config, sample};
 use serde_json::json;
-use vdisk_service::model::{ImageId, Job, JobState};
+use vdisk_service::model::{ImageId, Job, JobState, SecretId};
 use vdisk_service::request::{Call, UpdateJob};
 use vdisk_service::{Result, Service};
 
@@ -40,9 +40,14 @@ enum Verb {
     Flatten,
     Resize,
     Repair,
+    Encrypt,
+    Decrypt,
+    AddKey,
+    ChangeKey,
+    EraseKey,
 }
 
-const VERBS: [Verb; 8] = [
+const VERBS: [Verb; 13] = [
     Verb::Convert,
     Verb::Compress,
     Verb::Rebase,
@@ -51,6 +56,11 @@ const VERBS: [Verb; 8] = [
     Verb::Flatten,
     Verb::Resize,
     Verb::Repair,
+    Verb::Encrypt,
+    Verb::Decrypt,
+    Verb::AddKey,
+    Verb::ChangeKey,
+    Verb::EraseKey,
 ];
 
 /// Images made by a service that then goes away, with one job left in the queue.
@@ -68,6 +78,8 @@ async fn scene(verb: Verb) -> Scene {
     let request = json(json!({"name": "packed", "format": OVERLAY}));
     let made = lab.service.convert_image(changed.id, request, &NONE).await.unwrap();
     let packed = lab.succeed(made).await.result_image_id().unwrap();
+    let (old_key, new_key) = (secret(&lab, "old").await, secret(&lab, "new").await);
+    let closed = closed(&lab, changed.id, old_key, new_key, verb).await;
     let lab = reopen(lab, 0).await;
     let (service, slow) = (&lab.service, Some(SLOW));
     let (job, image) = match verb {
@@ -101,6 +113,28 @@ async fn scene(verb: Verb) -> Scene {
             let request = json(json!({"repair": "all"}));
             (service.check_image(overlay, request, &NONE).await, Some(overlay))
         }
+        Verb::Encrypt => {
+            let request = json(json!({"name": "copy", "secret": new_key, "options": {"iter-time": 10},
+                "rate_limit": slow, "verify": true}));
+            (service.encrypt_image(overlay, request, &NONE).await, None)
+        }
+        Verb::Decrypt => {
+            let request = json(json!({"name": "copy", "rate_limit": slow, "verify": true}));
+            (service.decrypt_image(closed, request, &NONE).await, None)
+        }
+        // Costly keys: long enough to be met at work.
+        Verb::AddKey => {
+            let request = json(json!({"change": "add", "new_secret": new_key, "iter_time": 300}));
+            (service.rekey_image(closed, request, &NONE).await, Some(closed))
+        }
+        Verb::ChangeKey => {
+            let request = json(json!({"change": "change", "new_secret": new_key, "iter_time": 300}));
+            (service.rekey_image(closed, request, &NONE).await, Some(closed))
+        }
+        Verb::EraseKey => {
+            let request = json(json!({"change": "erase", "old_secret": new_key}));
+            (service.rekey_image(closed, request, &NONE).await, Some(closed))
+        }
     };
     let job = job.unwrap();
     Scene {
@@ -109,6 +143,43 @@ async fn scene(verb: Verb) -> Scene {
         image,
         expected,
     }
+}
+
+async fn secret(lab: &Lab, value: &str) -> SecretId {
+    let request = json(json!({"name": value, "value": value}));
+    lab.service.create_secret(request, &NONE).await.unwrap().id
+}
+
+/// An encrypted image for the verbs that need one; one whose key is to be erased has it in the second slot.
+async fn closed(lab: &Lab, source: ImageId, key: SecretId, second: SecretId, verb: Verb) -> ImageId {
+    if !matches!(verb, Verb::Decrypt | Verb::AddKey | Verb::ChangeKey | Verb::EraseKey) {
+        return source;
+    }
+    let request = json(json!({"name": "closed", "secret": key, "options": {"iter-time": 100}}));
+    let made = lab.service.encrypt_image(source, request, &NONE).await.unwrap();
+    let closed = lab.succeed(made).await.result_image_id().unwrap();
+    if matches!(verb, Verb::EraseKey) {
+        let request = json(json!({"change": "add", "new_secret": second, "iter_time": 100}));
+        let added = lab.service.rekey_image(closed, request, &NONE).await.unwrap();
+        lab.succeed(added).await;
+    }
+    closed
+}
+
+/// The slots that hold keys are those that the job was to leave.
+async fn assert_keys(lab: &Lab, image: ImageId, verb: Verb) {
+    let wanted = match verb {
+        Verb::AddKey => 2,
+        Verb::ChangeKey | Verb::EraseKey => 1,
+        _ => return,
+    };
+    let info = lab.service.image_info(image).await.unwrap();
+    let slots = info["format-specific"]["data"]["slots"].as_array().unwrap();
+    assert_eq!(
+        slots.iter().filter(|slot| slot["active"] == true).count(),
+        wanted,
+        "{verb:?}"
+    );
 }
 
 async fn reopen(lab: Lab, workers: usize) -> Lab {
@@ -217,6 +288,7 @@ async fn kill_once(verb: Verb, after: Duration) {
         lab.data(image).await == expected,
         "{verb:?} killed after {after:?}: content"
     );
+    assert_keys(&lab, image, verb).await;
     lab.assert_tidy().await;
     // Raw images have nothing to check.
     if let Ok(check) = lab.service.check_image(image, json(json!({})), &NONE).await {
@@ -225,6 +297,39 @@ async fn kill_once(verb: Verb, after: Duration) {
             0,
             "{verb:?} killed after {after:?}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_rotation_of_the_master_key_is_ended() {
+    let lab = Lab::new().await;
+    let mut ids = Vec::new();
+    for number in 0..400 {
+        ids.push(secret(&lab, &format!("value-{number}")).await);
+    }
+    let lab = reopen(lab, 0).await;
+    let job = lab.service.rotate_master_key(json(json!({})), &NONE).await.unwrap();
+    let Lab { dir, service } = lab;
+    service.shutdown(Duration::from_secs(5)).await;
+    drop(service);
+    for after in [0, 15, 30] {
+        let _ = std::fs::remove_file(dir.path().join("vdiskd.lock.running"));
+        let mut child = spawn_service(dir.path());
+        wait_until_running(dir.path()).await;
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let service = open(dir.path(), 2).await.unwrap();
+    let lab = Lab { dir, service };
+    lab.succeed(job).await;
+    assert!(!lab.dir.path().join("master.key.next").exists());
+    let lab = lab.restart().await;
+    for id in ids {
+        // It opens, and then turns out to be no key of 32 bytes.
+        let probe = json!({"name": "probe", "value": "AAAA", "format": "base64", "keyid": id, "iv": "AAAA"});
+        let probed = lab.service.create_secret(json(probe), &NONE).await;
+        assert_eq!(common::code(probed), vdisk_service::ErrorCode::InvalidArgument);
     }
 }
 
@@ -282,7 +387,7 @@ async fn a_full_disk_fails_the_job_and_frees_its_space() {
 async fn fill_disk(small: std::path::PathBuf) {
     let lab = Lab {
         service: open(&small, 1).await.unwrap(),
-        dir: tempfile::tempdir().unwrap(),
+        dir: tempfile::tempdir().unwrap().into(),
     };
     let source = lab.upload("source", Some("raw"), &vec![1; 7 << 20]).await.unwrap();
     let free = lab.service.pool("default").await.unwrap().free;

@@ -281,7 +281,7 @@ async fn two_writers_of_one_image_are_kept_apart() {
         ErrorCode::ImageBusy
     );
     assert_eq!(code(lab.service.delete_image(image.id).await), ErrorCode::ImageBusy);
-    lab.service.cancel_job(job.id).await.unwrap();
+    lab.service.cancel_job(job.id, &Call::default()).await.unwrap();
     lab.service.delete_image(image.id).await.unwrap();
 }
 
@@ -292,7 +292,7 @@ async fn a_cancelled_convert_leaves_nothing() {
     let request = json(json!({"name": "copy", "format": "raw", "rate_limit": MIB}));
     let job = lab.service.convert_image(source.id, request, &NONE).await.unwrap();
     lab.until_running(&job).await;
-    let cancelling = lab.service.cancel_job(job.id).await.unwrap();
+    let cancelling = lab.service.cancel_job(job.id, &Call::default()).await.unwrap();
     assert!(cancelling.cancel_requested || cancelling.state == JobState::Cancelled);
     let start = std::time::Instant::now();
     assert_eq!(lab.finish(cancelling).await.state, JobState::Cancelled);
@@ -309,7 +309,10 @@ async fn a_job_is_paused_slowed_and_resumed() {
     let request = json(json!({"name": "copy", "format": "raw", "rate_limit": 2 * MIB}));
     let job = lab.service.convert_image(source.id, request, &NONE).await.unwrap();
     lab.until_running(&job).await;
-    assert_eq!(lab.service.pause_job(job.id).await.unwrap().state, JobState::Paused);
+    assert_eq!(
+        lab.service.pause_job(job.id, &Call::default()).await.unwrap().state,
+        JobState::Paused
+    );
     tokio::time::sleep(Duration::from_millis(700)).await;
     let before = lab.service.job(job.id).await.unwrap().progress.done_bytes;
     tokio::time::sleep(Duration::from_millis(700)).await;
@@ -325,10 +328,13 @@ async fn a_job_is_paused_slowed_and_resumed() {
         )
         .await
         .unwrap();
-    lab.service.resume_job(job.id).await.unwrap();
+    lab.service.resume_job(job.id, &Call::default()).await.unwrap();
     let done = lab.succeed(job).await;
     assert!(lab.data(done.result_image_id().unwrap()).await == bytes);
-    assert_eq!(code(lab.service.pause_job(done.id).await), ErrorCode::JobStateConflict);
+    assert_eq!(
+        code(lab.service.pause_job(done.id, &Call::default()).await),
+        ErrorCode::JobStateConflict
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

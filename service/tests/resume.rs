@@ -189,6 +189,6 @@ async fn a_cancelled_copy_leaves_nothing_for_an_attempt_that_never_comes() {
         "the source and what was filled: {:?}",
         lab.files()
     );
-    lab.service.cancel_job(job.id).await.unwrap();
+    lab.service.cancel_job(job.id, &Call::default()).await.unwrap();
     lab.assert_tidy().await;
 }

@@ -39,6 +39,9 @@ pub const TABLE: &[(&str, &str, &str, Need)] = &[
     ("GET",    "/openapi.json",                             "",                              Need::Open),
     ("GET",    "/",                                         "",                              Need::Open),
     ("GET",    "/ui/app.js",                                "",                              Need::Open),
+    ("GET",    "/ui/events.js",                             "",                              Need::Open),
+    ("GET",    "/ui/rows.js",                               "",                              Need::Open),
+    ("GET",    "/ui/session.js",                            "",                              Need::Open),
     ("GET",    "/ui/style.css",                             "",                              Need::Open),
     ("GET",    "/ui/icon.svg",                              "",                              Need::Open),
     ("GET",    "/docs",                                     "",                              Need::Open),
@@ -72,6 +75,9 @@ pub const TABLE: &[(&str, &str, &str, Need)] = &[
     ("POST",   "/v1/images/{id}/resize",                    "ImageService/ResizeImage",      WORK),
     ("POST",   "/v1/images/{id}/compare",                   "ImageService/CompareImages",    WORK),
     ("POST",   "/v1/images/{id}/flatten",                   "ImageService/FlattenImage",     WORK),
+    ("POST",   "/v1/images/{id}/encrypt",                   "ImageService/EncryptImage",     WORK),
+    ("POST",   "/v1/images/{id}/decrypt",                   "ImageService/DecryptImage",     WORK),
+    ("POST",   "/v1/images/{id}/rekey",                     "ImageService/RekeyImage",       WORK),
     ("GET",    "/v1/images/{id}/snapshots",                 "ImageService/ListSnapshots",    READ),
     ("POST",   "/v1/images/{id}/snapshots",                 "ImageService/CreateSnapshot",   WORK),
     ("GET",    "/v1/images/{id}/snapshots/{name}",          "",                              READ),
@@ -90,6 +96,7 @@ pub const TABLE: &[(&str, &str, &str, Need)] = &[
     ("POST",   "/v1/secrets",                               "SecretService/CreateSecret",    WORK),
     ("GET",    "/v1/secrets/{id}",                          "SecretService/GetSecret",       WORK),
     ("DELETE", "/v1/secrets/{id}",                          "SecretService/DeleteSecret",    WORK),
+    ("POST",   "/v1/master-key/rotate",                     "SecretService/RotateMasterKey", RULE),
     ("GET",    "/v1/tokens",                                "TokenService/ListTokens",       RULE),
     ("POST",   "/v1/tokens",                                "TokenService/CreateToken",      RULE),
     ("GET",    "/v1/tokens/{id}",                           "TokenService/GetToken",         RULE),
@@ -109,6 +116,11 @@ pub fn needed(method: &str, route: &str) -> Option<Role> {
         Need::Metrics => Some(Role::Reader),
         Need::Role(role) => Some(role),
     }
+}
+
+/// Whether a call, given by its path, takes more than a reader: it may change something.
+pub fn changes(path: &str) -> bool {
+    matches!(Asked::grpc(path).need, Need::Role(role) if role > Role::Reader)
 }
 
 /// Services of gRPC itself: health, and the descriptors that `proto/` shows to everybody.

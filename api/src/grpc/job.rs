@@ -7,7 +7,7 @@ use vdisk_service::model;
 use vdisk_service::request::WaitUntil;
 
 use super::convert::{id_of, page, token};
-use super::{Answer, Api, status};
+use super::{Answer, Api, call, status};
 use crate::proto::job_service_server::JobService;
 use crate::proto::{
     CancelJobRequest, Event, GetJobRequest, Job, ListJobsRequest, ListJobsResponse, PauseJobRequest, ResumeJobRequest,
@@ -51,6 +51,7 @@ impl JobService for Api {
             .and_then(|time| Duration::try_from(time).ok())
             .unwrap_or(WAIT.0)
             .min(WAIT.1);
+        let _place = self.0.watchers.enter().map_err(status::of)?;
         answer(tokio::select! {
             job = self.0.service.wait_job(id, WaitUntil::Finished, time) => job,
             () = self.0.stopping.cancelled() => self.0.service.job(id).await,
@@ -77,18 +78,21 @@ impl JobService for Api {
     }
 
     async fn cancel_job(&self, request: Request<CancelJobRequest>) -> Answer<Job> {
+        let call = call(&request)?;
         let id = job_id(&request.into_inner().id)?;
-        answer(self.0.service.cancel_job(id).await)
+        answer(self.0.service.cancel_job(id, &call).await)
     }
 
     async fn pause_job(&self, request: Request<PauseJobRequest>) -> Answer<Job> {
+        let call = call(&request)?;
         let id = job_id(&request.into_inner().id)?;
-        answer(self.0.service.pause_job(id).await)
+        answer(self.0.service.pause_job(id, &call).await)
     }
 
     async fn resume_job(&self, request: Request<ResumeJobRequest>) -> Answer<Job> {
+        let call = call(&request)?;
         let id = job_id(&request.into_inner().id)?;
-        answer(self.0.service.resume_job(id).await)
+        answer(self.0.service.resume_job(id, &call).await)
     }
 
     async fn update_job(&self, request: Request<UpdateJobRequest>) -> Answer<Job> {

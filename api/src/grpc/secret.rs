@@ -4,7 +4,8 @@ use super::convert::{id_of, page, token};
 use super::{Answer, Api, call, status};
 use crate::proto::secret_service_server::SecretService;
 use crate::proto::{
-    CreateSecretRequest, DeleteSecretRequest, GetSecretRequest, ListSecretsRequest, ListSecretsResponse, Secret,
+    CreateSecretRequest, DeleteSecretRequest, GetSecretRequest, Job, ListSecretsRequest, ListSecretsResponse,
+    RotateMasterKeyRequest, Secret,
 };
 
 #[tonic::async_trait]
@@ -40,6 +41,15 @@ impl SecretService for Api {
         Ok(Response::new(
             self.0.service.secret(id).await.map_err(status::of)?.into(),
         ))
+    }
+
+    async fn rotate_master_key(&self, request: Request<RotateMasterKeyRequest>) -> Answer<Job> {
+        let call = call(&request)?;
+        let request = vdisk_service::request::RotateMasterKeyRequest {
+            priority: request.into_inner().priority,
+        };
+        let job = self.0.service.rotate_master_key(request, &call).await;
+        Ok(Response::new(job.map_err(status::of)?.into()))
     }
 
     async fn delete_secret(&self, request: Request<DeleteSecretRequest>) -> Answer<()> {

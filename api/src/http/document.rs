@@ -13,7 +13,7 @@ use super::problem::Problem;
 use super::{api, documented, examples};
 use crate::access::roles;
 use crate::errors::TransportCode;
-use crate::metrics::OPENMETRICS;
+use crate::metrics::{OPENMETRICS, PROMETHEUS_TEXT};
 
 const TAGS: [(&str, &str); 10] = [
     ("images", "Records of images, and how they are built."),
@@ -66,8 +66,25 @@ pub fn json() -> &'static str {
             optional_body(operation);
             add_examples(operation);
         }
+        widen(&mut document);
         format!("{document:#}\n")
     })
+}
+
+/// Whole numbers without a sign are documented as `int32` by default, which takes less than they do.
+fn widen(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            let unsigned = fields.get("minimum").and_then(Value::as_u64).is_some();
+            if unsigned && fields.get("format").is_some_and(|format| format == "int32") {
+                fields.insert("format".to_owned(), json!("int64"));
+                fields.entry("maximum").or_insert(json!(u32::MAX));
+            }
+            fields.values_mut().for_each(widen);
+        }
+        Value::Array(items) => items.iter_mut().for_each(widen),
+        _ => {}
+    }
 }
 
 /// Says of each operation which role it takes, and how it refuses who has none or a smaller one.
@@ -151,6 +168,7 @@ fn add_example(kind: &str, media: &mut Value) {
         ("application/json", Some(name)) => examples::of(name),
         ("application/x-ndjson", _) => examples::of("Extent").map(|extent| json!(format!("{extent}\n"))),
         ("text/event-stream", _) => Some(json!(examples::EVENT_STREAM)),
+        (PROMETHEUS_TEXT, _) => Some(json!("vdisk_images{state=\"ready\"} 3\n")),
         (OPENMETRICS, _) => Some(json!("vdisk_images{state=\"ready\"} 3\n# EOF\n")),
         _ => None,
     };

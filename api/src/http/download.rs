@@ -1,15 +1,18 @@
 //! Bodies of bytes with ranges (RFC 9110 section 14).
 
+mod multipart;
+
 use std::future::Future;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
-use futures::TryStreamExt;
-use http::{StatusCode, header};
+use axum::response::{AppendHeaders, IntoResponse, Response};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use http::{HeaderName, StatusCode, header};
 use utoipa::ToSchema;
 use vdisk_service::request::ByteRange;
-use vdisk_service::{Download, Result};
+use vdisk_service::{Bytes, Download, ErrorCode, Result, ServiceError};
 
 use super::extract::RangeHeaders;
 use super::problem::Answer;
@@ -20,6 +23,14 @@ use crate::state::App;
 #[schema(value_type = String, format = Binary)]
 pub struct BinaryBody(#[expect(dead_code, reason = "only its schema is used")] Vec<u8>);
 
+/// What is sent.
+enum Chosen {
+    /// All bytes.
+    Whole(Download),
+    /// These, none of which overlaps another.
+    Parts(Vec<Download>),
+}
+
 /// Reads what the headers ask for and sends it.
 ///
 /// # Errors
@@ -28,41 +39,91 @@ pub async fn send<F>(app: &App, ranges: RangeHeaders, read: impl Fn(Option<ByteR
 where
     F: Future<Output = Result<Download>>,
 {
-    let mut partial = ranges.range.is_some();
-    let mut download = read(ranges.range).await?;
-    if partial && ranges.if_range.is_some_and(|tag| tag != download.etag) {
-        partial = false;
-        download = read(None).await?;
-    }
-    let length = download.length;
-    let mut head = vec![
-        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
-        (header::CONTENT_LENGTH, length.to_string()),
-        (header::ACCEPT_RANGES, "bytes".to_owned()),
-        (header::ETAG, format!("\"{}\"", download.etag)),
-        (
-            header::CONTENT_DISPOSITION,
-            format!("attachment; filename=\"{}\"", plain(&download.filename)),
-        ),
-    ];
-    let last = download.offset.saturating_add(length).saturating_sub(1);
-    if partial {
-        head.push((
-            header::CONTENT_RANGE,
-            format!("bytes {}-{last}/{}", download.offset, download.total),
-        ));
-    }
-    let status = if partial {
-        StatusCode::PARTIAL_CONTENT
-    } else {
-        StatusCode::OK
+    let (status, chosen) = match choose(&ranges, read).await? {
+        Chosen::Whole(download) => (StatusCode::OK, vec![download]),
+        Chosen::Parts(parts) => (StatusCode::PARTIAL_CONTENT, parts),
     };
+    let mut head = common_head(chosen.first());
+    let (length, body) = match <[Download; 1]>::try_from(chosen) {
+        Ok([download]) => {
+            head.push((header::CONTENT_TYPE, "application/octet-stream".to_owned()));
+            if status == StatusCode::PARTIAL_CONTENT {
+                head.push((header::CONTENT_RANGE, content_range(&download)));
+            }
+            (download.length, download.body)
+        }
+        Err(parts) => {
+            let multipart = multipart::of(parts);
+            head.push((header::CONTENT_TYPE, multipart.content_type));
+            (multipart.length, multipart.body)
+        }
+    };
+    head.push((header::CONTENT_LENGTH, length.to_string()));
+    Ok((status, AppendHeaders(head), counted(app, body)).into_response())
+}
+
+async fn choose<F>(wanted: &RangeHeaders, read: impl Fn(Option<ByteRange>) -> F) -> Result<Chosen>
+where
+    F: Future<Output = Result<Download>>,
+{
+    if wanted.ranges.is_empty() {
+        return read(None).await.map(Chosen::Whole);
+    }
+    let (mut parts, mut outside) = (Vec::<Download>::new(), None);
+    for range in &wanted.ranges {
+        match read(Some(*range)).await {
+            Ok(part) => parts.push(part),
+            Err(error) if error.code == ErrorCode::RangeNotSatisfiable => outside = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(tag) = &wanted.if_range
+        && parts.first().is_none_or(|part| part.etag != *tag)
+    {
+        let whole = read(None).await?;
+        if whole.etag != *tag {
+            return Ok(Chosen::Whole(whole));
+        }
+    }
+    match outside {
+        Some(error) if parts.is_empty() => Err(error),
+        _ => one_by_one(&parts).map(|()| Chosen::Parts(parts)),
+    }
+}
+
+/// Ranges that overlap serve nobody, but cost (RFC 9110 section 14.2).
+fn one_by_one(parts: &[Download]) -> Result<()> {
+    let mut places: Vec<_> = parts.iter().map(|part| (part.offset, part.length)).collect();
+    places.sort_unstable();
+    let overlap = |pair: &[(u64, u64)]| matches!(pair, [(a, length), (b, _)] if a.saturating_add(*length) > *b);
+    if places.windows(2).any(overlap) {
+        let text = "the ranges of one request do not overlap";
+        return Err(ServiceError::new(ErrorCode::RangeNotSatisfiable, text).with_field("Range"));
+    }
+    Ok(())
+}
+
+fn common_head(download: Option<&Download>) -> Vec<(HeaderName, String)> {
+    let mut head = vec![(header::ACCEPT_RANGES, "bytes".to_owned())];
+    if let Some(download) = download {
+        let name = plain(&download.filename);
+        head.push((header::ETAG, format!("\"{}\"", download.etag)));
+        head.push((header::CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\"")));
+    }
+    head
+}
+
+fn content_range(part: &Download) -> String {
+    let last = part.offset.saturating_add(part.length).saturating_sub(1);
+    format!("bytes {}-{last}/{}", part.offset, part.total)
+}
+
+fn counted(app: &App, body: BoxStream<'static, Result<Bytes>>) -> Body {
     let metrics = Arc::clone(&app.metrics);
-    let body = download
-        .body
+    let body = body
         .inspect_ok(move |bytes| metrics.sent(bytes.len()))
         .inspect_err(|error| tracing::warn!(%error, "a download broke off"));
-    Ok((status, axum::response::AppendHeaders(head), Body::from_stream(body)).into_response())
+    Body::from_stream(body.boxed())
 }
 
 /// A file name that needs no quoting.

@@ -51,6 +51,10 @@ fn request(schema: &str) -> Option<Value> {
         "CompareRequest" => json!({"other": COPY, "strict": false}),
         "MeasureRequest" => json!({"format": "qcow2", "options": {"cluster_size": "64k"}}),
         "FlattenRequest" => json!({"rate_limit": 200_000_000}),
+        "EncryptRequest" => json!({"name": "web-1-closed", "format": "qcow2", "secret": SECRET, "verify": true}),
+        "DecryptRequest" => json!({"name": "web-1-open", "verify": true}),
+        "RekeyRequest" => json!({"change": "change", "new_secret": SECRET}),
+        "RotateMasterKeyRequest" => json!({}),
         "UpdateJob" => json!({"rate_limit": 100_000_000, "priority": 5}),
         "NewSecret" => json!({"name": "luks-web", "value": "correct horse battery staple"}),
         "NewToken" => json!({"name": "ci", "role": "operator", "expires_in_days": 90}),
@@ -320,9 +324,9 @@ fn format() -> FormatInfo {
 #[cfg(test)]
 mod tests {
     use vdisk_service::request::{
-        CheckRequest, CommitRequest, CompareRequest, CompressRequest, ConvertRequest, CreateImage, FlattenRequest,
-        ImportImage, MeasureRequest, NewSecret, NewToken, NewWebhook, RebaseRequest, ResizeRequest, UpdateImage,
-        UpdateJob,
+        CheckRequest, CommitRequest, CompareRequest, CompressRequest, ConvertRequest, CreateImage, DecryptRequest,
+        EncryptRequest, FlattenRequest, ImportImage, MeasureRequest, NewSecret, NewToken, NewWebhook, RebaseRequest,
+        RekeyRequest, ResizeRequest, RotateMasterKeyRequest, UpdateImage, UpdateJob,
     };
 
     use super::*;
@@ -346,6 +350,10 @@ mod tests {
         reads::<CompareRequest>("CompareRequest");
         reads::<MeasureRequest>("MeasureRequest");
         reads::<FlattenRequest>("FlattenRequest");
+        reads::<EncryptRequest>("EncryptRequest");
+        reads::<DecryptRequest>("DecryptRequest");
+        reads::<RekeyRequest>("RekeyRequest");
+        reads::<RotateMasterKeyRequest>("RotateMasterKeyRequest");
         reads::<UpdateJob>("UpdateJob");
         reads::<NewSecret>("NewSecret");
         reads::<NewToken>("NewToken");

@@ -13,16 +13,21 @@ use tracing::Instrument;
 use vdisk_service::ServiceError;
 
 use super::problem::Problem;
+use crate::access::roles;
 use crate::errors::TransportCode;
 use crate::grpc;
 
 /// Hands gRPC calls on and refuses the rest.
 pub async fn no_route(grpc: Router, request: Request) -> Response {
     if grpc::is_grpc(request.headers()) {
-        return match grpc.oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
+        let changes = roles::changes(request.uri().path());
+        let call = async move {
+            match grpc.oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
         };
+        return if changes { to_its_end(call).await } else { call.await };
     }
     let detail = format!(
         "there is nothing at {}; the reference is at /docs",
@@ -37,12 +42,16 @@ pub async fn method_not_allowed(method: Method) -> Problem {
 }
 
 /// A handler that changes something runs to its end although the client has gone: stopping between two of its steps would
-/// leave work half done.
+/// leave work half done. [`no_route`] sees to calls.
 pub async fn finish_what_was_begun(request: Request, next: Next) -> Response {
     if request.method().is_safe() || grpc::is_grpc(request.headers()) {
         return next.run(request).await;
     }
-    match tokio::spawn(next.run(request).in_current_span()).await {
+    to_its_end(next.run(request)).await
+}
+
+async fn to_its_end(work: impl Future<Output = Response> + Send + 'static) -> Response {
+    match tokio::spawn(work.in_current_span()).await {
         Ok(response) => response,
         Err(error) => Problem::from(ServiceError::internal(error)).into_response(),
     }

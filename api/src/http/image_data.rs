@@ -18,13 +18,14 @@ problems!(DataProblems: NotFound, ImageNotReady, ImageBusy, RangeNotSatisfiable,
 
 /// Download the guest-visible bytes.
 ///
-/// What a guest would read from the disk, through the whole backing chain. One `Range` at a time is served.
+/// What a guest would read from the disk, through the whole backing chain. Up to 8 ranges are served; several come as `multipart/byteranges`.
 #[utoipa::path(get, path = "/v1/images/{id}/data", operation_id = "download_image_data", tag = "content",
     params(ImagePath, ("Range" = Option<String>, Header, description = "Which bytes.", example = "bytes=0-511"),
         ("If-Range" = Option<String>, Header, description = "The range counts only while this is the ETag.")),
     responses(
         (status = 200, description = "The bytes.", body = BinaryBody, content_type = "application/octet-stream"),
-        (status = 206, description = "The range.", body = BinaryBody, content_type = "application/octet-stream"),
+        (status = 206, description = "The range, or several with a head each.",
+            content((BinaryBody = "application/octet-stream"), (BinaryBody = "multipart/byteranges"))),
         DataProblems))]
 async fn download_data(State(app): State<App>, ImagePath(id): ImagePath, ranges: RangeHeaders) -> Answer<Response> {
     send(&app, ranges, |range| app.service.read_data(id, range)).await

@@ -85,13 +85,14 @@ async fn upload_file(
 
 /// Download the image's file.
 ///
-/// The stored bytes, as they lie in the pool. One `Range` at a time is served.
+/// The stored bytes, as they lie in the pool. Up to 8 ranges are served; several come as `multipart/byteranges`.
 #[utoipa::path(get, path = "/v1/images/{id}/file", operation_id = "download_image_file", tag = "content",
     params(ImagePath, ("Range" = Option<String>, Header, description = "Which bytes.", example = "bytes=0-511"),
         ("If-Range" = Option<String>, Header, description = "The range counts only while this is the ETag.")),
     responses(
         (status = 200, description = "The file.", body = BinaryBody, content_type = "application/octet-stream"),
-        (status = 206, description = "The range.", body = BinaryBody, content_type = "application/octet-stream"),
+        (status = 206, description = "The range, or several with a head each.",
+            content((BinaryBody = "application/octet-stream"), (BinaryBody = "multipart/byteranges"))),
         DownloadProblems))]
 async fn download_file(State(app): State<App>, ImagePath(id): ImagePath, ranges: RangeHeaders) -> Answer<Response> {
     send(&app, ranges, |range| app.service.read_file(id, range)).await

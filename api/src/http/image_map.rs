@@ -1,3 +1,5 @@
+use std::num::NonZeroU32;
+
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -13,7 +15,7 @@ use vdisk_service::request::{MapLayer, MapRequest};
 use vdisk_service::{ExtentStream, Service, ServiceError};
 
 use super::documented::problems;
-use super::extract::{ImagePath, Query};
+use super::extract::{ImagePath, Query, accepts};
 use super::problem::Answer;
 use crate::state::App;
 
@@ -36,8 +38,8 @@ struct MapQuery {
     /// Bytes; to the end when absent.
     length: Option<u64>,
     /// Extents in a page; ends a stream early.
-    #[param(minimum = 1)]
-    limit: Option<u32>,
+    #[param(value_type = Option<u32>, minimum = 1)]
+    limit: Option<NonZeroU32>,
     /// `next_cursor` of the page before; replaces `start`. Refused when the image has changed in between.
     cursor: Option<String>,
     /// Which layers answer: the whole chain, or the image itself.
@@ -57,7 +59,7 @@ impl From<MapQuery> for MapRequest {
         Self {
             start,
             length,
-            limit,
+            limit: limit.map(NonZeroU32::get),
             cursor,
             layer,
         }
@@ -79,20 +81,10 @@ async fn get_image_map(
     headers: HeaderMap,
 ) -> Answer<Response> {
     let request = query.into();
-    if accepts_lines(&headers) {
+    if accepts(&headers, NDJSON) {
         return Ok(lines(service.image_map_stream(id, &request).await?));
     }
     Ok(Json(service.image_map(id, &request).await?).into_response())
-}
-
-fn accepts_lines(headers: &HeaderMap) -> bool {
-    let accepted = headers
-        .get_all(header::ACCEPT)
-        .into_iter()
-        .filter_map(|value| value.to_str().ok());
-    accepted
-        .flat_map(|value| value.split(','))
-        .any(|kind| kind.split(';').next().unwrap_or("").trim() == NDJSON)
 }
 
 /// Extents are put together into writes of some size. An error breaks the body off, which the client sees.

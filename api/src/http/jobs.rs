@@ -28,7 +28,7 @@ pub fn router() -> OpenApiRouter<App> {
 
 problems!(ListProblems: InvalidArgument);
 problems!(GetProblems: NotFound, InvalidArgument);
-problems!(SteerProblems: NotFound, InvalidArgument, JobStateConflict);
+problems!(SteerProblems: NotFound, InvalidArgument, JobStateConflict, IdempotencyConflict);
 problems!(UpdateProblems: NotFound, InvalidArgument, JobStateConflict; MalformedBody, BodyTooLarge,
     UnsupportedMediaType);
 
@@ -63,6 +63,7 @@ async fn get_job(State(app): State<App>, JobPath(id): JobPath, Query(query): Que
     let Some(Wait(time)) = query.wait.filter(|wait| wait.0 > Duration::ZERO) else {
         return Ok(Json(app.service.job(id).await?));
     };
+    let _place = app.watchers.enter()?;
     let until = query
         .after_version
         .map_or(WaitUntil::StateChanges, WaitUntil::VersionAfter);
@@ -94,24 +95,31 @@ async fn update_job(
 async fn cancel_job(
     State(service): State<Service>,
     JobPath(id): JobPath,
-    // Asking twice is the same as asking once; the key is checked for its form alone, here and below.
-    _key: IdempotencyKey,
+    IdempotencyKey(call): IdempotencyKey,
 ) -> Answer<Json<Job>> {
-    Ok(Json(service.cancel_job(id).await?))
+    Ok(Json(service.cancel_job(id, &call).await?))
 }
 
 /// Hold a job back.
 #[utoipa::path(post, path = "/v1/jobs/{id}/pause", operation_id = "pause_job", tag = "jobs",
     params(JobPath, IdempotencyKey),
     responses((status = 200, description = "The job.", body = Job), SteerProblems))]
-async fn pause_job(State(service): State<Service>, JobPath(id): JobPath, _key: IdempotencyKey) -> Answer<Json<Job>> {
-    Ok(Json(service.pause_job(id).await?))
+async fn pause_job(
+    State(service): State<Service>,
+    JobPath(id): JobPath,
+    IdempotencyKey(call): IdempotencyKey,
+) -> Answer<Json<Job>> {
+    Ok(Json(service.pause_job(id, &call).await?))
 }
 
 /// Let a paused job go on.
 #[utoipa::path(post, path = "/v1/jobs/{id}/resume", operation_id = "resume_job", tag = "jobs",
     params(JobPath, IdempotencyKey),
     responses((status = 200, description = "The job.", body = Job), SteerProblems))]
-async fn resume_job(State(service): State<Service>, JobPath(id): JobPath, _key: IdempotencyKey) -> Answer<Json<Job>> {
-    Ok(Json(service.resume_job(id).await?))
+async fn resume_job(
+    State(service): State<Service>,
+    JobPath(id): JobPath,
+    IdempotencyKey(call): IdempotencyKey,
+) -> Answer<Json<Job>> {
+    Ok(Json(service.resume_job(id, &call).await?))
 }

@@ -15,6 +15,8 @@ mod image_compare;
 mod image_compress;
 mod image_convert;
 mod image_data;
+mod image_decrypt;
+mod image_encrypt;
 mod image_file;
 mod image_flatten;
 mod image_import;
@@ -23,6 +25,7 @@ mod image_layout;
 mod image_map;
 mod image_measure;
 mod image_rebase;
+mod image_rekey;
 mod image_resize;
 mod images;
 mod jobs;
@@ -65,6 +68,9 @@ pub fn api() -> OpenApiRouter<App> {
         image_check::router(),
         image_resize::router(),
         image_compare::router(),
+        image_encrypt::router(),
+        image_decrypt::router(),
+        image_rekey::router(),
         image_measure::router(),
         image_flatten::router(),
         snapshots::router(),

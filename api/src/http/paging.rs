@@ -1,5 +1,7 @@
 //! Queries of lists: which part, and what of it.
 
+use std::num::NonZeroU32;
+
 use serde::Deserialize;
 use utoipa::IntoParams;
 use uuid::Uuid;
@@ -12,8 +14,8 @@ use vdisk_service::request::{ImageFilter, JobFilter, PageRequest};
 #[into_params(parameter_in = Query)]
 pub struct Paging {
     /// Items wanted; large wishes are cut.
-    #[param(minimum = 1)]
-    pub page_size: Option<u32>,
+    #[param(value_type = Option<u32>, minimum = 1)]
+    pub page_size: Option<NonZeroU32>,
     /// `next_page_token` of the page before.
     pub page_token: Option<String>,
 }
@@ -21,7 +23,7 @@ pub struct Paging {
 impl From<Paging> for PageRequest {
     fn from(paging: Paging) -> Self {
         Self {
-            page_size: paging.page_size,
+            page_size: paging.page_size.map(NonZeroU32::get),
             page_token: paging.page_token,
         }
     }
@@ -45,8 +47,8 @@ pub struct ImageQuery {
     /// Only overlays directly on this base.
     pub backing: Option<Uuid>,
     /// Items wanted; large wishes are cut.
-    #[param(minimum = 1)]
-    pub page_size: Option<u32>,
+    #[param(value_type = Option<u32>, minimum = 1)]
+    pub page_size: Option<NonZeroU32>,
     /// `next_page_token` of the page before.
     pub page_token: Option<String>,
 }
@@ -64,7 +66,7 @@ impl From<ImageQuery> for (ImageFilter, PageRequest) {
         (
             filter,
             PageRequest {
-                page_size: query.page_size,
+                page_size: query.page_size.map(NonZeroU32::get),
                 page_token: query.page_token,
             },
         )
@@ -85,8 +87,8 @@ pub struct JobQuery {
     /// Only this pool's.
     pub pool: Option<String>,
     /// Items wanted; large wishes are cut.
-    #[param(minimum = 1)]
-    pub page_size: Option<u32>,
+    #[param(value_type = Option<u32>, minimum = 1)]
+    pub page_size: Option<NonZeroU32>,
     /// `next_page_token` of the page before.
     pub page_token: Option<String>,
 }
@@ -102,7 +104,7 @@ impl From<JobQuery> for (JobFilter, PageRequest) {
         (
             filter,
             PageRequest {
-                page_size: query.page_size,
+                page_size: query.page_size.map(NonZeroU32::get),
                 page_token: query.page_token,
             },
         )

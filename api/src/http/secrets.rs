@@ -5,27 +5,30 @@ use http::StatusCode;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use vdisk_service::Service;
-use vdisk_service::model::Secret;
-use vdisk_service::request::NewSecret;
+use vdisk_service::model::{Job, Secret};
+use vdisk_service::request::{NewSecret, RotateMasterKeyRequest};
 
 use super::documented::problems;
 use super::extract::{IdempotencyKey, JsonBody, Query, SecretPath};
 use super::paging::Paging;
 use super::problem::Answer;
-use super::reply::{SecretList, created, listed};
+use super::reply::{SecretList, accepted, created, listed};
 use crate::state::App;
 
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(create_secret, list_secrets))
         .routes(routes!(get_secret, delete_secret))
+        .routes(routes!(rotate_master_key))
 }
 
-problems!(CreateProblems: InvalidName, NameTaken, LimitExceeded, InvalidArgument, IdempotencyConflict;
+problems!(CreateProblems: InvalidName, NameTaken, NotFound, LimitExceeded, InvalidArgument, IdempotencyConflict;
     MalformedBody, BodyTooLarge, UnsupportedMediaType);
 problems!(ListProblems: InvalidArgument);
 problems!(SecretProblems: NotFound);
 problems!(DeleteProblems: NotFound, SecretInUse);
+problems!(RotateProblems: InvalidArgument, Unsupported, JobStateConflict, LimitExceeded, IdempotencyConflict;
+    MalformedBody, BodyTooLarge, UnsupportedMediaType);
 
 /// Store a secret.
 ///
@@ -67,4 +70,20 @@ async fn get_secret(State(service): State<Service>, SecretPath(id): SecretPath) 
 async fn delete_secret(State(service): State<Service>, SecretPath(id): SecretPath) -> Answer<StatusCode> {
     service.delete_secret(id).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Rotate the master key.
+///
+/// Seals every secret under the new master key: the one that the operator gave beside the old one, or one that the service makes where
+/// it keeps its own. Both open until the job has succeeded; whoever starts the service next needs the new one alone.
+#[utoipa::path(post, path = "/v1/master-key/rotate", operation_id = "rotate_master_key", tag = "secrets",
+    params(IdempotencyKey), request_body = RotateMasterKeyRequest,
+    responses((status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
+        RotateProblems))]
+async fn rotate_master_key(
+    State(service): State<Service>,
+    IdempotencyKey(call): IdempotencyKey,
+    JsonBody(request): JsonBody<RotateMasterKeyRequest>,
+) -> Answer<Response> {
+    Ok(accepted(service.rotate_master_key(request, &call).await?))
 }

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use http::header;
+use http::{HeaderMap, header};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -13,8 +13,9 @@ use vdisk_service::{Service, ServiceError};
 
 use super::document;
 use super::documented::problems;
+use super::extract::accepts;
 use super::problem::Answer;
-use crate::metrics::OPENMETRICS;
+use crate::metrics::{OPENMETRICS, PROMETHEUS_TEXT, as_prometheus_text};
 use crate::state::App;
 
 pub fn router() -> OpenApiRouter<App> {
@@ -64,15 +65,21 @@ async fn readyz(State(app): State<App>) -> Answer<Json<Health>> {
 
 /// Get the metrics.
 ///
-/// In the OpenMetrics text format, as Prometheus reads it.
+/// As Prometheus text, or with `Accept: application/openmetrics-text` in that format.
 #[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "system",
-    responses((status = 200, description = "The metrics.", body = String, content_type = OPENMETRICS),
-        SystemProblems))]
-async fn metrics(State(app): State<App>, State(service): State<Service>) -> Answer<Response> {
+    responses((status = 200, description = "The metrics.",
+        content((String = "text/plain; version=0.0.4; charset=utf-8"),
+            (String = "application/openmetrics-text; version=1.0.0; charset=utf-8"))), SystemProblems))]
+async fn metrics(State(app): State<App>, State(service): State<Service>, headers: HeaderMap) -> Answer<Response> {
     let sums = service.statistics().await?;
     let now = service.config().clock.now();
     let text = app.metrics.render(&sums, now).map_err(ServiceError::internal)?;
-    Ok(([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response())
+    let (kind, text) = if accepts(&headers, "application/openmetrics-text") {
+        (OPENMETRICS, text)
+    } else {
+        (PROMETHEUS_TEXT, as_prometheus_text(&text))
+    };
+    Ok(([(header::CONTENT_TYPE, kind), (header::VARY, "Accept")], text).into_response())
 }
 
 async fn openapi() -> Response {

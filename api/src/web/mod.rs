@@ -1,29 +1,29 @@
 //! The pages: static files inside the program, and the interactive reference. Nothing comes from another host.
 
 use axum::Router;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderName, header};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::App;
+use crate::access::{Authentication, Policy};
 
-/// What the page may load and call: this service alone.
+/// What the page may load and call: this service alone. Its rows set a property of their style, which scripts may.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// `/`, its parts, and `/docs`.
 pub fn router() -> Router<App> {
     let reference = SwaggerUi::new("/docs").config(Config::from("/openapi.json"));
     Router::new()
-        .route(
-            "/",
-            get(|| file("text/html; charset=utf-8", include_str!("index.html"))),
-        )
-        .route(
-            "/ui/app.js",
-            get(|| file("text/javascript; charset=utf-8", include_str!("app.js"))),
-        )
+        .route("/", get(page))
+        .route("/ui/app.js", get(|| file(SCRIPT, include_str!("app.js"))))
+        .route("/ui/events.js", get(|| file(SCRIPT, include_str!("events.js"))))
+        .route("/ui/rows.js", get(|| file(SCRIPT, include_str!("rows.js"))))
+        .route("/ui/session.js", get(|| file(SCRIPT, include_str!("session.js"))))
         .route(
             "/ui/style.css",
             get(|| file("text/css; charset=utf-8", include_str!("style.css"))),
@@ -32,7 +32,18 @@ pub fn router() -> Router<App> {
         .merge(reference)
 }
 
-async fn file(kind: &'static str, text: &'static str) -> Response {
+/// Says whether to ask for a token first: a request that is refused shows as an error in the browser.
+async fn page(State(app): State<App>) -> Response {
+    let access = if needs_token(&app.policy) { "token" } else { "open" };
+    let text = include_str!("index.html").replace("{{access}}", access);
+    file("text/html; charset=utf-8", text).await
+}
+
+fn needs_token(policy: &Policy) -> bool {
+    policy.authentication == Authentication::Required && policy.certificate_role.is_none()
+}
+
+async fn file(kind: &'static str, text: impl IntoResponse) -> Response {
     let headers: [(HeaderName, &str); 4] = [
         (header::CONTENT_TYPE, kind),
         (header::CONTENT_SECURITY_POLICY, POLICY),

@@ -81,6 +81,7 @@ async fn queries_are_read_strictly() {
     for query in [
         "page_size=many",
         "page_size=-1",
+        "page_size=0",
         "colour=red",
         "state=happy",
         "backing=7",

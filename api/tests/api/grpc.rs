@@ -1,13 +1,20 @@
 //! The gRPC side: the same port, the same codes, health and reflection.
 
+use std::time::Duration;
+
+use axum::body::Body;
 use futures::StreamExt;
+use prost::Message;
 use serde_json::json;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 use tonic_types::StatusExt;
+use tower::Service as _;
 use vdisk_api::proto;
 use vdisk_api::proto::image_service_client::ImageServiceClient;
 use vdisk_api::proto::job_service_client::JobServiceClient;
+use vdisk_api::vdisk_service::request::{ImageFilter, PageRequest};
+use vdisk_api::vdisk_service::{Service, ServiceConfig};
 
 use crate::server::Server;
 
@@ -181,4 +188,43 @@ async fn unknown_calls_are_unimplemented_and_counted_together() {
     assert_eq!(refused.code(), Code::Unimplemented);
     let metrics = String::from_utf8(server.get("/metrics").await.bytes).unwrap();
     assert!(metrics.contains("method=\"other\",code=\"Unimplemented\""), "{metrics}");
+}
+
+/// A call that has begun to change something comes to its end although the client has gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_client_goes_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let service = Service::open(ServiceConfig::new(dir.path().join("data")))
+        .await
+        .unwrap();
+    let mut routes = vdisk_api::router(vdisk_api::App::new(service.clone()));
+    for number in 0..20 {
+        let message = new_image(&format!("disk-{number}"), None).encode_to_vec();
+        let mut framed = vec![0];
+        framed.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+        framed.extend(message);
+        let request = http::Request::post("http://localhost/vdisk.v1.ImageService/CreateImage")
+            .header("content-type", "application/grpc")
+            .body(Body::from(framed))
+            .unwrap();
+        let mut call = routes.call(request);
+        // As far as it gets at once, and no further.
+        assert!(futures::poll!(&mut call).is_pending());
+        drop(call);
+    }
+    for _ in 0..600 {
+        let page = PageRequest::default();
+        if service
+            .list_images(&ImageFilter::default(), &page)
+            .await
+            .unwrap()
+            .items
+            .len()
+            == 20
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("what was begun was not finished");
 }

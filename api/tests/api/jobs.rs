@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use vdisk_api::proto;
+use vdisk_api::proto::job_service_client::JobServiceClient;
 
-use crate::server::Server;
+use crate::server::{Answer, Server};
 
 /// 32 MiB that do not compress to nothing.
 fn noise() -> Vec<u8> {
@@ -242,4 +244,90 @@ async fn stopping_ends_streams_and_polls() {
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
     assert_eq!(poll.await.unwrap().unwrap().status(), StatusCode::OK);
     stream.bytes().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn steering_happens_once_for_each_key_over_both_transports() {
+    let server = Server::start().await;
+    let id = server.upload("disk", "raw", noise()).await;
+    let convert = json!({"name": "copy", "format": "raw", "rate_limit": 1 << 20});
+    let job = server
+        .post(&format!("/v1/images/{id}/convert"), convert)
+        .await
+        .expect(StatusCode::ACCEPTED)
+        .id();
+    let steer = async |verb: &str, key: &str| {
+        let request = server.request(Method::POST, &format!("/v1/jobs/{job}/{verb}"));
+        Answer::of(request.header("idempotency-key", key).send().await.unwrap()).await
+    };
+    assert_eq!(
+        steer("pause", "k1").await.expect(StatusCode::OK).body["state"],
+        "paused"
+    );
+    assert_ne!(
+        steer("resume", "k2").await.expect(StatusCode::OK).body["state"],
+        "paused"
+    );
+    assert_ne!(
+        steer("pause", "k1").await.expect(StatusCode::OK).body["state"],
+        "paused"
+    );
+    steer("cancel", "k1").await.problem(409, "idempotency_conflict");
+    steer("cancel", "a b").await.problem(422, "invalid_argument");
+
+    let mut jobs = JobServiceClient::connect(server.url.clone()).await.unwrap();
+    let keyed = |key: &str| {
+        let mut request = tonic::Request::new(proto::PauseJobRequest { id: job.clone() });
+        request.metadata_mut().insert("idempotency-key", key.parse().unwrap());
+        request
+    };
+    let again = jobs.pause_job(keyed("k1")).await.unwrap().into_inner();
+    assert_ne!(again.state(), proto::JobState::Paused);
+    let other = jobs.pause_job(keyed("k2")).await.unwrap_err();
+    assert_eq!(
+        other.metadata().get("vdisk-error-code").unwrap(),
+        "idempotency_conflict"
+    );
+    server
+        .post(&format!("/v1/jobs/{job}/cancel"), json!({}))
+        .await
+        .expect(StatusCode::OK);
+    for _ in 0..60 {
+        if server.get(&format!("/v1/jobs/{job}?wait=1s")).await.body["state"] == "cancelled" {
+            return;
+        }
+    }
+    panic!("the job is not cancelled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_show_jobs_as_they_are_shown_alone() {
+    let server = Server::start().await;
+    let id = server.upload("disk", "raw", vec![7; 1 << 20]).await;
+    for verb in ["check", "flatten"] {
+        let queued = server.post(&format!("/v1/images/{id}/{verb}"), json!({})).await;
+        if queued.status == StatusCode::ACCEPTED {
+            server.ended(queued).await;
+        }
+    }
+    let copy = json!({"name": "copy", "format": "qcow2"});
+    let queued = server.post(&format!("/v1/images/{id}/convert"), copy).await;
+    server.ended(queued).await;
+    for query in ["", "?page_size=1", "?kind=convert", &format!("?image={id}")] {
+        let list = server
+            .get(&format!("/v1/jobs{query}"))
+            .await
+            .expect(StatusCode::OK)
+            .body;
+        let items = list["items"].as_array().unwrap().clone();
+        assert!(!items.is_empty(), "{query}");
+        for item in items {
+            let alone = server
+                .get(&format!("/v1/jobs/{}", item["id"].as_str().unwrap()))
+                .await
+                .body;
+            assert_eq!(item, alone, "{query}");
+            assert!(!item["steps"].as_array().unwrap().is_empty(), "{item}");
+        }
+    }
 }

@@ -7,6 +7,7 @@
 )]
 
 mod access;
+mod alike;
 mod architecture;
 mod document;
 mod errors;
@@ -16,7 +17,9 @@ mod images;
 mod inspection;
 mod jobs;
 mod load;
+mod messages;
 mod names;
+mod owasp;
 mod pages;
 mod server;
 mod tls;

@@ -11,6 +11,9 @@ async fn the_pages_come_from_here_alone() {
     for path in [
         "/",
         "/ui/app.js",
+        "/ui/events.js",
+        "/ui/rows.js",
+        "/ui/session.js",
         "/ui/style.css",
         "/ui/icon.svg",
         "/docs/",
@@ -74,4 +77,26 @@ async fn formats_and_pools_are_listed() {
     let pool = server.get("/v1/pools/default").await.expect(StatusCode::OK).body;
     assert_eq!((&pool["image_count"], &pool["default"]), (&json!(0), &json!(true)));
     assert_eq!(server.get("/v1/pools").await.body["items"][0]["name"], "default");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_come_in_the_format_that_is_asked_for() {
+    let server = Server::start().await;
+    let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+    let cases = [
+        (None, "text/plain; version=0.0.4; charset=utf-8"),
+        (Some("text/plain"), "text/plain; version=0.0.4; charset=utf-8"),
+        (
+            Some(prometheus),
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ),
+    ];
+    for (accept, kind) in cases {
+        let request = server.request(reqwest::Method::GET, "/metrics");
+        let request = accept.map_or(request.try_clone().unwrap(), |accept| request.header("accept", accept));
+        let answer = crate::server::Answer::of(request.send().await.unwrap()).await;
+        assert_eq!(answer.header("content-type"), kind);
+        let text = String::from_utf8(answer.bytes).unwrap();
+        assert_eq!(text.ends_with("# EOF\n"), kind.starts_with("application/"), "{text}");
+    }
 }

@@ -180,7 +180,7 @@ async fn this_machine_is_no_target_unless_allowed() {
     for _ in 0..100 {
         let hook = server.get(&format!("/v1/webhooks/{id}")).await.body;
         if let Some(problem) = hook["problem"].as_str() {
-            assert!(problem.contains("may not go"), "{problem}");
+            assert!(problem.contains("may not be connected to"), "{problem}");
             assert!(target.taken.try_recv().is_err());
             return server.stop().await;
         }

@@ -96,6 +96,9 @@ impl Access {
         if let Some(direct) = direct {
             access.cache = access.cache.with_direct(direct);
         }
+        if access.force_share && access.writable {
+            return Err(Failure::new("force-share=on can only be used with read-only images"));
+        }
         Ok(access)
     }
 }

@@ -32,6 +32,8 @@ const LIMITS: &[&str] = &[
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Request {
     Read,
+    /// A read of what the guest asked for, not of tables.
+    GuestRead,
     Write,
     WriteZeroes,
     Discard,
@@ -162,18 +164,19 @@ fn rule(keys: &mut Keys) -> std::result::Result<Rule, Failure> {
     let mut requests = match event.as_str() {
         "none" => vec![
             Request::Read,
+            Request::GuestRead,
             Request::Write,
             Request::WriteZeroes,
             Request::Discard,
             Request::Flush,
         ],
-        "read_aio" => vec![Request::Read],
+        "read_aio" => vec![Request::GuestRead],
         "write_aio" => vec![Request::Write, Request::WriteZeroes],
         "flush_to_disk" => vec![Request::Flush],
         other => return Err(Failure::new(format!("blkdebug event '{other}' is not supported"))),
     };
     if let Some(kind) = keys.take("iotype") {
-        requests = vec![request(&kind)?];
+        requests = requests_of(&kind, &event)?;
     }
     let errno = i32::try_from(number(keys, "errno", 5)?).unwrap_or(5);
     let sector = number(keys, "sector", -1)?;
@@ -188,14 +191,15 @@ fn rule(keys: &mut Keys) -> std::result::Result<Rule, Failure> {
     })
 }
 
-fn request(name: &str) -> std::result::Result<Request, Failure> {
-    Ok(match name {
-        "read" => Request::Read,
-        "write" => Request::Write,
-        "write-zeroes" => Request::WriteZeroes,
-        "discard" => Request::Discard,
-        "flush" => Request::Flush,
-        "block-status" => Request::BlockStatus,
+fn requests_of(iotype: &str, event: &str) -> std::result::Result<Vec<Request>, Failure> {
+    Ok(match iotype {
+        "read" if event == "read_aio" => vec![Request::GuestRead],
+        "read" => vec![Request::Read, Request::GuestRead],
+        "write" => vec![Request::Write],
+        "write-zeroes" => vec![Request::WriteZeroes],
+        "discard" => vec![Request::Discard],
+        "flush" => vec![Request::Flush],
+        "block-status" => vec![Request::BlockStatus],
         other => return Err(Failure::new(format!("blkdebug iotype '{other}' is not supported"))),
     })
 }
@@ -254,6 +258,10 @@ impl Storage for Failing {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.pass(Request::Read, offset, buf.len() as u64)?;
         self.inner.read_at(offset, buf)
+    }
+    fn read_guest_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.pass(Request::GuestRead, offset, buf.len() as u64)?;
+        self.inner.read_guest_at(offset, buf)
     }
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.pass(Request::Write, offset, buf.len() as u64)?;

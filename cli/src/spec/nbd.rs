@@ -5,11 +5,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vdisk_engine::storage::{NbdAddress, NbdOptions, NbdStorage};
+use vdisk_engine::storage::{NbdAddress, NbdOptions, NbdStorage, NbdTls};
 
 use super::protocol::{OpenStorage, refuse_rest};
 use super::shown::Shown;
-use super::{Access, Keys, url};
+use super::{Access, Keys, Opener, url};
 use crate::app::{self, Failure};
 
 /// Time for a request: a server may have to write out everything first.
@@ -37,7 +37,9 @@ fn from_url(keys: &mut Keys, name: &str) -> Result<(), Failure> {
     let parts = url::split(name).ok_or_else(invalid)?;
     let over_tls = parts.scheme.starts_with("nbds");
     if over_tls {
-        return Err(Failure::new("TLS is not supported for NBD"));
+        return Err(Failure::new(
+            "nbds names no credentials: use driver=nbd with tls-creds=ID and --object tls-creds-x509,id=ID,...",
+        ));
     }
     let export = url::decode(parts.path.strip_prefix('/').unwrap_or(parts.path)).ok_or_else(invalid)?;
     if !export.is_empty() {
@@ -87,23 +89,19 @@ fn old_name(keys: &mut Keys, rest: &str) -> Result<(), Failure> {
 }
 
 /// Opens an export.
-pub fn open(mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {
+pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {
     if let Some(name) = keys.take("filename") {
         keys_of_name(&mut keys, &name)?;
     }
     let address = address(&mut keys)?;
     let export = keys.take("export").unwrap_or_default();
-    for absent in ["tls-creds", "tls-hostname"] {
-        if keys.has(absent) {
-            return Err(Failure::new(format!("{absent}: TLS is not supported for NBD")));
-        }
-    }
+    let tls = credentials(opener, &mut keys, &address)?;
     if keys.take("reconnect-delay").is_some_and(|d| d != "0") {
         return Err(Failure::new("reconnect-delay is not supported for NBD"));
     }
     let timeout = open_timeout(&mut keys)?;
     refuse_rest(&keys, "nbd")?;
-    let shown = shown(&address, &export);
+    let shown = shown(&address, &export, tls.as_ref().map(|(options, _)| options.as_slice()));
     let options = NbdOptions {
         address,
         export,
@@ -111,12 +109,40 @@ pub fn open(mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {
         writable: access.writable,
         timeout: TIMEOUT,
         clock: elapsed,
+        tls: tls.map(|(_, credentials)| credentials),
     };
     Ok(OpenStorage {
         storage: Arc::new(connect(&options, timeout)?),
         shown,
         driver: "nbd".to_owned(),
     })
+}
+
+/// Options of a node, as they are shown.
+type Options = Vec<(String, Value)>;
+
+/// The credentials that `tls-creds` names, for the host in the address or in `tls-hostname`.
+fn credentials(opener: &Opener, keys: &mut Keys, address: &NbdAddress) -> Result<Option<(Options, NbdTls)>, Failure> {
+    let (id, given) = (keys.take("tls-creds"), keys.take("tls-hostname"));
+    let Some(id) = id else {
+        return match given {
+            Some(_) => Err(Failure::new("TLS hostname is only supported with tls-creds")),
+            None => Ok(None),
+        };
+    };
+    let host = match (&given, address) {
+        (Some(name), _) => name,
+        (None, NbdAddress::Tcp { host, .. }) => host,
+        (None, NbdAddress::Unix(_)) => {
+            return Err(Failure::new(
+                "TLS over a unix socket needs the server's name in tls-hostname",
+            ));
+        }
+    };
+    let tls = opener.secrets.tls(&id, host)?;
+    let mut shown = vec![("tls-creds".to_owned(), Value::from(id))];
+    shown.extend(given.map(|name| ("tls-hostname".to_owned(), Value::from(name))));
+    Ok(Some((shown, tls)))
 }
 
 /// Tries until the server is there, or the time is up.
@@ -190,7 +216,7 @@ fn address(keys: &mut Keys) -> Result<NbdAddress, Failure> {
     }
 }
 
-fn shown(address: &NbdAddress, export: &str) -> Shown {
+fn shown(address: &NbdAddress, export: &str, tls: Option<&[(String, Value)]>) -> Shown {
     let mut server = serde_json::Map::new();
     let slash = if export.is_empty() { "" } else { "/" };
     let name = match address {
@@ -210,6 +236,7 @@ fn shown(address: &NbdAddress, export: &str) -> Shown {
     if !export.is_empty() {
         options.push(("export".to_owned(), export.into()));
     }
+    options.extend_from_slice(tls.unwrap_or_default());
     Shown::url("nbd", &name, options)
 }
 

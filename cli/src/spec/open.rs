@@ -133,6 +133,9 @@ impl Opener {
         if let Some(error) = locked.filter(|_| !access.keyless) {
             return Err(Failure::new(app::sentence(&error)));
         }
+        for notice in chain.layers().iter().flat_map(|layer| layer.notices()) {
+            eprintln!("{notice}");
+        }
         let mut names = vec![top];
         names.extend(trail.shown());
         for layer in chain.layers().iter().skip(names.len()) {

@@ -63,7 +63,7 @@ pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStor
         d if FILE_DRIVERS.contains(&d) => open_file(&driver, keys, access),
         "blkdebug" => blkdebug::open(opener, keys, access),
         "null-co" | "null-aio" => open_null(&driver, keys),
-        "nbd" => nbd::open(keys, access),
+        "nbd" => nbd::open(opener, keys, access),
         "vvfat" => vvfat::open(keys, access),
         "http" | "https" => http::open(&driver, keys, access),
         d if formats::by_name(d).is_ok() => open_image(opener, &driver, keys, access),
@@ -126,6 +126,7 @@ fn open_file(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorag
         cache: access.cache,
         block_devices: true,
     };
+    let path = in_bundle(path);
     let storage = FileStorage::open(Path::new(&path), options).map_err(|e| cannot_open(&path, &e))?;
     let shown = Shown::plain(driver, &path);
     Ok(OpenStorage {
@@ -133,6 +134,15 @@ fn open_file(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorag
         shown,
         driver: driver.to_owned(),
     })
+}
+
+/// A folder that is a Parallels bundle is opened by its descriptor.
+fn in_bundle(path: String) -> String {
+    let descriptor = Path::new(&path).join("DiskDescriptor.xml");
+    match descriptor.to_str() {
+        Some(name) if Path::new(&path).is_dir() && descriptor.is_file() => name.to_owned(),
+        _ => path,
+    }
 }
 
 /// Why a file does not open, as QEMU says it.

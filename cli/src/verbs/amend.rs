@@ -7,7 +7,7 @@ use vdisk_engine::crypto::luks::{KeyEnv, KeyWork};
 use vdisk_engine::env::BackingReference;
 use vdisk_engine::env::Secrets as _;
 use vdisk_engine::formats::{self, FormatDriver};
-use vdisk_engine::ops::keys;
+use vdisk_engine::ops::{amend, keys};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::CacheMode;
 
@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Outcome {
         change_keys(&opener, &image, &keys, args.force, &meter)?;
     }
     if keys.is_empty() || !rest.is_empty() {
-        top.amend(&rest, args.force, &meter.control())?;
+        amend::amend(&image.chain, &rest, args.force, &meter.control())?;
     }
     top.close()?;
     meter.finish();

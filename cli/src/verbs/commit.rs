@@ -69,7 +69,10 @@ pub fn run(args: &Args) -> Outcome {
     }
     let meter = Meter::new(args.progress && !args.quiet, rate);
     let empty_top = !args.drop && args.base.is_none();
-    let copy = CopyOptions::default();
+    let copy = CopyOptions {
+        workers: super::workers(),
+        ..CopyOptions::default()
+    };
     commit::commit(&image.chain, depth, empty_top, &copy, &meter.control())
         .map_err(|e| Failure::new(format!("Block job failed: {}", app::reason(&e))))?;
     meter.finish();

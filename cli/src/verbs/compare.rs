@@ -4,11 +4,14 @@ use serde_json::{Value, json};
 use vdisk_engine::ops::compare::{self, Comparison, Difference};
 
 use super::Common;
-use crate::app::{Failure, Outcome};
+use crate::app::{self, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::progress::Meter;
 use crate::spec::Access;
 use crate::spec::open::Spec;
+
+/// Told when the comparison comes to the end of the shorter image.
+const SIZES_DIFFER: &str = "Warning: Image size mismatch!";
 
 /// Options.
 #[derive(Debug, clap::Args)]
@@ -48,17 +51,28 @@ pub struct Args {
 
 /// Exit codes: 0 identical, 1 different (or a wrong command line, as qemu-img has it), 2 one cannot be opened, 4 one cannot be read.
 pub fn run(args: &Args) -> Outcome {
-    compare_files(args).map_err(|f| match f {
-        Stop::Usage(failure) => failure,
-        Stop::Early(failure) => failure.code(2),
-        Stop::Read(failure) => failure.code(4),
+    compare_files(args).or_else(|stop| match stop {
+        Stop::Usage(failure) => Err(failure),
+        Stop::Early(failure) => Err(failure.code(2)),
+        Stop::Read { why, sizes_differ } => {
+            let code = why.code(4).report("compare");
+            if sizes_differ {
+                output::line(SIZES_DIFFER);
+            }
+            Ok(code)
+        }
     })
 }
 
 enum Stop {
     Usage(Failure),
     Early(Failure),
-    Read(Failure),
+    /// A range cannot be read.
+    Read {
+        why: Failure,
+        /// It is told that the sizes differ: the shorter image was compared to its end.
+        sizes_differ: bool,
+    },
 }
 
 impl From<Failure> for Stop {
@@ -80,14 +94,36 @@ fn compare_files(args: &Args) -> Result<u8, Stop> {
     };
     let (first, second) = (open(a, args.a_format.as_deref())?, open(b, args.b_format.as_deref())?);
     let meter = Meter::new(args.progress && !args.quiet, None);
-    let found = compare::compare(&first.chain, &second.chain, args.strict, workers(), &meter.control())
-        .map_err(|e| Stop::Read(Failure::from(e).context("Error while reading")))?;
-    let common = first.chain.virtual_size().min(second.chain.virtual_size());
+    let sizes = [first.chain.virtual_size(), second.chain.virtual_size()];
+    let common = sizes[0].min(sizes[1]);
+    let found = compare::compare(
+        &first.chain,
+        &second.chain,
+        args.strict,
+        super::workers(),
+        &meter.control(),
+    )
+    .map_err(|failed| {
+        let behind = failed.reading.is_some_and(|(_, offset)| offset >= common);
+        Stop::Read {
+            why: unreadable(&failed, [a, b]),
+            sizes_differ: behind && sizes[0] != sizes[1] && !args.quiet && !format.is_json(),
+        }
+    })?;
     tell(&found, common, format, args.quiet);
     if !args.quiet {
         meter.finish();
     }
     Ok(u8::from(found.difference.is_some()))
+}
+
+/// Why the comparison stopped, with the place and the image.
+fn unreadable(failed: &compare::Failed, names: [&String; 2]) -> Failure {
+    let why = app::reason(&failed.error);
+    match failed.reading {
+        Some((side, offset)) => Failure::new(format!("Error while reading offset {offset} of {}: {why}", names[side])),
+        None => Failure::new(why),
+    }
 }
 
 fn tell(found: &Comparison, common: u64, format: Format, quiet: bool) {
@@ -107,14 +143,13 @@ fn tell(found: &Comparison, common: u64, format: Format, quiet: bool) {
     if quiet {
         return;
     }
-    // Told when the comparison comes to the end of the shorter image.
     let came_to_the_end = match found.difference {
         None => true,
         Some(Difference::Content(at)) => at >= common,
         Some(Difference::Allocation(_) | Difference::Size(..)) => false,
     };
     if found.sizes_differ && came_to_the_end {
-        output::line("Warning: Image size mismatch!");
+        output::line(SIZES_DIFFER);
     }
     output::line(&match found.difference {
         None => "Images are identical.".to_owned(),
@@ -123,9 +158,4 @@ fn tell(found: &Comparison, common: u64, format: Format, quiet: bool) {
         Some(Difference::Allocation(at)) => format!("Strict mode: Offset {at} block status mismatch!"),
         Some(Difference::Size(..)) => "Strict mode: Image size mismatch!".to_owned(),
     });
-}
-
-/// Comparing is reading: a thread a processor.
-fn workers() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }

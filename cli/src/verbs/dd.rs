@@ -1,6 +1,5 @@
 //! `dd`: copies blocks of an image to a new one.
 
-use vdisk_engine::image::NothingBelow;
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, convert_into};
 use vdisk_engine::ops::{GuestSource, Walk};
 use vdisk_engine::{Chain, Result as EngineResult};
@@ -103,12 +102,7 @@ pub fn run(args: &Args) -> Outcome {
         ))
     })?;
     let target = opener.open(Spec::name(output, Some(driver.name())), Access::write())?;
-    let into = CopyTarget {
-        image: target.chain.top(),
-        below: &NothingBelow,
-        fresh: true,
-        is_zero: true,
-    };
+    let into = CopyTarget::fresh(target.chain.top(), None)?;
     let part = Window {
         chain: &source.chain,
         start: window.0,

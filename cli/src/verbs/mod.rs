@@ -71,6 +71,11 @@ pub enum Verb {
     Snapshot(snapshot::Args),
 }
 
+/// How many threads copy and compare where the command line has no option for it: one a processor.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 impl Verb {
     /// Takes what the derived structures lose: the order of options of different names.
     pub fn remember(&mut self, matches: &ArgMatches) {
@@ -108,7 +113,8 @@ pub fn run(verb: &Verb) -> u8 {
 /// Options of every verb that opens images.
 #[derive(Debug, clap::Args)]
 pub struct Common {
-    /// A secret (passphrase or key): secret,id=ID,data=TEXT or file=PATH[,format=base64][,keyid=ID,iv=BASE64]
+    /// A secret (passphrase or key): secret,id=ID,data=TEXT or file=PATH[,format=base64][,keyid=ID,iv=BASE64]; certificates for NBD:
+    /// tls-creds-x509,id=ID,dir=FOLDER[,verify-peer=off]
     #[arg(long = "object", value_name = "OBJDEF")]
     objects: Vec<String>,
 }

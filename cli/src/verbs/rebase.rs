@@ -91,6 +91,7 @@ pub fn run(args: &Args) -> Outcome {
     let meter = Meter::new(args.progress && !args.quiet, None);
     let copy = CopyOptions {
         compress: args.compress,
+        workers: super::workers(),
         ..CopyOptions::default()
     };
     let done = if args.backing_unsafe {

@@ -35,9 +35,9 @@ pub struct Args {
     common: Common,
     #[arg(value_name = "FILENAME")]
     files: Vec<String>,
-    /// The last word of the command line: a size, or a change of the size
+    /// A size to shrink by, which was taken out of the command line because it looks like options
     #[arg(skip)]
-    pub size: String,
+    pub size: Option<String>,
 }
 
 /// A new size, or a change.
@@ -73,17 +73,14 @@ impl To {
 
 /// Resizes the image.
 pub fn run(args: &Args) -> Outcome {
-    if args.size.is_empty() {
-        return Err(Failure::usage("Expecting image file name and size"));
-    }
     let preallocation = preallocation(args.preallocation.as_deref())?;
     let format = Format::parse(args.output.as_deref())?;
-    let file = match args.files.as_slice() {
-        [file] => file,
-        [] => return Err(Failure::usage("Expecting image file name and size")),
+    let (file, size) = match (args.files.as_slice(), &args.size) {
+        ([file], Some(size)) | ([file, size], None) => (file, size),
+        ([] | [_], _) => return Err(Failure::usage("Expecting image file name and size")),
         _ => return Err(Failure::usage("Extra argument(s) in command line")),
     };
-    let to = To::parse(&args.size)?;
+    let to = To::parse(size)?;
     let spec = Spec::new(file, args.format.as_deref(), args.image_opts)?;
     let image = args.common.opener()?.open(spec, Access::write())?;
     let now = image.chain.virtual_size();

@@ -112,13 +112,18 @@ fn change<'a>(snapshots: Option<&dyn Snapshots>, action: &Action<'a>) -> Result<
             _ => "snapshot not found",
         }));
     };
-    let known = snapshots.list()?.iter().any(|s| s.id == name || s.name == name);
+    let list = snapshots.list()?;
+    let known = list.iter().any(|s| s.id == name || s.name == name);
+    // As with qemu-img an id is no name here: the snapshot that has it may be another one than the one that is meant.
+    let named = list.iter().find(|s| s.name == name);
     let done = match action {
         Action::Create(_) => snapshots.create(name, now()).map(|_| ()),
-        Action::Delete(_) if !known => return Err(failed("snapshot not found")),
         Action::Apply(_) if !known => return Err(failed("Can't find snapshot")),
         Action::Apply(_) => snapshots.apply(name),
-        _ => snapshots.delete(name),
+        _ => match named {
+            Some(snapshot) => snapshots.delete(&snapshot.id),
+            None => return Err(failed("snapshot not found")),
+        },
     };
     done.map_err(|e| failed(&crate::app::sentence(&e)))?;
     Ok(name)

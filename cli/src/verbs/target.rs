@@ -138,6 +138,13 @@ pub fn snapshot(chain: Chain, selector: &str) -> Result<Chain, Failure> {
     let failed = |why: &str| Failure::new(format!("Failed to load snapshot: {why}"));
     let pairs = crate::spec::keyval::parse(selector, Some("name"));
     let dotted = selector.starts_with("snapshot.");
+    let unknown = pairs
+        .iter()
+        .find(|(k, _)| !["snapshot.id", "snapshot.name"].contains(&k.as_str()));
+    if let Some((key, _)) = unknown.filter(|_| dotted) {
+        app::error(&format!("Invalid parameter '{key}'"));
+        return Err(Failure::new(format!("Failed in parsing snapshot param '{selector}'")));
+    }
     let wanted = |key: &str| {
         let full = format!("snapshot.{key}");
         pairs.iter().find(|(k, _)| *k == full).map(|(_, v)| v.clone())

@@ -5,8 +5,10 @@ use vdisk_cli::spec::{Keys, json, keyval, name, nbd, url};
 use vdisk_cli::text::{qdict, size};
 use vdisk_engine::formats::DRIVERS;
 
-/// A reader: its name, which is also that of its folder of inputs, and what it does with a text.
-pub const READERS: &[(&str, fn(&str))] = &[
+type Read = fn(&str);
+
+/// The readers: the name, which is also that of the folder of inputs, and what is done with a text.
+pub const READERS: &[(&str, Read)] = &[
     ("json_name", json_name),
     ("option_list", option_list),
     ("sizes", sizes),

@@ -1,7 +1,5 @@
 //! Texts that a fuzzer kept are answered again by the readers of names and options.
 
-#![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
-
 mod inputs;
 
 use std::path::Path;

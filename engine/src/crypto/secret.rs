@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::{
     algorithm::CipherAlgorithm,
     iv::IvKind,
+    memory::keep_in_memory,
     sector::SectorCipher,
     spec::{CipherMode, CipherSpec},
 };
@@ -25,6 +26,7 @@ impl Secret {
     /// Takes the value over; the caller's buffer becomes the secret's.
     #[must_use]
     pub fn new(value: Vec<u8>) -> Self {
+        keep_in_memory(value.as_slice());
         Self(Zeroizing::new(value))
     }
 

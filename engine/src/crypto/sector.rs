@@ -6,6 +6,7 @@ use super::{
     algorithm::CipherAlgorithm,
     iv::IvGenerator,
     lrw::Lrw,
+    memory::keep_in_memory,
     modes::{Cbc, Ctr, Ecb, SectorMode},
     spec::{CipherMode, CipherSpec},
     xts::Xts,
@@ -45,8 +46,10 @@ impl SectorCipher {
             return Err(Error::invalid(text));
         }
         let iv = IvGenerator::new(spec.iv(), spec.algorithm(), key)?;
+        let mode = keyed_mode(spec, key)?;
+        keep_in_memory(mode.as_ref());
         Ok(Self {
-            mode: keyed_mode(spec, key)?,
+            mode,
             iv,
             sector_size: sector_size as usize,
         })

@@ -1,20 +1,23 @@
 //! XTS mode (IEEE Std 1619) over a cipher's multi-block calls.
 //!
-//! The work of a run of sectors is done inside the cipher's own backend, so that XOR, tweak doubling and rounds use the
-//! widest registers the processor has. The tweaks that start the sectors are encrypted together before that.
-//! Sectors are multiples of the block length: ciphertext stealing is not needed.
+//! Three passes over a run of blocks that stays in the first cache: XOR with the tweaks, the cipher, XOR again. Inside the cipher's own
+//! backend, all of it at once, the registers do not suffice for the tweaks as well, and the compiler turns the rounds of blocks side by
+//! side into the rounds of one block after the other. The tweaks that start the sectors are encrypted together before that. Sectors are multiples of the block length: ciphertext stealing is not needed.
 
-use aes::cipher::{
-    Array, BlockCipherDecBackend, BlockCipherDecClosure, BlockCipherDecrypt, BlockCipherEncBackend,
-    BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser, array::ArraySize, consts::U16,
-};
+use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, consts::U16};
 
 use super::modes::SectorMode;
 
 type Block16 = Array<u8, U16>;
 
-/// Sectors whose first tweaks are encrypted together; also the widest backend's number of blocks.
+/// Sectors whose first tweaks are encrypted together.
 const BATCH: usize = 64;
+/// Blocks in a run: two of them, data and tweaks, fill an eighth of a first cache.
+const RUN: usize = 128;
+/// Tweaks that are computed side by side.
+const LANES: usize = 4;
+/// Tweaks of a lane, one after the other: lanes begin times alpha to the eighth from each other.
+const LANE: usize = 8;
 
 /// A cipher in XTS mode: one key for the data, one for the tweaks.
 pub(crate) struct Xts<C> {
@@ -32,23 +35,40 @@ impl<C> Xts<C>
 where
     C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16>,
 {
-    /// Calls `work` with runs of at most [`BATCH`] sectors and the tweaks they start with.
-    fn run(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, data: &mut [u8], work: impl Fn(Run<'_>)) {
-        let mut tweaks = [Block16::default(); BATCH];
+    /// Calls `cipher` with runs of blocks, XORed with their tweaks before and after.
+    fn apply(
+        &self,
+        ivs: &mut dyn Iterator<Item = [u8; 16]>,
+        sector_len: usize,
+        data: &mut [u8],
+        cipher: impl Fn(&mut [Block16]),
+    ) {
+        let mut starts = [Block16::default(); BATCH];
+        let mut masks = [Block16::default(); RUN];
         for part in data.chunks_mut(sector_len.saturating_mul(BATCH)) {
-            let mut filled = 0;
-            for (slot, iv) in tweaks.iter_mut().zip((&mut *ivs).take(part.len().div_ceil(sector_len))) {
-                *slot = Array(iv);
-                filled += 1;
-            }
-            let Some(starts) = tweaks.get_mut(..filled) else { return };
+            let sectors = part.len().div_ceil(sector_len);
+            let Some(starts) = starts.get_mut(..sectors) else {
+                return;
+            };
+            starts
+                .iter_mut()
+                .zip(&mut *ivs)
+                .for_each(|(slot, iv)| *slot = Array(iv));
             self.tweak.encrypt_blocks(starts);
+            let mut tweaks = Tweaks {
+                starts: starts.iter(),
+                per_sector: sector_len / 16,
+                left: 0,
+                now: 0,
+            };
             let (blocks, _) = Array::slice_as_chunks_mut(part);
-            work(Run {
-                starts,
-                blocks_per_sector: sector_len / 16,
-                blocks,
-            });
+            for run in blocks.chunks_mut(RUN) {
+                let masks = masks.get_mut(..run.len()).unwrap_or_default();
+                tweaks.fill(masks);
+                xor(run, masks);
+                cipher(run);
+                xor(run, masks);
+            }
         }
     }
 }
@@ -58,83 +78,14 @@ where
     C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16> + Send + Sync,
 {
     fn encrypt(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, data: &mut [u8]) {
-        self.run(ivs, sector_len, data, |run| self.data.encrypt_with_backend(run));
+        self.apply(ivs, sector_len, data, |run| self.data.encrypt_blocks(run));
     }
 
     fn decrypt(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, data: &mut [u8]) {
-        self.run(ivs, sector_len, data, |run| self.data.decrypt_with_backend(run));
+        self.apply(ivs, sector_len, data, |run| self.data.decrypt_blocks(run));
     }
 }
 
-/// The work of one call: whole sectors in place.
-struct Run<'a> {
-    starts: &'a [Block16],
-    blocks_per_sector: usize,
-    blocks: &'a mut [Block16],
-}
-
-impl BlockSizeUser for Run<'_> {
-    type BlockSize = U16;
-}
-
-impl BlockCipherEncClosure for Run<'_> {
-    #[inline(always)]
-    fn call<B: BlockCipherEncBackend<BlockSize = U16>>(self, backend: &B) {
-        self.apply::<B::ParBlocksSize>(
-            |b| backend.encrypt_block_inplace(b),
-            |p| backend.encrypt_par_blocks_inplace(p),
-        );
-    }
-}
-
-impl BlockCipherDecClosure for Run<'_> {
-    #[inline(always)]
-    fn call<B: BlockCipherDecBackend<BlockSize = U16>>(self, backend: &B) {
-        self.apply::<B::ParBlocksSize>(
-            |b| backend.decrypt_block_inplace(b),
-            |p| backend.decrypt_par_blocks_inplace(p),
-        );
-    }
-}
-
-impl Run<'_> {
-    #[inline(always)]
-    fn apply<N: ArraySize>(self, one: impl Fn(&mut Block16), many: impl Fn(&mut Array<Block16, N>)) {
-        let mut tweaks = Tweaks {
-            starts: self.starts.iter(),
-            per_sector: self.blocks_per_sector,
-            left: 0,
-            now: 0,
-        };
-        let mut masks = Array::<Block16, N>::default();
-        let (chunks, tail) = Array::<Block16, N>::slice_as_chunks_mut(self.blocks);
-        for chunk in chunks {
-            tweaks.fill(&mut masks);
-            xor(chunk, &masks);
-            many(chunk);
-            xor(chunk, &masks);
-        }
-        if tail.len() > N::USIZE / 8 && tail.len() > 1 {
-            let mut padded = Array::<Block16, N>::default();
-            padded.iter_mut().zip(tail.iter()).for_each(|(to, from)| *to = *from);
-            tweaks.fill(masks.get_mut(..tail.len()).unwrap_or_default());
-            xor(&mut padded, &masks);
-            many(&mut padded);
-            xor(&mut padded, &masks);
-            tail.iter_mut().zip(padded.iter()).for_each(|(to, from)| *to = *from);
-        } else {
-            for block in tail {
-                let mut mask = [Block16::default()];
-                tweaks.fill(&mut mask);
-                xor(std::slice::from_mut(block), &mask);
-                one(block);
-                xor(std::slice::from_mut(block), &mask);
-            }
-        }
-    }
-}
-
-#[inline(always)]
 fn xor(blocks: &mut [Block16], masks: &[Block16]) {
     for (block, mask) in blocks.iter_mut().zip(masks) {
         let mixed = u128::from_ne_bytes(block.0) ^ u128::from_ne_bytes(mask.0);
@@ -151,7 +102,6 @@ struct Tweaks<'a> {
 }
 
 impl Tweaks<'_> {
-    #[inline(always)]
     fn fill(&mut self, masks: &mut [Block16]) {
         let mut rest = masks;
         while !rest.is_empty() {
@@ -161,18 +111,76 @@ impl Tweaks<'_> {
             }
             let count = self.left.min(rest.len());
             let (now, later) = rest.split_at_mut(count);
-            for mask in now {
-                mask.0 = self.now.to_le_bytes();
-                self.now = times_alpha(self.now);
-            }
+            self.now = sequence(self.now, now);
             self.left -= count;
             rest = later;
         }
     }
 }
 
-#[inline(always)]
+/// Writes a tweak and those that follow it, and gives the next one. The lanes of a stretch do not wait for each other.
+fn sequence(first: u128, masks: &mut [Block16]) -> u128 {
+    let mut now = first;
+    let (stretches, rest) = masks.as_chunks_mut::<{ LANES * LANE }>();
+    for stretch in stretches {
+        let mut lanes = [now; LANES];
+        let mut start = now;
+        for lane in &mut lanes {
+            *lane = start;
+            start = times_alpha_8(start);
+        }
+        for step in 0..LANE {
+            for (lane, mask) in lanes.iter_mut().zip(stretch.iter_mut().skip(step).step_by(LANE)) {
+                mask.0 = lane.to_le_bytes();
+                *lane = times_alpha(*lane);
+            }
+        }
+        now = start;
+    }
+    for mask in rest {
+        mask.0 = now.to_le_bytes();
+        now = times_alpha(now);
+    }
+    now
+}
+
+/// Times alpha in GF(2^128) modulo x^128 + x^7 + x^2 + x + 1.
 fn times_alpha(tweak: u128) -> u128 {
     let carry = ((tweak as i128) >> 127) as u128 & 0x87;
     (tweak << 1) ^ carry
+}
+
+/// Times alpha to the eighth: the byte that falls out comes back times x^7 + x^2 + x + 1.
+fn times_alpha_8(tweak: u128) -> u128 {
+    let out = tweak >> 120;
+    (tweak << 8) ^ out ^ (out << 1) ^ (out << 2) ^ (out << 7)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn eight_steps_at_once_are_eight_steps() {
+        let mut tweak = 0x8123_4567_89ab_cdef_fedc_ba98_7654_3210_u128;
+        for _ in 0..300 {
+            let one_by_one = (0..8).fold(tweak, |t, _| times_alpha(t));
+            assert_eq!(times_alpha_8(tweak), one_by_one);
+            tweak = times_alpha(tweak);
+        }
+    }
+
+    #[test]
+    fn a_sequence_goes_on_where_the_one_before_ended() {
+        let first = 0xf0e1_d2c3_b4a5_9687_7869_5a4b_3c2d_1e0f_u128;
+        for (len, more) in [(0, 5), (3, 9), (32, 32), (17, 40), (64, 33)] {
+            let mut whole = vec![Block16::default(); len + more];
+            let end = sequence(first, &mut whole);
+            let (mut head, mut tail) = (vec![Block16::default(); len], vec![Block16::default(); more]);
+            let middle = sequence(first, &mut head);
+            assert_eq!(sequence(middle, &mut tail), end);
+            head.extend(tail);
+            assert!(head == whole, "{len} and {more}");
+        }
+    }
 }

@@ -20,6 +20,7 @@ mod vmdk;
 mod vpc;
 pub mod vvfat;
 mod windows;
+mod xml;
 
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};

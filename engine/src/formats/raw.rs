@@ -128,7 +128,8 @@ impl FormatDriver for Raw {
                         .at(storage.name()),
                 );
             }
-            return Ok(());
+            // The rest stays as it is, as with qemu-img, but the magic of an older image must not be found again.
+            return storage.write_at(0, &FIRST_BLOCK[..len.min(SECTOR) as usize]);
         }
         storage.set_len(spec.virtual_size)?;
         match spec.options.get("preallocation") {
@@ -219,7 +220,7 @@ impl Image for RawImage {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let place = self.inside(offset, buf.len() as u64)?;
         if place + buf.len() as u64 + SECTOR <= self.start + self.virtual_size() {
-            return self.file.read_at(place, buf);
+            return self.file.read_guest_at(place, buf);
         }
         read_padded(self.file.as_ref(), place, buf)
     }
@@ -237,6 +238,9 @@ impl Image for RawImage {
     }
     fn resumable(&self) -> bool {
         true
+    }
+    fn is_zero_when_new(&self) -> bool {
+        self.file.can_resize()
     }
     fn flush(&self) -> Result<()> {
         self.file.flush()

@@ -67,25 +67,31 @@ fn write_into(
 /// top says that these are zeroes, and that is stable, before the base grows.
 fn say_zeroes(chain: &Chain, from: u64, to: u64) -> Result<()> {
     let mut at = from;
+    let below = ZeroesForNow {
+        below: &chain.below(0),
+        from,
+    };
     while at < to {
         let extent = chain.extent(at, to - at)?;
         if !extent.present {
-            chain.top().write_zeroes(at, extent.len, false, &ZeroesForNow)?;
+            chain.top().write_zeroes(at, extent.len, false, &below)?;
         }
         at += extent.len;
     }
     if from < to { chain.top().flush() } else { Ok(()) }
 }
 
-/// Zeroes below that will not stay: a driver must not leave them to the layer below.
-struct ZeroesForNow;
+/// What is below; but its zeroes from `from` on will not stay: a driver must not leave them to it.
+struct ZeroesForNow<'a> {
+    below: &'a dyn Below,
+    from: u64,
+}
 
-impl Below for ZeroesForNow {
-    fn read(&self, _offset: u64, buf: &mut [u8]) -> Result<()> {
-        buf.fill(0);
-        Ok(())
+impl Below for ZeroesForNow<'_> {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.below.read(offset, buf)
     }
-    fn is_zero(&self, _offset: u64, _len: u64) -> Result<bool> {
-        Ok(false)
+    fn is_zero(&self, offset: u64, len: u64) -> Result<bool> {
+        Ok(offset.saturating_add(len) <= self.from && self.below.is_zero(offset, len)?)
     }
 }

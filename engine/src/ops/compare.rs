@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::chain::{ChainExtent, Cursor};
 use crate::image::ExtentKind;
 use crate::ops::zeroes;
+use crate::storage::PageBuffer;
 use crate::{Chain, Control, Error, Result};
 
 /// Guest bytes compared at once.
@@ -30,12 +31,27 @@ pub struct Comparison {
     pub sizes_differ: bool,
 }
 
+/// Why a comparison came to no end.
+#[derive(Debug)]
+pub struct Failed {
+    /// The first image (0) or the second one (1) and the guest offset of the range that could not be read; `None` when it was stopped.
+    pub reading: Option<(usize, u64)>,
+    /// What the image says.
+    pub error: Error,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { reading: None, error }
+    }
+}
+
 /// Compares guest content on `workers` threads. The longer image may go on with zeroes, unless `strict`, which also compares what
 /// is allocated.
 ///
 /// # Errors
 /// What the images say; `Cancelled`.
-pub fn compare(a: &Chain, b: &Chain, strict: bool, workers: usize, control: &Control) -> Result<Comparison> {
+pub fn compare(a: &Chain, b: &Chain, strict: bool, workers: usize, control: &Control) -> Result<Comparison, Failed> {
     let (len_a, len_b) = (a.virtual_size(), b.virtual_size());
     let sizes_differ = len_a != len_b;
     if strict && sizes_differ {
@@ -109,13 +125,14 @@ struct Step {
 }
 
 impl Plan<'_> {
-    fn next_step(&mut self, control: &Control) -> Result<Option<Step>> {
+    fn next_step(&mut self, control: &Control) -> Result<Option<Step>, Failed> {
         while self.next < self.end {
             let offset = self.next;
             let [x, y] = &mut self.sides;
+            let len = self.end - offset;
             let (x, y) = (
-                x.extent(offset, self.end - offset)?,
-                y.extent(offset, self.end - offset)?,
+                x.extent(offset, len).map_err(reading(0, offset))?,
+                y.extent(offset, len).map_err(reading(1, offset))?,
             );
             if self.strict && x.present != y.present {
                 self.found(Difference::Allocation(offset));
@@ -155,13 +172,14 @@ struct Comparing<'a> {
 }
 
 impl<'a> Comparing<'a> {
-    fn run(&self, workers: usize) -> Result<Option<Difference>> {
+    fn run(&self, workers: usize) -> Result<Option<Difference>, Failed> {
         std::thread::scope(|scope| {
             let others: Vec<_> = (1..workers).map(|_| scope.spawn(|| self.work())).collect();
             let own = self.work();
-            let joined = others
-                .into_iter()
-                .map(|t| t.join().unwrap_or_else(|_| Err(Error::invalid("a worker panicked"))));
+            let joined = others.into_iter().map(|t| {
+                t.join()
+                    .unwrap_or_else(|_| Err(Error::invalid("a worker panicked").into()))
+            });
             joined.fold(own, Result::and)
         })?;
         Ok(self.plan().difference)
@@ -171,8 +189,8 @@ impl<'a> Comparing<'a> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self) -> Result<()> {
-        let mut buffers = [Vec::new(), Vec::new()];
+    fn work(&self) -> Result<(), Failed> {
+        let mut buffers = [PageBuffer::default(), PageBuffer::default()];
         loop {
             let step = self.plan().next_step(self.control);
             let Some(step) = step.inspect_err(|_| self.stop())? else {
@@ -191,11 +209,13 @@ impl<'a> Comparing<'a> {
         self.plan().end = 0;
     }
 
-    fn compare_step(&self, step: &Step, buffers: &mut [Vec<u8>; 2]) -> Result<Option<usize>> {
-        for ((chain, layer), buf) in [self.a, self.b].into_iter().zip(step.layers).zip(buffers.iter_mut()) {
-            if let Some(layer) = layer {
-                buf.resize(step.len as usize, 0);
-                chain.read_layer(layer, step.offset, buf)?;
+    fn compare_step(&self, step: &Step, buffers: &mut [PageBuffer; 2]) -> Result<Option<usize>, Failed> {
+        for ((side, chain), buf) in [self.a, self.b].into_iter().enumerate().zip(buffers.iter_mut()) {
+            if let Some(layer) = step.layers[side] {
+                buf.set_len(step.len as usize);
+                chain
+                    .read_layer(layer, step.offset, buf)
+                    .map_err(reading(side, step.offset))?;
             }
         }
         let [x, y] = buffers;
@@ -204,6 +224,13 @@ impl<'a> Comparing<'a> {
             [Some(_), None] => first_nonzero(x),
             _ => first_nonzero(y),
         })
+    }
+}
+
+fn reading(side: usize, offset: u64) -> impl Fn(Error) -> Failed {
+    move |error| Failed {
+        reading: Some((side, offset)),
+        error,
     }
 }
 

@@ -2,22 +2,14 @@
 
 pub use super::pipeline::{CopyOptions, CopyTarget, Mark, Segments};
 use super::{GuestSource, pipeline};
-use crate::image::NothingBelow;
-use crate::{Control, Image, Result, formats};
+use crate::{Control, Image, Result};
 
 /// Copies `source` into `target`, a new image without a layer below, and closes it: everything is stable afterwards.
 ///
 /// # Errors
 /// What source and target say; `Cancelled`. The target is incomplete then and must not become visible.
 pub fn convert(source: &dyn GuestSource, target: &dyn Image, options: &CopyOptions, control: &Control) -> Result<()> {
-    let can = formats::by_name(target.format())?.capabilities();
-    let target = CopyTarget {
-        image: target,
-        below: &NothingBelow,
-        fresh: true,
-        is_zero: can.zero,
-    };
-    convert_into(source, &target, options, control)
+    convert_into(source, &CopyTarget::fresh(target, None)?, options, control)
 }
 
 /// As [`convert`], for targets that exist, that have a layer below, or that do not read as zeroes.

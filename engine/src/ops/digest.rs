@@ -2,6 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::storage::PageBuffer;
 use crate::{Chain, Control, Result};
 
 /// Bytes that are left out together when they are all zero.
@@ -17,7 +18,7 @@ pub const NONZERO_KIND: &str = "sha256-nonzero-64k";
 /// What the layers say; `Cancelled`.
 pub fn nonzero(chain: &Chain, end: u64, control: &Control) -> Result<String> {
     let (end, mut offset, mut hash) = (chain.virtual_size().min(end), 0, Sha256::new());
-    let mut block = vec![0; BLOCK as usize];
+    let mut block = PageBuffer::new(BLOCK as usize);
     control.set_total(end);
     while offset < end {
         let there = BLOCK.min(end - offset);
@@ -56,7 +57,7 @@ pub fn nonzero(chain: &Chain, end: u64, control: &Control) -> Result<String> {
 /// As [`nonzero`].
 pub fn full(chain: &Chain, control: &Control) -> Result<String> {
     let (end, mut offset, mut hash) = (chain.virtual_size(), 0, Sha256::new());
-    let mut block = vec![0; BLOCK as usize];
+    let mut block = PageBuffer::new(BLOCK as usize);
     control.set_total(end);
     while offset < end {
         let there = BLOCK.min(end - offset);

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::crypto::luks::{EraseKeys, KdfCost, KeyEnv, NewKey};
+use crate::crypto::luks::{EraseKeys, KdfCost, KeyEnv, KeyWork, NewKey};
 use crate::env::Secrets;
 use crate::image::KeySlots;
 use crate::options::{OptionKind, OptionSpec, Options};
-use crate::{Error, Image, Result};
+use crate::{Error, ErrorKind, Image, Result};
 
 /// The options of `amend` that change key slots. In qcow2 they stand below `encrypt.`: cut that off with [`Options::below`].
 pub const OPTIONS: &[OptionSpec] = &[
@@ -72,6 +72,22 @@ pub fn change_keys(
             "option 'state' is needed: active adds a key, inactive erases keys",
         )),
     }
+}
+
+/// The slots that a passphrase opens, in their order; none is no error.
+///
+/// # Errors
+/// Those of deriving keys and reading the slots, but for `WrongKey`.
+pub fn opened_by(slots: &dyn KeySlots, passphrase: &[u8], work: &KeyWork<'_>) -> Result<Vec<u32>> {
+    let mut opened = Vec::new();
+    for slot in slots.list()?.iter().filter(|slot| slot.active) {
+        match slots.test(passphrase, Some(slot.number), work) {
+            Ok(number) => opened.push(number),
+            Err(error) if error.kind() == ErrorKind::WrongKey => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(opened)
 }
 
 fn slot_number(options: &Options) -> Result<Option<u32>> {

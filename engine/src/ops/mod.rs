@@ -1,5 +1,6 @@
 //! Operations on images: one file an operation, each a function over the traits. No operation knows a format by name.
 
+pub mod amend;
 pub mod check;
 pub mod commit;
 pub mod compare;

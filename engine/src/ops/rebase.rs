@@ -130,8 +130,8 @@ impl GuestSource for Difference<'_> {
         // Through the whole chain: a unit may hold bytes of the top beside bytes of the old base.
         Chain::read(self.chain, offset, buf)
     }
-    fn read_data(&self, _layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.read(offset, buf)
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.old.read_data(layer, offset, buf)
     }
 }
 
@@ -167,7 +167,7 @@ impl Walk for DifferenceWalk<'_> {
         match (old.kind == SourceKind::Zero, new_zero) {
             (true, true) => Ok(SourceExtent::of(len, SourceKind::Absent)),
             // Nothing below at all: what the old base has must come along.
-            (false, true) if self.new.is_none() => Ok(SourceExtent::of(len, SourceKind::Data)),
+            (false, true) if self.new.is_none() => Ok(SourceExtent { len, ..old }),
             (old_zero, _) => self.difference.compare(offset, len.min(STEP), old_zero, new_zero),
         }
     }

@@ -37,7 +37,7 @@ pub fn resize(chain: &Chain, to: &Resize) -> Result<()> {
 }
 
 /// What lies below and was cut off by the old size stays hidden.
-fn hide_longer_base(chain: &Chain, old_size: u64) -> Result<()> {
+pub(super) fn hide_longer_base(chain: &Chain, old_size: u64) -> Result<()> {
     let end = chain.below(0).virtual_size().min(chain.virtual_size());
     if end > old_size {
         chain.write_zeroes(old_size, end - old_size, false)?;

@@ -5,8 +5,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{PoisonError, RwLock};
 
+use super::PageBuffer;
+
 /// Memory, offset and length of every request are multiples of this: at least what any disk asks for.
-const ALIGN: usize = 4096;
+const ALIGN: usize = super::buffer::PAGE;
 /// Largest single request.
 const CHUNK: usize = 1 << 20;
 
@@ -17,39 +19,24 @@ pub(super) struct Direct {
     partial: RwLock<()>,
 }
 
-/// An aligned buffer inside a larger one.
-struct Buffer {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl Buffer {
-    fn new(len: usize) -> Self {
-        let len = len.next_multiple_of(ALIGN);
-        let bytes = vec![0; len + ALIGN];
-        let start = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
-        Self { bytes, start, len }
-    }
-    fn get(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..self.start + self.len]
-    }
+fn blocks(len: usize) -> PageBuffer {
+    PageBuffer::new(len.next_multiple_of(ALIGN))
 }
 
 impl Direct {
     /// Fills `buf` from `offset`; `UnexpectedEof` past the end.
     pub(super) fn read(&self, file: &File, mut offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
-        let mut bounce = Buffer::new(buf.len().min(CHUNK) + ALIGN);
+        let mut bounce = blocks(buf.len().min(CHUNK) + ALIGN);
         while !buf.is_empty() {
             let skip = (offset % ALIGN as u64) as usize;
-            let want = (skip + buf.len()).next_multiple_of(ALIGN).min(bounce.len);
-            let got = read_some(file, &mut bounce.get()[..want], offset - skip as u64)?;
+            let want = (skip + buf.len()).next_multiple_of(ALIGN).min(bounce.len());
+            let got = read_some(file, &mut bounce[..want], offset - skip as u64)?;
             let n = got.saturating_sub(skip).min(buf.len());
             if n == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             let (head, rest) = buf.split_at_mut(n);
-            head.copy_from_slice(&bounce.get()[skip..skip + n]);
+            head.copy_from_slice(&bounce[skip..skip + n]);
             buf = rest;
             offset += n as u64;
         }
@@ -58,7 +45,7 @@ impl Direct {
 
     /// Writes all of `buf` at `offset`.
     pub(super) fn write(&self, file: &File, mut offset: u64, mut buf: &[u8]) -> io::Result<()> {
-        let mut bounce = Buffer::new(buf.len().min(CHUNK));
+        let mut bounce = blocks(buf.len().min(CHUNK));
         while !buf.is_empty() {
             let skip = (offset % ALIGN as u64) as usize;
             let n = if skip > 0 || buf.len() < ALIGN {
@@ -66,8 +53,8 @@ impl Direct {
                 self.write_part(file, offset - skip as u64, skip, &buf[..n])?;
                 n
             } else {
-                let n = (buf.len() - buf.len() % ALIGN).min(bounce.len);
-                let block = &mut bounce.get()[..n];
+                let n = (buf.len() - buf.len() % ALIGN).min(bounce.len());
+                let block = &mut bounce[..n];
                 block.copy_from_slice(&buf[..n]);
                 let _shared = self.partial.read().unwrap_or_else(PoisonError::into_inner);
                 file.write_all_at(block, offset)?;
@@ -82,12 +69,12 @@ impl Direct {
     /// Changes part of one block. A file that ended inside it keeps its end, or gets the new one.
     fn write_part(&self, file: &File, block: u64, skip: usize, part: &[u8]) -> io::Result<()> {
         let _alone = self.partial.write().unwrap_or_else(PoisonError::into_inner);
-        let mut bounce = Buffer::new(ALIGN);
-        read_some(file, bounce.get(), block)?;
-        bounce.get()[skip..skip + part.len()].copy_from_slice(part);
+        let mut bounce = blocks(ALIGN);
+        read_some(file, &mut bounce, block)?;
+        bounce[skip..skip + part.len()].copy_from_slice(part);
         let regular = file.metadata()?.is_file();
         let end = file.metadata()?.len().max(block + (skip + part.len()) as u64);
-        file.write_all_at(bounce.get(), block)?;
+        file.write_all_at(&bounce, block)?;
         if regular && file.metadata()?.len() == block + ALIGN as u64 && end < block + ALIGN as u64 {
             file.set_len(end)?;
         }

@@ -1,5 +1,6 @@
 //! Where bytes live: the protocol layer below every format.
 
+mod buffer;
 mod direct;
 mod faulty;
 mod file;
@@ -15,12 +16,14 @@ use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
 
+pub(crate) use buffer::PAGE;
+pub use buffer::PageBuffer;
 pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
-pub use http::{AllowAddress, HttpOptions, HttpStorage, carried_ipv4, is_public};
+pub use http::{AddressGuard, AllowAddress, HttpOptions, HttpStorage, is_public, is_public_web, web_url};
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;
-pub use nbd::{NbdAddress, NbdOptions, NbdStorage};
+pub use nbd::{NbdAddress, NbdOptions, NbdStorage, NbdTls, TlsFiles};
 pub use new_file::NewFile;
 pub use read_only::ReadOnlyStorage;
 pub use slice::SliceStorage;
@@ -56,6 +59,10 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn len(&self) -> Result<u64>;
     /// Fills `buf` from `offset`. Bytes past the end are an error (`Corrupt`); see [`read_padded`] for the other wish.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+    /// [`read_at`](Self::read_at) for bytes that the guest asked for, not for a driver's tables: storages for tests tell them apart.
+    fn read_guest_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_at(offset, buf)
+    }
     /// Writes all of `buf` at `offset`, growing the storage where it can grow.
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()>;
     /// Makes `len` bytes from `offset` read as zeroes, growing the storage if need be. With `unmap` the space is given back where

@@ -44,6 +44,9 @@ impl Storage for SliceStorage {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.inner.read_at(self.inside(offset, buf.len() as u64)?, buf)
     }
+    fn read_guest_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.inner.read_guest_at(self.inside(offset, buf.len() as u64)?, buf)
+    }
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.inner.write_at(self.inside(offset, buf.len() as u64)?, buf)
     }

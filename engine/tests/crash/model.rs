@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use vdisk_engine::{Chain, Result};
+use vdisk_engine::image::ExtentKind;
+use vdisk_engine::{Chain, Image, Result};
 
 use crate::lab::Lab;
 
@@ -134,10 +135,7 @@ impl<'a> Model<'a> {
             let image = list
                 .open(&snapshot.id)
                 .unwrap_or_else(|e| panic!("{what}: snapshot: {e:?}"));
-            let mut bytes = vec![0; image.virtual_size() as usize];
-            image
-                .read(0, &mut bytes)
-                .unwrap_or_else(|e| panic!("{what}: snapshot: {e:?}"));
+            let bytes = over_base(&*image, chain).unwrap_or_else(|e| panic!("{what}: snapshot: {e:?}"));
             let expected = &self.snapshots[&snapshot.name];
             let same = bytes.iter().enumerate().all(|(i, b)| *b == expected[i / SECTOR]);
             assert!(same, "{what}: snapshot {} shows other bytes", snapshot.name);
@@ -170,6 +168,26 @@ impl<'a> Model<'a> {
         }
         (allowed, snapshots)
     }
+}
+
+/// What a snapshot of the top shows, with the layer below where it has nothing.
+fn over_base(snapshot: &dyn Image, chain: &Chain) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; snapshot.virtual_size() as usize];
+    snapshot.read(0, &mut bytes)?;
+    let Some(base) = chain.layers().get(1) else {
+        return Ok(bytes);
+    };
+    let end = bytes.len().min(base.virtual_size() as usize);
+    let mut at = 0;
+    while at < end {
+        let extent = snapshot.extent(at as u64, (end - at) as u64)?;
+        let next = at + extent.len as usize;
+        if extent.kind == ExtentKind::Unallocated {
+            base.read(at as u64, &mut bytes[at..next])?;
+        }
+        at = next;
+    }
+    Ok(bytes)
 }
 
 fn contents(chain: &Chain) -> Result<Vec<u8>> {

@@ -279,6 +279,24 @@ fn amending() {
     });
 }
 
+#[test]
+fn downgrading_with_snapshots() {
+    let wide = |s: &str| counts_and_marks(s) && !s.contains("extended_l2") && !s.contains("refcount_bits");
+    run("downgrade with snapshots", true, wide, &|lab, model| {
+        with_top(lab, model, |chain, model| {
+            model.write(chain, 0, 40 << 10, 1)?;
+            model.zero(chain, 40 << 10, 16 << 10, true)?;
+            model.snapshot(chain, "one")?;
+            model.zero(chain, 8 << 10, 16 << 10, false)?;
+            model.write(chain, 100 << 10, 16 << 10, 2)?;
+            model.zero(chain, 96 << 10, 16 << 10, false)?;
+            model.flush(chain)?;
+            chain.top().amend(&options("compat=0.10"), false, &Control::default())?;
+            model.write(chain, 200 << 10, 8192, 2)
+        })
+    });
+}
+
 fn mend(lab: &Lab, repair: Repair) -> Result<()> {
     let chain = lab.for_check("top", "qcow2")?;
     check(&chain, repair)?;

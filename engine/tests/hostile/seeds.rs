@@ -27,7 +27,6 @@ const VARIANTS: &[(&str, &[&str])] = &[
             "compression_type=zstd",
             "refcount_bits=64",
             "lazy_refcounts=on",
-            "encrypt.format=luks,encrypt.key-secret=key,encrypt.iterations=1000",
         ],
     ),
     ("qcow", &[""]),
@@ -116,13 +115,8 @@ fn made(format: &str, options: &str, data: bool) -> Result<Vec<u8>> {
     };
     ops::create::create(storage.clone(), format, &spec, &env)?;
     let mut node = Node::new(storage.clone(), format);
-    let key = if options.contains("encrypt.") {
-        "encrypt.key-secret"
-    } else {
-        "key-secret"
-    };
     if options.contains("key-secret") {
-        node = node.with_options(Options::new().with(key, "key"));
+        node = node.with_options(Options::new().with("key-secret", "key"));
     }
     let chain = Chain::open(node, &OpenEnv::closed(&limits).with_secrets(&Passphrase).writable())?;
     if data {

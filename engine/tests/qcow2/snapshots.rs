@@ -78,3 +78,81 @@ fn a_missing_snapshot_is_named() {
     let error = image.snapshots().unwrap().apply("no\nsuch").unwrap_err();
     assert!(error.to_string().contains("no\\nsuch"), "{error}");
 }
+
+/// The content of the active image and of its snapshots, as qemu-img reads it.
+fn contents(path: &str, snapshots: &[&str]) -> Vec<Vec<u8>> {
+    let out = format!("{path}.raw");
+    let read = |args: &[&str]| {
+        ok("qemu-img", &[&["convert"], args, &["-O", "raw", path, &out]].concat());
+        std::fs::read(&out).unwrap()
+    };
+    let mut list = vec![read(&[])];
+    list.extend(snapshots.iter().map(|name| read(&["-l", name])));
+    list
+}
+
+#[test]
+fn version_2_keeps_the_zeroes_of_all_snapshots() {
+    if !have(&["qemu-img", "qemu-io"]) {
+        return;
+    }
+    for cluster in ["512", "4096", "65536"] {
+        let scratch = Scratch::new();
+        let (base, path) = (scratch.file("base"), scratch.file("top"));
+        let (b, p) = (arg(&base), arg(&path));
+        std::fs::write(&base, vec![9; 2 << 20]).unwrap();
+        let size = format!("cluster_size={cluster}");
+        ok(
+            "qemu-img",
+            &["create", "-q", "-f", "qcow2", "-o", &size, "-b", b, "-F", "raw", p],
+        );
+        let io = |commands: &[&str]| {
+            let mut args = vec!["-f", "qcow2"];
+            commands.iter().for_each(|c| args.extend(["-c", c]));
+            args.push(p);
+            ok("qemu-io", &args);
+        };
+        io(&["write -P 1 0 128k", "write -z 128k 64k"]);
+        ok("qemu-img", &["snapshot", "-c", "one", p]);
+        // Zeroes over clusters that the snapshot has as data, with and without the place being kept; zeroes with a place of their own.
+        io(&[
+            "write -z 0 64k",
+            "write -zu 64k 32k",
+            "write -P 3 192k 64k",
+            "write -z 192k 64k",
+            "write -z 1M 64k",
+        ]);
+        ok("qemu-img", &["snapshot", "-c", "two", p]);
+        io(&["write -P 4 1M 32k", "write -z 512k 64k"]);
+        let before = contents(p, &["one", "two"]);
+        let image = scratch.open_writable(&path);
+        let options = Options::new().with("compat", "0.10");
+        image.amend(&options, false, &vdisk_engine::Control::default()).unwrap();
+        image.close().unwrap();
+        drop(image);
+        ok("qemu-img", &["check", "-f", "qcow2", p]);
+        assert!(ok("qemu-img", &["info", p]).contains("compat: 0.10"));
+        assert!(contents(p, &["one", "two"]) == before, "clusters of {cluster}");
+        ok("qemu-img", &["snapshot", "-a", "one", p]);
+        ok("qemu-img", &["check", "-f", "qcow2", p]);
+    }
+}
+
+#[test]
+fn snapshots_that_version_2_cannot_hold_keep_an_image_at_version_3() {
+    let scratch = Scratch::new();
+    let path = scratch.file("a.qcow2");
+    scratch.create(&path, 4 << 20, Options::new());
+    let image = scratch.open_writable(&path);
+    image.snapshots().unwrap().create("one", (0, 0)).unwrap();
+    let change = |name, value| {
+        let options = Options::new().with(name, value);
+        image.amend(&options, false, &vdisk_engine::Control::default())
+    };
+    change("size", "8M").unwrap();
+    let error = change("compat", "0.10").unwrap_err();
+    assert!(error.to_string().contains("internal snapshots prevent"), "{error}");
+    change("size", "4M").unwrap();
+    change("compat", "0.10").unwrap();
+    assert_clean(&*image);
+}

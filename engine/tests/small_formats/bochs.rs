@@ -50,6 +50,13 @@ fn created_files_are_those_of_bximage() {
 }
 
 #[test]
+fn a_new_image_is_filled_from_many_threads() {
+    let mut data = pattern(20 * 16 * 63 * 512);
+    data[3 << 20..7 << 20].fill(0);
+    bulk_fill("bochs", created("bochs", data.len() as u64, &[]), &data);
+}
+
+#[test]
 fn qemu_and_bximage_read_what_we_write() {
     if !have(&["qemu-img", "bximage"]) {
         return;

@@ -64,10 +64,33 @@ fn the_checksums_of_the_corpus_are_right() {
 }
 
 #[test]
+fn a_trailer_is_found_where_something_was_added_behind_it() {
+    let data = pattern(100 << 10);
+    let valid = filled(&data, "UDZO");
+    let found = |bytes: Vec<u8>| {
+        let storage = MemoryStorage::new("m", bytes);
+        vdisk_engine::formats::detect(&storage).unwrap()[0].0.name()
+    };
+    for more in [0, 1, 100, 512] {
+        let bytes = [valid.clone(), vec![0; more]].concat();
+        assert_eq!(found(bytes.clone()), "dmg", "{more}");
+        matches_model(
+            open_ro(Arc::new(MemoryStorage::new("m", bytes)), "dmg")
+                .unwrap()
+                .as_ref(),
+            &data,
+        );
+    }
+    assert_eq!(found([vec![0; 4096], b"koly".to_vec(), vec![7; 600]].concat()), "raw");
+}
+
+#[test]
 fn an_encrypted_image_is_refused() {
     let Some(samples) = e2e::corpus::samples(&["enc-dmg"]) else {
         return;
     };
+    let found = vdisk_engine::formats::detect(file(&samples[0].path, false).as_ref()).unwrap();
+    assert_eq!(found[0].0.name(), "dmg");
     let error = open_ro(file(&samples[0].path, false), "dmg").err().unwrap();
     assert_eq!(error.kind(), vdisk_engine::ErrorKind::Unsupported);
 }

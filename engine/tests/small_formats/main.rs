@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod bochs;
+mod bundle;
 mod cloop;
 mod cow;
 mod dmg;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use e2e::tools::{arg, have, ok};
 use vdisk_engine::ErrorKind;
+use vdisk_engine::image::NothingBelow;
 
 use crate::support::{contents, open, pattern, try_open};
 
@@ -173,6 +174,35 @@ fn parts_of_all_types_follow_one_another() {
     let chain = open(&dir.path().join("d.vmdk"), false);
     let expected = [&bytes[5 * 512..15 * 512], &[0; 7 * 512], &bytes[80 * 512..]].concat();
     assert!(contents(&chain) == expected);
+}
+
+#[test]
+fn a_file_on_a_windows_drive_is_looked_for_beside_the_descriptor() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = pattern(10 * 512, 6);
+    std::fs::write(dir.path().join("f"), &bytes).unwrap();
+    descriptor(&dir.path().join("d.vmdk"), "custom", "RW 10 FLAT \"D:\\vm\\f\" 0");
+    assert!(contents(&open(&dir.path().join("d.vmdk"), false)) == bytes);
+}
+
+#[test]
+fn a_disk_of_nothing_but_zeroes_needs_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.vmdk");
+    descriptor(&path, "custom", "RW 10 ZERO\nRW 7 ZERO");
+    assert!(contents(&open(&path, false)) == vec![0; 17 * 512]);
+    let chain = open(&path, true);
+    assert!(chain.top().write(0, &[1; 512], &NothingBelow).is_err());
+}
+
+/// As VMware's own tools have it; qemu-img refuses an offset of a VMFS extent.
+#[test]
+fn an_offset_of_a_vmfs_extent_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = pattern(100 * 512, 6);
+    std::fs::write(dir.path().join("f"), &bytes).unwrap();
+    descriptor(&dir.path().join("d.vmdk"), "vmfs", "RW 10 VMFS \"f\" 3");
+    assert!(contents(&open(&dir.path().join("d.vmdk"), false)) == bytes[3 * 512..13 * 512]);
 }
 
 #[test]

@@ -1,13 +1,19 @@
 //! What we write qemu-img reads, and the other way round.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use e2e::tools::{arg, have, ok};
 use vdisk_engine::control::Control;
+use vdisk_engine::gate::Node;
 use vdisk_engine::image::{ExtentKind, Repair, Resize};
+use vdisk_engine::ops::compare::compare;
 use vdisk_engine::ops::convert::{CopyOptions, convert};
+use vdisk_engine::storage::{FileOptions, FileStorage};
+use vdisk_engine::{Chain, Limits, OpenEnv};
 
-use crate::support::{SUBFORMATS, contents, create, open, options, pattern};
+use crate::support::{SUBFORMATS, contents, create, open, options, pattern, try_open};
 
 const SIZE: u64 = (9 << 20) + 512;
 
@@ -266,5 +272,70 @@ fn info_has_qemus_facts() {
             "{subformat}"
         );
         assert_eq!(info.cluster_size, theirs["cluster-size"].as_u64(), "{subformat}");
+    }
+}
+
+/// Two extents of 2047 MiB and a rest; data around both borders.
+#[test]
+fn runs_over_the_borders_of_extents_are_filled_by_all_workers() {
+    let dir = tempfile::tempdir().unwrap();
+    let border = 2047u64 << 20;
+    let size = 2 * border + (3 << 20);
+    let raw = dir.path().join("raw");
+    let file = std::fs::File::create_new(&raw).unwrap();
+    file.set_len(size).unwrap();
+    for (n, at) in [border - (1 << 20) - 512, 2 * border - 70_000, size - 5000]
+        .into_iter()
+        .enumerate()
+    {
+        let len = (size - at).min(3 << 20) as usize;
+        file.write_all_at(&pattern(len, n as u64), at).unwrap();
+    }
+    for subformat in ["twoGbMaxExtentSparse", "twoGbMaxExtentFlat"] {
+        let path = dir.path().join(format!("{subformat}.vmdk"));
+        create(&path, size, options(&[("subformat", subformat)]), None).unwrap();
+        let target = open(&path, true);
+        assert!(target.top().bulk().is_some(), "{subformat}");
+        let source = raw_chain(&raw);
+        let how = CopyOptions {
+            workers: 3,
+            ..CopyOptions::default()
+        };
+        convert(&source, target.top(), &how, &Control::default()).unwrap();
+        drop(target);
+        let seen = open(&path, false);
+        let same = compare(&source, &seen, false, 2, &Control::default()).unwrap();
+        assert_eq!(same.difference, None, "{subformat}");
+        if have(&["qemu-img"]) {
+            assert_same(&path, &raw);
+        }
+    }
+}
+
+fn raw_chain(path: &Path) -> Chain {
+    let storage = Arc::new(FileStorage::open(path, FileOptions::read()).unwrap());
+    let limits = Limits::default();
+    Chain::open(Node::new(storage, "raw"), &OpenEnv::closed(&limits)).unwrap()
+}
+
+#[test]
+fn a_sparse_file_cut_in_its_metadata_is_refused_in_qemus_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.vmdk");
+    create(&path, 100 << 20, options(&[]), None).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(65_024).unwrap();
+    let error = try_open(&path, false).err().unwrap().to_string();
+    assert!(
+        error.contains("File truncated, expecting at least 65536 bytes"),
+        "{error}"
+    );
+    if have(&["qemu-img"]) {
+        let out = e2e::tools::run("qemu-img", &["info", "-f", "vmdk", arg(&path)]);
+        let error = String::from_utf8(out.stderr).unwrap();
+        assert!(
+            error.contains("File truncated, expecting at least 65536 bytes"),
+            "{error}"
+        );
     }
 }

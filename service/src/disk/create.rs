@@ -4,11 +4,12 @@ use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::DenyAll;
 use vdisk_engine::storage::NewFile;
-use vdisk_engine::{CreateEnv, Limits, ops};
+use vdisk_engine::{CreateEnv, Limits, StorageRef, ops};
 
 use super::OpenSecrets;
 use crate::clock::Timestamp;
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::{Step, around, watched};
 use crate::pool::PoolFolder;
 
 /// A new image file to start.
@@ -37,7 +38,7 @@ pub struct NewDisk<'a> {
 /// `insufficient_storage`, `unsupported`, `invalid_argument`.
 pub fn create_disk(new: &NewDisk<'_>) -> Result<NewFile> {
     let token = new.maker.to_string();
-    let staged = NewFile::create_in(new.pool.folder()?, new.file.into(), PathBuf::from(new.file), &token)?;
+    let staged = stage(new.pool, new.file, &token)?;
     let env = CreateEnv {
         gate: &DenyAll,
         limits: new.limits,
@@ -45,12 +46,34 @@ pub fn create_disk(new: &NewDisk<'_>) -> Result<NewFile> {
         random: &fill_random,
         now: u64::try_from(new.now.0 / 1000).unwrap_or(0),
     };
-    ops::create::create(staged.storage(), new.format, new.spec, &env)?;
+    around(Step::FormatFile, || {
+        ops::create::create(content(&staged), new.format, new.spec, &env)
+    })?;
     Ok(staged)
 }
 
+/// Starts a file under a temporary name. Dropping what is returned removes it.
+///
+/// # Errors
+/// `insufficient_storage`, `io_error`.
+pub fn stage(pool: &PoolFolder, file: &str, token: &str) -> Result<NewFile> {
+    around(Step::StageFile, || {
+        Ok::<_, ServiceError>(NewFile::create_in(
+            pool.folder()?,
+            file.into(),
+            PathBuf::from(file),
+            token,
+        )?)
+    })
+}
+
+/// The bytes of a new file, to be written.
+pub fn content(staged: &NewFile) -> StorageRef {
+    watched(staged.storage())
+}
+
 /// Fills a buffer with random bytes of the operating system. The service makes sure at its start that there are any.
-fn fill_random(buffer: &mut [u8]) {
+pub fn fill_random(buffer: &mut [u8]) {
     for chunk in buffer.chunks_mut(256) {
         while try_random(chunk).is_err() {
             std::thread::yield_now();
@@ -73,10 +96,13 @@ pub fn try_random(chunk: &mut [u8]) -> std::io::Result<()> {
 
 /// Keeps the storage of a finished file for a last look while it gets its name.
 pub fn publish(staged: NewFile, replace: bool) -> Result<()> {
-    staged.publish(replace).map_err(|error| {
-        if error.io_kind() == Some(std::io::ErrorKind::AlreadyExists) {
-            return ServiceError::new(ErrorCode::NameTaken, "the pool has a file of that name already");
-        }
-        error.into()
-    })
+    let step = if replace { Step::ReplaceFile } else { Step::PublishFile };
+    around(step, || staged.publish(replace).map_err(not_published))
+}
+
+fn not_published(error: vdisk_engine::Error) -> ServiceError {
+    if error.io_kind() == Some(std::io::ErrorKind::AlreadyExists) {
+        return ServiceError::new(ErrorCode::NameTaken, "the pool has a file of that name already");
+    }
+    error.into()
 }

@@ -8,6 +8,7 @@ use vdisk_engine::{Error, Result, StorageRef};
 
 use super::OpenSecrets;
 use super::open::Layer;
+use crate::fault::watched;
 use crate::pool::Access;
 
 /// Resolves the backing name of a layer to the layer that the inventory has below it. Everything else is denied.
@@ -76,7 +77,8 @@ pub(super) fn open_layer(layer: &Layer, writable: bool, lock: LockMode) -> Resul
             ..FileOptions::read()
         }
     };
-    Ok(Arc::new(FileStorage::from_file(file, &layer.record.file, options)?))
+    let storage = Arc::new(FileStorage::from_file(file, &layer.record.file, options)?);
+    Ok(if writable { watched(storage) } else { storage })
 }
 
 /// A chain as the inventory has it, told layer by layer: for a new overlay whose header is not on record yet.

@@ -11,7 +11,7 @@ mod open;
 mod secrets;
 
 pub use check::check_structures;
-pub use create::{NewDisk, create_disk, publish, try_random};
+pub use create::{NewDisk, content, create_disk, fill_random, publish, stage, try_random};
 pub use facts::{file_facts, file_stamp, fingerprint};
 pub use gate::explicit_node;
 pub use inspect::{Look, Looked, look};

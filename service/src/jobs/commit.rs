@@ -18,6 +18,7 @@ use super::verify::{digest_before, require_digest};
 use super::{JobContext, JobRunner, note_digest, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts};
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::{Step, around};
 use crate::model::{ImageId, JobKind};
 use crate::pool::{FileName, PoolFolder};
 use crate::queue::{Done, Effect};
@@ -155,7 +156,7 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
         context.step("dropping the overlay").await?;
         context.require_lease().await?;
         for (pool, file) in droppable(&layers, &done) {
-            pool.rename(&file, &FileName::trash(&file), true)?;
+            around(Step::PutAside, || pool.rename(&file, &FileName::trash(&file), true))?;
             done.obsolete.push((pool, FileName::trash(&file)));
         }
     }

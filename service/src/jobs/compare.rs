@@ -70,7 +70,7 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
             open_patiently(&a, &opening, control)?,
             open_patiently(&b, &opening, control)?,
         );
-        Ok(compare(&a, &b, payload.strict, threads, control)?)
+        Ok(compare(&a, &b, payload.strict, threads, control).map_err(|failed| failed.error)?)
     });
     let result = outcome(&found.await?);
     Ok(Done {

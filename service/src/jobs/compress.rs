@@ -22,7 +22,8 @@ use super::sources::TopLayer;
 use super::{JobContext, JobRunner, note_digest, parse, plan};
 use crate::clock::Timestamp;
 use crate::disk::{
-    Layer, NewDisk, OpenSecrets, Opening, check_structures, create_disk, explicit_node, file_facts, open_chain, publish,
+    Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, explicit_node, file_facts,
+    open_chain, publish,
 };
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -281,7 +282,7 @@ impl Work {
     }
 
     fn open_new(&self, staged: &NewFile, writable: bool) -> Result<Chain> {
-        let mut node = Node::new(staged.storage(), &self.top()?.record.image.format);
+        let mut node = Node::new(content(staged), &self.top()?.record.image.format);
         node.backing = match self.layers.get(1..).unwrap_or_default() {
             [] => BackingChoice::None,
             below => BackingChoice::Explicit(Box::new(explicit_node(below)?)),

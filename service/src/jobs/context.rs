@@ -5,11 +5,13 @@ use vdisk_engine::{Chain, Control};
 
 use crate::disk::{Layer, OpenSecrets, Opening, base_changed, open_chain, was_changed_by_others};
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::model::{ImageId, ImageState, JobId};
+use crate::fault::{Step, around};
+use crate::model::{ImageId, ImageState, JobId, SecretId};
 use crate::pool::{FileName, PoolFolder};
 use crate::queue::{JobControl, StopReason};
 use crate::request::SecretRefs;
 use crate::service::Inner;
+use crate::store::Tx;
 use crate::store::jobs::{Claimed, Fence, JournalEntry};
 
 /// How long a job waits for somebody who just reads the image's metadata, or for a dying worker's file locks.
@@ -51,7 +53,7 @@ impl JobContext {
     pub async fn step(&self, text: &str) -> Result<()> {
         let mut tx = self.inner.store.begin().await?;
         tx.record_step(self.fence, text).await?;
-        tx.commit().await
+        tx.commit_as(Step::NoteStep).await
     }
 
     /// Runs engine code on a thread of its own.
@@ -76,7 +78,7 @@ impl JobContext {
         self.control.for_engine().check_cancelled()?;
         let mut tx = self.inner.store.begin().await?;
         tx.renew(self.fence, self.inner.config.lease).await?;
-        tx.commit().await
+        tx.commit_as(Step::RenewLease).await
     }
 
     /// The chain of an image as the inventory has it.
@@ -120,6 +122,26 @@ impl JobContext {
             }
         }
         tx.forget_stamps(self.job()).await?;
+        tx.commit_as(Step::PrepareChanges).await
+    }
+
+    /// A transaction of a job that is still ours.
+    ///
+    /// # Errors
+    /// `lease_lost`.
+    pub async fn begin(&self) -> Result<Tx> {
+        let mut tx = self.inner.store.begin().await?;
+        tx.require_fence(self.fence).await?;
+        Ok(tx)
+    }
+
+    /// Lets an image name another secret in a role, if it names the old one there.
+    ///
+    /// # Errors
+    /// `not_found` when the new secret is gone; `lease_lost`.
+    pub async fn name_secret(&self, image: ImageId, role: &str, old: SecretId, new: SecretId) -> Result<()> {
+        let mut tx = self.begin().await?;
+        tx.replace_role(image, role, old, new).await?;
         tx.commit().await
     }
 
@@ -141,7 +163,7 @@ impl JobContext {
     pub async fn keep(&self, entry: &JournalEntry) -> Result<()> {
         let mut tx = self.inner.store.begin().await?;
         tx.write_journal(self.fence, entry).await?;
-        tx.commit().await
+        tx.commit_as(Step::WriteJournal).await
     }
 
     /// Makes sure that a new file has room in a pool beside what other jobs there were promised and have not written yet.
@@ -163,7 +185,7 @@ impl JobContext {
             return Err(ServiceError::new(ErrorCode::InsufficientStorage, public));
         }
         tx.reserve_space(self.fence, bytes).await?;
-        tx.commit().await
+        tx.commit_as(Step::ReserveSpace).await
     }
 
     /// Whether the job will go on elsewhere or later: what it has done so far is wanted.
@@ -195,11 +217,11 @@ pub async fn sweep(inner: &Inner, job: JobId) -> Result<()> {
                 FileName::Staged { maker, .. } if maker == job => drop(pool.remove(&name)?),
                 FileName::Published(image) if made(image) => match &lost {
                     // It had its name, but no record yet: one step back.
-                    Some(unfinished) => pool.rename(&name, unfinished, false)?,
+                    Some(unfinished) => around(Step::Unpublish, || pool.rename(&name, unfinished, false))?,
                     None => drop(pool.remove(&name)?),
                 },
                 FileName::Trash(file) if records.iter().any(|r| r.file == file && images.contains(&r.image.id)) => {
-                    pool.rename(&name, &file, false)?;
+                    around(Step::BringBack, || pool.rename(&name, &file, false))?;
                 }
                 _ => {}
             }

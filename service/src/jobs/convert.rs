@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::{BackingChoice, Node};
-use vdisk_engine::image::BackingReference;
+use vdisk_engine::image::{BackingReference, Below};
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, Segments, convert_in_segments};
 use vdisk_engine::storage::NewFile;
 use vdisk_engine::{Chain, Control, OpenEnv};
@@ -18,7 +18,8 @@ use super::sources::DifferenceTo;
 use super::{JobContext, JobRunner, note_digest, parse, plan};
 use crate::clock::Timestamp;
 use crate::disk::{
-    Layer, NewDisk, OpenSecrets, Opening, check_structures, create_disk, file_facts, keyring, open_chain, publish,
+    Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, file_facts, keyring, open_chain,
+    publish,
 };
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -42,7 +43,19 @@ struct Payload {
 }
 
 /// Checks a request and makes a job of it.
-pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, mut request: ConvertRequest) -> Result<NewJob> {
+pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, request: ConvertRequest) -> Result<NewJob> {
+    let shown = request.clone();
+    plan_copy(tx, inner, source, request, (JobKind::Convert, &shown)).await
+}
+
+/// The plan of a job that is a conversion under another name; `named` is its kind and the request that it shows.
+pub(super) async fn plan_copy(
+    tx: &mut Tx,
+    inner: &Inner,
+    source: ImageId,
+    mut request: ConvertRequest,
+    named: (JobKind, &impl Serialize),
+) -> Result<NewJob> {
     check_image_name(&request.name)?;
     let chain = plan::ready_chain(tx, inner, source).await?;
     let top = chain.first().ok_or_else(|| ServiceError::not_found("image", source))?;
@@ -64,7 +77,6 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, mut request: Conv
         return Err(unsupported("have a backing file"));
     }
     plan::require_secrets(inner, &request.secrets).await?;
-    let shown = request.clone();
     let roles = plan::take_roles(driver, &mut request.options, &request.secrets);
     let target = Uuid::now_v7();
     let mut locks: Vec<_> = plan::shared(&chain).collect();
@@ -91,7 +103,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, source: ImageId, mut request: Conv
         pool: pool.clone(),
         request: request.clone(),
     };
-    let mut job = plan::new_job(JobKind::Convert, &shown, &payload)?;
+    let mut job = plan::new_job(named.0, named.1, &payload)?;
     job.makes = Some(NewImage {
         id: target,
         name: request.name.clone(),
@@ -119,7 +131,7 @@ impl JobRunner for Convert {
     }
 }
 
-async fn run(context: JobContext, payload: Value) -> Result<Done> {
+pub(super) async fn run(context: JobContext, payload: Value) -> Result<Done> {
     let payload: Payload = parse(payload)?;
     let target = payload.target;
     let file = context.new_file_name(target);
@@ -221,13 +233,8 @@ impl Fill for Work {
         };
         let target = self.open_target(staged, true)?;
         let below = target.below(0);
-        let can = vdisk_engine::formats::by_name(target.top().format())?.capabilities();
-        let into = CopyTarget {
-            image: target.top(),
-            below: &below,
-            fresh: true,
-            is_zero: can.zero && self.base.is_empty(),
-        };
+        let over: Option<&dyn Below> = if self.base.is_empty() { None } else { Some(&below) };
+        let into = CopyTarget::fresh(target.top(), over)?;
         if self.base.is_empty() {
             convert_in_segments(&source, &into, &options, segments, control)?;
         } else {
@@ -308,7 +315,7 @@ impl Work {
         let options = chosen.fold(vdisk_engine::options::Options::new(), |all, (name, value)| {
             all.with(name, value)
         });
-        let mut node = Node::new(staged.storage(), driver.name()).with_options(options);
+        let mut node = Node::new(content(staged), driver.name()).with_options(options);
         node.backing = match self.base.as_slice() {
             [] => BackingChoice::None,
             base => BackingChoice::Explicit(Box::new(crate::disk::explicit_node(base)?)),

@@ -8,17 +8,16 @@ use serde_json::json;
 use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::Node;
-use vdisk_engine::image::NothingBelow;
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, Segments, convert_in_segments};
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::{FileOptions, FileStorage, HttpOptions, HttpStorage, NewFile, is_public};
-use vdisk_engine::{Chain, Control, Limits, OpenEnv, Storage, StorageRef, formats};
+use vdisk_engine::storage::{FileOptions, FileStorage, HttpOptions, HttpStorage, NewFile, is_public_web, web_url};
+use vdisk_engine::{Chain, Control, Limits, OpenEnv, Storage, StorageRef};
 
 use super::JobContext;
 use super::context::pool_of;
 use super::fill::{Fill, Filling, space_for};
 use crate::clock::Timestamp;
-use crate::disk::{Look, Looked, NewDisk, OpenSecrets, create_disk, file_facts, look, publish};
+use crate::disk::{Look, Looked, NewDisk, OpenSecrets, content, create_disk, file_facts, look, publish, stage};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::ImageId;
 use crate::pool::{Access, PoolFolder, check_file_name};
@@ -51,8 +50,10 @@ impl Source {
                 check_file_name(file)?;
                 pool_of(inner, pool)?.open_file(file, Access::Read).map(drop)
             }
-            Self::Url(url) if url.starts_with("http://") || url.starts_with("https://") => Ok(()),
-            Self::Url(_) => Err(ServiceError::invalid("source", "a URL starts with http:// or https://")),
+            Self::Url(url) => match web_url(url) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(ServiceError::invalid("source", error.to_string())),
+            },
         }
     }
 
@@ -63,7 +64,7 @@ impl Source {
                 Ok(Arc::new(FileStorage::from_file(handle, file, FileOptions::read())?))
             }
             Self::Url(url) => {
-                let allow = Arc::new(move |address: std::net::IpAddr| private || is_public(address));
+                let allow = Arc::new(move |address| private || is_public_web(address));
                 let options = HttpOptions {
                     max_len: limits.virtual_size,
                     ..HttpOptions::new(url, allow)
@@ -184,8 +185,8 @@ impl Opener {
     /// The same bytes under a temporary name.
     fn copy_file(&self, source: &dyn Storage, control: &Control) -> Result<NewFile> {
         let (name, token) = (self.file.as_str(), self.job.to_string());
-        let staged = NewFile::create_in(self.pool.folder()?, name.into(), PathBuf::from(name), &token)?;
-        let (target, len) = (staged.storage(), source.len()?);
+        let staged = stage(&self.pool, name, &token)?;
+        let (target, len) = (content(&staged), source.len()?);
         control.set_total(len);
         target.set_len(len)?;
         let mut buffer = vec![0; usize::try_from(STEP.min(len)).unwrap_or(0)];
@@ -257,13 +258,8 @@ impl Fill for Converting<'_> {
     }
 
     fn copy(&self, file: &NewFile, segments: &Segments<'_>, control: &Control) -> Result<()> {
-        let (source, target) = (self.source()?, self.opener.open(file.storage(), &self.target, true)?);
-        let into = CopyTarget {
-            image: target.top(),
-            below: &NothingBelow,
-            fresh: true,
-            is_zero: formats::by_name(&self.target)?.capabilities().zero,
-        };
+        let (source, target) = (self.source()?, self.opener.open(content(file), &self.target, true)?);
+        let into = CopyTarget::fresh(target.top(), None)?;
         let options = CopyOptions {
             workers: self.opener.threads,
             ..CopyOptions::default()

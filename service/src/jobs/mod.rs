@@ -7,13 +7,17 @@ mod compare;
 mod compress;
 mod context;
 mod convert;
+mod decrypt;
+mod encrypt;
 mod fetch;
 mod fill;
 mod flatten;
 mod import;
 mod plan;
 mod rebase;
+mod rekey;
 mod resize;
+mod rotate;
 mod scan;
 mod sources;
 mod verify;
@@ -32,6 +36,8 @@ pub use self::commit::plan as plan_commit;
 pub use self::compare::plan as plan_compare;
 pub use self::compress::plan as plan_compress;
 pub use self::convert::plan as plan_convert;
+pub use self::decrypt::plan as plan_decrypt;
+pub use self::encrypt::plan as plan_encrypt;
 pub use self::fetch::Source as ImportFrom;
 pub use self::flatten::plan as plan_flatten;
 pub use self::import::plan as plan_import;
@@ -41,7 +47,9 @@ pub use self::plan::{
     require_unprotected, take_roles,
 };
 pub use self::rebase::plan as plan_rebase;
+pub use self::rekey::plan as plan_rekey;
 pub use self::resize::plan as plan_resize;
+pub use self::rotate::plan as plan_rotate;
 pub use self::scan::plan as plan_scan;
 
 /// Does one kind of work.
@@ -59,10 +67,14 @@ const KINDS: &[&dyn JobRunner] = &[
     &compare::Compare,
     &compress::Compress,
     &convert::Convert,
+    &decrypt::Decrypt,
+    &encrypt::Encrypt,
     &flatten::Flatten,
     &import::Import,
     &rebase::Rebase,
+    &rekey::Rekey,
     &resize::Resize,
+    &rotate::RotateMasterKey,
     &scan::Scan,
 ];
 

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 use vdisk_engine::formats::{self, FormatDriver};
+use vdisk_engine::options::OptionSpec;
 
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, ImageState, JobKind};
@@ -141,6 +142,46 @@ pub fn take_roles(driver: &dyn FormatDriver, options: &mut Options, secrets: &Se
         roles.extend(named.map(|id| (role.to_owned(), *id)));
     }
     roles
+}
+
+/// The option by which a format's images are given their passphrase.
+pub struct KeyRole {
+    /// Its name, which is the role of the secret.
+    pub option: &'static str,
+    /// The option that says whether and how an image is encrypted; `None` where every image of the format is.
+    pub choice: Option<KeyChoice>,
+}
+
+/// The option that says how an image is encrypted.
+pub struct KeyChoice {
+    /// Its name.
+    pub option: String,
+    /// Whether LUKS is among what it takes: its options are.
+    pub luks: bool,
+}
+
+/// How a format's images are given their passphrase; `None` when they take none.
+///
+/// # Errors
+/// `unsupported` for an unknown format.
+pub fn key_role(format: &str) -> Result<Option<KeyRole>> {
+    let unknown = |error: vdisk_engine::Error| ServiceError::new(ErrorCode::Unsupported, error.to_string());
+    let driver = formats::by_name(format).map_err(unknown)?;
+    let named = |option: &&OptionSpec| option.name.ends_with("key-secret");
+    let Some(role) = driver.open_options().iter().find(named) else {
+        return Ok(None);
+    };
+    let group = role.name.strip_suffix("key-secret").unwrap_or_default();
+    let chosen = format!("{group}format");
+    let creates = |name: &str| driver.create_options().iter().any(|option| option.name == name);
+    let is_choice = !group.is_empty() && creates(&chosen);
+    Ok(Some(KeyRole {
+        option: role.name,
+        choice: is_choice.then(|| KeyChoice {
+            option: chosen,
+            luks: creates(&format!("{group}iter-time")),
+        }),
+    }))
 }
 
 /// A key makes no image encrypted: where encryption is a choice, an option says so.

@@ -131,6 +131,14 @@ text_enum! {
         Import = "import",
         /// Register the files found in a pool.
         Scan = "scan",
+        /// Make a new, encrypted image with the content of another.
+        Encrypt = "encrypt",
+        /// Make a new image that is not encrypted with the content of an encrypted one.
+        Decrypt = "decrypt",
+        /// Change the key slots of an encrypted image.
+        Rekey = "rekey",
+        /// Seal every secret under another master key.
+        RotateMasterKey = "rotate_master_key",
     }
 }
 

@@ -14,6 +14,7 @@ use uuid::Uuid;
 pub use names::{FileName, check_file_name, check_image_name};
 
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::{Step, around};
 
 /// The open folder of a pool.
 #[derive(Debug)]
@@ -157,6 +158,16 @@ impl PoolFolder {
     /// Removes a file; whether there was one.
     pub fn remove(&self, name: &str) -> Result<bool> {
         check_component(name)?;
+        let step = match FileName::parse(name) {
+            FileName::Trash(_) => Step::RemoveTrash,
+            FileName::Staged { .. } => Step::RemoveStaged,
+            FileName::Upload(_) => Step::RemoveUpload,
+            _ => Step::RemoveFile,
+        };
+        around(step, || self.unlink(name))
+    }
+
+    fn unlink(&self, name: &str) -> Result<bool> {
         match rustix::fs::unlinkat(&self.folder, name, AtFlags::empty()) {
             Ok(()) => self.sync().map(|()| true),
             Err(Errno::NOENT) => Ok(false),
@@ -308,40 +319,57 @@ mod tests {
         assert_eq!(pool.file_names().unwrap(), ["hard"]);
     }
 
+    /// Two threads swap files with links while they are opened. `VDISK_RACES` makes it more opens.
     #[test]
-    fn a_link_swapped_in_during_opens_never_leads_out() {
+    fn links_swapped_in_during_opens_never_lead_out() {
         let (dir, pool) = pool();
         std::fs::write(dir.path().join("secret"), b"secret").unwrap();
-        std::fs::write(pool.path().join("real"), b"inside").unwrap();
-        symlink("../secret", pool.path().join("link")).unwrap();
-        let (real, link, name) = (
-            pool.path().join("real"),
-            pool.path().join("link"),
-            pool.path().join("name"),
-        );
+        let pairs = [("a", "b"), ("c", "d")];
+        for (file, link) in pairs {
+            std::fs::write(pool.path().join(file), b"inside").unwrap();
+            symlink("../secret", pool.path().join(link)).unwrap();
+        }
+        let opens = std::env::var("VDISK_RACES")
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(200_000_u32);
         let done = std::sync::atomic::AtomicBool::new(false);
-        let opened = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                    for from in [&real, &link] {
-                        std::fs::rename(from, &name).unwrap();
-                        std::fs::rename(&name, from).unwrap();
+        let (mut opened, mut refused) = (0, 0);
+        std::thread::scope(|scope| {
+            for (file, link) in pairs {
+                let (pool, done) = (&pool, &done);
+                scope.spawn(move || {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        let folder = &pool.folder;
+                        rustix::fs::renameat_with(folder, file, folder, link, RenameFlags::EXCHANGE).unwrap();
                     }
-                }
-            });
-            let (mut opened, mut tries) = (0, 0);
-            // On a busy machine the other thread may have to be waited for.
-            while tries < 20_000 || (opened == 0 && tries < 5_000_000) {
-                tries += 1;
-                if let Ok(file) = pool.open_file("name", Access::Read) {
-                    assert_eq!(std::io::read_to_string(file).unwrap(), "inside");
-                    opened += 1;
+                });
+            }
+            for number in 0..opens {
+                let (name, access) = match number % 8 {
+                    0 => ("a", Access::Read),
+                    1 => ("b", Access::Read),
+                    2 => ("c", Access::Write),
+                    3 => ("d", Access::Write),
+                    4 => ("a", Access::Create),
+                    5 => ("b", Access::Create),
+                    6 => ("c", Access::Read),
+                    _ => ("d", Access::Read),
+                };
+                match pool.open_file(name, access) {
+                    Ok(file) => {
+                        assert_eq!(std::io::read_to_string(file).unwrap(), "inside");
+                        opened += 1;
+                    }
+                    Err(error) => {
+                        assert_eq!(error.code, ErrorCode::Denied, "{error}");
+                        refused += 1;
+                    }
                 }
             }
             done.store(true, std::sync::atomic::Ordering::Relaxed);
-            opened
         });
-        assert!(opened > 0, "the file was there some of the time");
+        assert!(opened > 0 && refused > 0, "{opened} opened, {refused} refused");
     }
 
     #[test]

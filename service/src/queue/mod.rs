@@ -1,12 +1,14 @@
 //! Running jobs: workers that claim, a supervisor for each job, recovery of what a dead process left.
 
 mod control;
+mod pulse;
 mod recover;
 mod settle;
 mod supervise;
 mod work;
 
 pub use control::{JobControl, StopReason};
+pub use pulse::Pulse;
 pub use recover::recover;
 pub use settle::{Done, Effect};
 pub use work::{Running, housekeeping, worker};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::error::Result;
+use crate::fault::{Step, around};
 use crate::model::{ImageId, ImageState};
 use crate::pool::{FileName, PoolFolder};
 use crate::service::Inner;
@@ -20,7 +21,7 @@ pub async fn recover(inner: &Inner) -> Result<()> {
         let mut tx = inner.store.begin().await?;
         let dead = tx.expire_all_leases().await?;
         tx.drop_all_request_locks().await?;
-        tx.commit().await?;
+        tx.commit_as(Step::ExpireLeases).await?;
         if dead > 0 {
             tracing::warn!(jobs = dead, "jobs of an ended process will run again");
         }
@@ -84,7 +85,7 @@ async fn undelete(inner: &Inner, pool: &PoolFolder, trash: &str, file: &str, rec
         file,
         "bringing back a file whose deletion was not completed"
     );
-    pool.rename(trash, file, false)
+    around(Step::BringBack, || pool.rename(trash, file, false))
 }
 
 async fn is_live(inner: &Inner, maker: Uuid, open_jobs: &[Uuid]) -> Result<bool> {
@@ -107,7 +108,7 @@ async fn drop_dead_reservations(inner: &Inner, records: &[ImageRecord], alone: b
         tx.delete_reserved(holder).await?;
         tx.forget_outcome(crate::store::idempotency::Outcome::Image(record.image.id))
             .await?;
-        tx.commit().await?;
+        tx.commit_as(Step::DropReservation).await?;
     }
     Ok(())
 }
@@ -126,7 +127,7 @@ async fn note_missing(inner: &Inner, pool: &PoolFolder, records: &[ImageRecord])
             tracing::warn!(image = %record.image.id, %state, "the state of an image changed while the service was down");
             let mut tx = inner.store.begin().await?;
             tx.set_image_state(record.image.id, state, problem).await?;
-            tx.commit().await?;
+            tx.commit_as(Step::NoteMissing).await?;
         }
     }
     Ok(())

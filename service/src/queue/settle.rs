@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::Step;
 use crate::model::{ImageId, Job, JobId, JobState};
 use crate::pool::PoolFolder;
 use crate::store::images::{Backing, FileFacts, NewImage, Origin};
@@ -136,7 +137,7 @@ async fn record(store: &Store, fence: Fence, done: &Done) -> Result<Job> {
         effect.record(&mut tx, fence.job).await?;
     }
     let job = tx.finish(fence, &Ending::Succeeded(done.result.clone())).await?;
-    tx.commit().await?;
+    tx.commit_as(Step::SucceedJob).await?;
     Ok(job)
 }
 
@@ -147,7 +148,7 @@ async fn record(store: &Store, fence: Fence, done: &Done) -> Result<Job> {
 pub async fn end(store: &Store, fence: Fence, ending: &Ending) -> Result<Job> {
     let mut tx = store.begin().await?;
     let job = tx.finish(fence, ending).await?;
-    tx.commit().await?;
+    tx.commit_as(Step::EndJob).await?;
     Ok(job)
 }
 

@@ -1,35 +1,69 @@
 //! Beside each running job: renews its lease, writes its progress, passes on what the user wants.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::{JobControl, StopReason};
 use crate::config::ServiceConfig;
 use crate::error::{ErrorCode, Result};
+use crate::fault::Step;
 use crate::model::JobProgress;
 use crate::store::Store;
 use crate::store::jobs::Fence;
 
-/// Runs until it is dropped, or until the lease is lost.
-pub async fn supervise(store: &Store, config: &ServiceConfig, fence: Fence, control: &Arc<JobControl>, poked: &Notify) {
+/// A running job, as its supervisor knows it.
+pub struct Supervised {
+    /// What entitles to write.
+    pub fence: Fence,
+    /// Its steering wheel.
+    pub control: Arc<JobControl>,
+    /// Wakes the supervisor.
+    pub poked: Arc<Notify>,
+    /// How often progress is written at most.
+    pub interval: Duration,
+    /// How often the lease is renewed.
+    pub heartbeat: Duration,
+    /// How long it lasts.
+    pub lease: Duration,
+}
+
+impl Supervised {
+    /// With the times that are configured.
+    pub fn new(config: &ServiceConfig, fence: Fence, control: &Arc<JobControl>, poked: &Arc<Notify>) -> Self {
+        Self {
+            fence,
+            control: control.clone(),
+            poked: poked.clone(),
+            interval: config.progress_interval,
+            heartbeat: config.heartbeat,
+            lease: config.lease,
+        }
+    }
+}
+
+/// Runs until it is ended, or until the lease is lost.
+pub async fn supervise(store: &Store, job: &Supervised, end: &CancellationToken) {
+    let (fence, control) = (job.fence, &job.control);
     let mut renewed = Instant::now();
     let mut shown = JobProgress::default();
-    let mut ticks = tokio::time::interval(config.progress_interval);
+    let mut ticks = tokio::time::interval(job.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let asked = tokio::select! {
+            () = end.cancelled() => return,
             _ = ticks.tick() => false,
-            () = poked.notified() => true,
+            () = job.poked.notified() => true,
         };
         let progress = control.progress();
         let moved = (progress.done_bytes, progress.total_bytes) != (shown.done_bytes, shown.total_bytes);
-        if !(asked || moved || renewed.elapsed() >= config.heartbeat) {
+        if !(asked || moved || renewed.elapsed() >= job.heartbeat) {
             continue;
         }
         let asked_at = Instant::now();
-        match report(store, config, fence, control, moved.then_some(&progress)).await {
+        match report(store, job, moved.then_some(&progress)).await {
             Ok(()) => {
                 renewed = asked_at;
                 shown = progress;
@@ -41,25 +75,19 @@ pub async fn supervise(store: &Store, config: &ServiceConfig, fence: Fence, cont
             Err(error) => tracing::warn!(job = %fence.job, %error, "could not renew the lease; trying again"),
         }
         // Whatever the database would say: after this long somebody else may have the job.
-        if renewed.elapsed() >= config.lease {
+        if renewed.elapsed() >= job.lease {
             return control.stop(StopReason::LeaseLost);
         }
     }
 }
 
-async fn report(
-    store: &Store,
-    config: &ServiceConfig,
-    fence: Fence,
-    control: &JobControl,
-    progress: Option<&JobProgress>,
-) -> Result<()> {
+async fn report(store: &Store, job: &Supervised, progress: Option<&JobProgress>) -> Result<()> {
     let mut tx = store.begin().await?;
-    let wishes = tx.renew(fence, config.lease).await?;
+    let wishes = tx.renew(job.fence, job.lease).await?;
     if let Some(progress) = progress {
-        tx.record_progress(fence, progress).await?;
+        tx.record_progress(job.fence, progress).await?;
     }
-    tx.commit().await?;
-    control.wish(wishes);
+    tx.commit_as(Step::Heartbeat).await?;
+    job.control.wish(wishes);
     Ok(())
 }

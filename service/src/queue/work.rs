@@ -7,9 +7,10 @@ use futures::FutureExt;
 use tokio::sync::Notify;
 
 use super::settle::{end, succeed};
-use super::supervise::supervise;
+use super::supervise::Supervised;
 use super::{Done, JobControl, StopReason};
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::Step;
 use crate::jobs::{self, JobContext};
 use crate::service::Inner;
 use crate::store::jobs::{Claimed, Ending, Wish};
@@ -49,7 +50,7 @@ async fn claim(inner: &Inner) -> Result<Option<Claimed>> {
     let claimed = tx.claim(inner.process, inner.config.lease).await?;
     // An empty claim is not committed: a commit wakes all workers.
     if claimed.is_some() {
-        tx.commit().await?;
+        tx.commit_as(Step::ClaimJob).await?;
     }
     Ok(claimed)
 }
@@ -66,16 +67,14 @@ async fn run(inner: &Arc<Inner>, claimed: Claimed) {
         control.stop(StopReason::Shutdown);
     }
     tracing::info!(job = %fence.job, kind = %claimed.kind, attempt = claimed.attempt, "job started");
-    let outcome = {
-        let work = std::panic::AssertUnwindSafe(attempt(inner, &claimed, &control)).catch_unwind();
-        let watch = supervise(&inner.store, &inner.config, fence, &control, &running.poked);
-        tokio::pin!(work);
-        tokio::select! {
-            outcome = &mut work => outcome,
-            // The lease is lost: the work was told to stop, and must have stopped before the slot is given away.
-            () = watch => work.await,
-        }
-    };
+    let heartbeat = inner
+        .pulse
+        .keep(Supervised::new(&inner.config, fence, &control, &running.poked));
+    // When the lease is lost the work is told to stop; the slot is given away when it has stopped.
+    let outcome = std::panic::AssertUnwindSafe(attempt(inner, &claimed, &control))
+        .catch_unwind()
+        .await;
+    heartbeat.end().await;
     let outcome = outcome.unwrap_or_else(|_| Err(ServiceError::internal("the job panicked")));
     match settle(inner, &claimed, &control, outcome).await {
         Ok(()) => clear_away(inner, fence.job).await,
@@ -136,7 +135,7 @@ async fn settle(inner: &Arc<Inner>, claimed: &Claimed, control: &JobControl, out
             let mut tx = store.begin().await?;
             tx.hand_back(fence, Duration::ZERO).await?;
             tracing::info!(job = %fence.job, "job handed back");
-            return tx.commit().await;
+            return tx.commit_as(Step::HandBackJob).await;
         }
         _ => Ending::of_error(error),
     };
@@ -155,7 +154,7 @@ async fn record_last_progress(inner: &Inner, claimed: &Claimed, control: &JobCon
     let write = async {
         let mut tx = inner.store.begin().await?;
         tx.record_progress(claimed.fence, &progress).await?;
-        tx.commit().await
+        tx.commit_as(Step::LastProgress).await
     };
     if let Err(error) = write.await {
         tracing::debug!(job = %claimed.fence.job, %error, "the last progress was not written");
@@ -185,5 +184,5 @@ async fn keep_house(inner: &Inner, prune: bool) -> Result<()> {
         tx.prune_events(inner.config.event_retention).await?;
         tx.prune_idempotency(inner.config.idempotency_retention).await?;
     }
-    tx.commit().await
+    tx.commit_as(Step::KeepHouse).await
 }

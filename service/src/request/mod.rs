@@ -3,6 +3,7 @@
 mod access;
 mod image;
 mod job;
+mod keys;
 mod list;
 mod transfer;
 mod values;
@@ -14,6 +15,7 @@ pub use job::{
     CheckRequest, CommitRequest, CompareRequest, CompressRequest, CompressionAlgorithm, ConvertRequest, FlattenRequest,
     JobFilter, MeasureRequest, RebaseMode, RebaseRequest, Repair, ResizeRequest, UpdateJob, WaitUntil,
 };
+pub use keys::{DecryptRequest, EncryptRequest, KeyChange, RekeyRequest, RotateMasterKeyRequest};
 pub use list::{Call, EventFilter, MapLayer, MapRequest, PageRequest};
 pub use transfer::{ByteRange, Checksum, UploadPart, UploadStatus};
 pub use values::{NewSecret, Options, SecretForm, SecretRefs};

@@ -12,6 +12,7 @@ use super::Service;
 use super::paging::Window;
 use crate::disk::try_random;
 use crate::error::{Result, ServiceError};
+use crate::fault::Step;
 use crate::model::{Page, Token, TokenId};
 use crate::pool::check_image_name;
 use crate::request::{Call, NewToken, PageRequest};
@@ -81,7 +82,7 @@ impl Service {
             .insert_token(id, &request.name, request.role, &hash(text.reveal()), expires_at)
             .await?;
         tx.remember(key.as_ref(), Outcome::Token(id)).await?;
-        tx.commit().await?;
+        tx.commit_as(Step::CreateToken).await?;
         Ok((token, Some(text)))
     }
 
@@ -110,7 +111,7 @@ impl Service {
     pub async fn revoke_token(&self, id: TokenId) -> Result<()> {
         let mut tx = self.inner.store.begin().await?;
         tx.delete_token(id).await?;
-        tx.commit().await
+        tx.commit_as(Step::RevokeToken).await
     }
 
     /// Whether there is a token that counts now.

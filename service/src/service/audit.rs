@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::paging::Window;
 use super::{Inner, Service};
 use crate::error::Result;
+use crate::fault::Step;
 use crate::model::{AuditEntry, Page, Role};
 use crate::request::PageRequest;
 
@@ -93,5 +94,5 @@ async fn write(inner: &Inner, entries: &[AuditEntry]) -> Result<()> {
         tx.append_audit(entry).await?;
     }
     tx.prune_audit(inner.config.audit_entries).await?;
-    tx.commit().await
+    tx.commit_as(Step::WriteAudit).await
 }

@@ -4,6 +4,7 @@ use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::Node;
 use vdisk_engine::image::BackingReference;
+use vdisk_engine::storage::{FileOptions, FileStorage};
 use vdisk_engine::{Chain, OpenEnv};
 
 use super::background::blocking;
@@ -12,11 +13,12 @@ use super::paging::Window;
 use super::{Inner, Service};
 use crate::disk::{NewDisk, create_disk, file_facts, publish};
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::{Step, around};
 use crate::jobs::{
     creatable, engine_options, require_ready, require_same_pool, require_secrets, require_unprotected, take_roles,
 };
 use crate::model::{Image, ImageId, Labels, Page};
-use crate::pool::{FileName, PoolFolder, check_image_name};
+use crate::pool::{Access, FileName, PoolFolder, check_image_name};
 use crate::request::{Call, CreateImage, ImageFilter, PageRequest, SecretRefs, UpdateImage};
 use crate::store::Tx;
 use crate::store::idempotency::{IdempotentRequest, Outcome};
@@ -70,7 +72,7 @@ impl Service {
         let mut tx = self.inner.store.begin().await?;
         tx.update_image(id, &request).await?;
         let image = tx.image(id).await?.image;
-        tx.commit().await?;
+        tx.commit_as(Step::UpdateImage).await?;
         Ok(image)
     }
 
@@ -128,7 +130,7 @@ async fn create(inner: &Arc<Inner>, mut request: CreateImage, key: Option<Idempo
         let mut tx = inner.store.begin().await?;
         tx.publish_image(id, holder, &FileName::published(id, 1), &facts)
             .await?;
-        locks.release_and_commit(tx).await?;
+        locks.release_and_commit(tx, Step::RecordImage).await?;
         Ok(inner.store.image(id).await?.image)
     };
     match made.await {
@@ -183,7 +185,7 @@ async fn reserve(
     wanted.extend(plan.base.iter().map(|base| (base.image.id, LockMode::Shared)));
     locks.take(&mut tx, &wanted).await?;
     tx.remember(key, Outcome::Image(id)).await?;
-    tx.commit().await?;
+    tx.commit_as(Step::ReserveImage).await?;
     Ok(Ok(plan))
 }
 
@@ -284,7 +286,7 @@ async fn forget(inner: &Inner, id: ImageId, holder: Uuid) {
         tx.delete_reserved(holder).await?;
         tx.forget_outcome(Outcome::Image(id)).await?;
         tx.unlock(holder).await?;
-        tx.commit().await?;
+        tx.commit_as(Step::ForgetImage).await?;
         // A commit that failed may have been carried out all the same: a file on record stays.
         let recorded = inner.store.begin().await?.any_image(id).await?.is_some();
         for pool in inner.pools.values().filter(|_| !recorded) {
@@ -305,10 +307,10 @@ async fn delete(inner: &Arc<Inner>, id: ImageId) -> Result<()> {
     require_unprotected(&record)?;
     tx.require_free_of_dependents(id, &[]).await?;
     locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
-    tx.commit().await?;
+    tx.commit_as(Step::BeginDelete).await?;
     let removed = remove(inner, &record).await;
     let (locks, tx) = locks.with(removed).await?;
-    locks.release_and_commit(tx).await?;
+    locks.release_and_commit(tx, Step::RecordDelete).await?;
     let pool = inner.pool(&record.image.pool)?;
     for leftover in [FileName::trash(&record.file), FileName::upload(id)] {
         pool.remove(&leftover)?;
@@ -316,11 +318,22 @@ async fn delete(inner: &Arc<Inner>, id: ImageId) -> Result<()> {
     Ok(())
 }
 
+/// Locks a file that is about to go, so that no other program is using it, a guest for one; `None` when there is no file that could be
+/// used.
+fn unused(pool: &PoolFolder, file: &str) -> Result<Option<FileStorage>> {
+    match pool.open_file(file, Access::Write) {
+        Ok(handle) => Ok(Some(FileStorage::from_file(handle, file, FileOptions::write())?)),
+        Err(error) if [ErrorCode::NotFound, ErrorCode::Denied].contains(&error.code) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Puts the file aside and takes the row out, in a transaction that is still open.
 async fn remove(inner: &Inner, record: &ImageRecord) -> Result<Tx> {
     let pool = inner.pool(&record.image.pool)?;
     let (file, trash) = (&record.file, FileName::trash(&record.file));
-    let aside = match pool.rename(file, &trash, true) {
+    let _held = unused(&pool, file)?;
+    let aside = match around(Step::PutAside, || pool.rename(file, &trash, true)) {
         Ok(()) => true,
         Err(error) if error.code == ErrorCode::NotFound => false,
         Err(error) => return Err(error),
@@ -331,7 +344,7 @@ async fn remove(inner: &Inner, record: &ImageRecord) -> Result<Tx> {
         Ok(tx)
     };
     deleted.await.inspect_err(|_| {
-        if aside && let Err(error) = pool.rename(&trash, file, false) {
+        if aside && let Err(error) = around(Step::BringBack, || pool.rename(&trash, file, false)) {
             tracing::error!(image = %record.image.id, %error, "the image's file is aside; the next start brings it back");
         }
     })

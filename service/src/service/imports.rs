@@ -3,6 +3,7 @@ use vdisk_engine::formats;
 
 use super::Service;
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::Step;
 use crate::jobs::{ImportFrom, plan_import, require_ready, require_same_pool};
 use crate::model::Image;
 use crate::pool::check_image_name;
@@ -104,7 +105,7 @@ impl Service {
         .await?;
         tx.remember(key.as_ref(), Outcome::Image(id)).await?;
         let image = tx.image(id).await?.image;
-        tx.commit().await?;
+        tx.commit_as(Step::StartUpload).await?;
         Ok(image)
     }
 }

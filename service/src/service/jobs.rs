@@ -3,15 +3,23 @@ use std::time::Duration;
 use super::Service;
 use super::paging::Window;
 use crate::error::Result;
+use crate::fault::Step;
 use crate::model::{Job, JobId, Page};
-use crate::request::{JobFilter, PageRequest, UpdateJob, WaitUntil};
+use crate::request::{Call, JobFilter, PageRequest, UpdateJob, WaitUntil};
 use crate::store::Tx;
+use crate::store::idempotency::Outcome;
 
 /// The longest wait that [`Service::wait_job`] grants.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
+/// How long changes may gather before a job is read again. Every change wakes everybody who waits, whatever job it is of: who has waited
+/// long does not notice a little more, and the database is spared.
+fn patience(waited: Duration) -> Duration {
+    (waited / 64).min(Duration::from_millis(50))
+}
+
 impl Service {
-    /// Jobs that match, newest first. Their `steps` are left out.
+    /// Jobs that match, newest first.
     ///
     /// # Errors
     /// `invalid_argument` for a page token that is not ours.
@@ -43,14 +51,15 @@ impl Service {
     /// `not_found`.
     pub async fn wait_job(&self, id: JobId, until: WaitUntil, timeout: Duration) -> Result<Job> {
         let mut changes = self.inner.store.changes();
-        let deadline = tokio::time::Instant::now() + timeout.min(LONGEST_WAIT);
+        let begun = tokio::time::Instant::now();
+        let deadline = begun + timeout.min(LONGEST_WAIT);
         let first = self.inner.store.job(id).await?;
         let mut job = first.clone();
         while !is_reached(until, &first, &job) {
             tokio::select! {
                 () = tokio::time::sleep_until(deadline) => break,
                 () = self.inner.stop.cancelled() => break,
-                _ = changes.changed() => {}
+                _ = changes.changed() => tokio::time::sleep(patience(begun.elapsed())).await,
                 // Other processes change jobs too.
                 () = tokio::time::sleep(self.inner.config.poll_interval) => {}
             }
@@ -64,9 +73,10 @@ impl Service {
     /// past the point of no return, finishes. Asking again, or for a cancelled job, changes nothing.
     ///
     /// # Errors
-    /// `not_found`, `job_state_conflict` when it has succeeded or failed.
-    pub async fn cancel_job(&self, id: JobId) -> Result<Job> {
-        let job = self.steer(id, async |tx| tx.cancel_job(id).await).await?;
+    /// `not_found`, `job_state_conflict` when it has succeeded or failed, `idempotency_conflict`.
+    pub async fn cancel_job(&self, id: JobId, call: &Call) -> Result<Job> {
+        let steered = self.steer(id, ("cancel", call), async |tx| tx.cancel_job(id).await);
+        let job = steered.await?;
         if job.is_finished() {
             // It waited for its next attempt: what the one before left goes too.
             crate::jobs::sweep(&self.inner, id).await?;
@@ -77,17 +87,19 @@ impl Service {
     /// Holds a job back. Pausing a paused job changes nothing.
     ///
     /// # Errors
-    /// `not_found`, `job_state_conflict` when it has ended.
-    pub async fn pause_job(&self, id: JobId) -> Result<Job> {
-        self.steer(id, async |tx| tx.pause_job(id).await).await
+    /// `not_found`, `job_state_conflict` when it has ended, `idempotency_conflict`.
+    pub async fn pause_job(&self, id: JobId, call: &Call) -> Result<Job> {
+        let steered = self.steer(id, ("pause", call), async |tx| tx.pause_job(id).await);
+        steered.await
     }
 
     /// Lets a paused job go on. Resuming a job that is not paused changes nothing.
     ///
     /// # Errors
-    /// `not_found`, `job_state_conflict` when it has ended.
-    pub async fn resume_job(&self, id: JobId) -> Result<Job> {
-        self.steer(id, async |tx| tx.resume_job(id).await).await
+    /// `not_found`, `job_state_conflict` when it has ended, `idempotency_conflict`.
+    pub async fn resume_job(&self, id: JobId, call: &Call) -> Result<Job> {
+        let steered = self.steer(id, ("resume", call), async |tx| tx.resume_job(id).await);
+        steered.await
     }
 
     /// Changes rate limit and priority.
@@ -96,13 +108,26 @@ impl Service {
     /// `not_found`, `job_state_conflict` when it has ended.
     pub async fn update_job(&self, id: JobId, request: UpdateJob) -> Result<Job> {
         crate::jobs::check_priority(request.priority)?;
-        self.steer(id, async |tx| tx.update_job(id, &request).await).await
+        let call = ("update", &Call::default());
+        self.steer(id, call, async |tx| tx.update_job(id, &request).await).await
     }
 
-    async fn steer(&self, id: JobId, change: impl AsyncFnOnce(&mut Tx) -> Result<Job>) -> Result<Job> {
+    /// Changes what is wanted of a job, once for each idempotency key.
+    async fn steer(
+        &self,
+        id: JobId,
+        (verb, call): (&str, &Call),
+        change: impl AsyncFnOnce(&mut Tx) -> Result<Job>,
+    ) -> Result<Job> {
+        let key = call.bind(verb, &id.to_string(), &())?;
         let mut tx = self.inner.store.begin().await?;
+        if tx.recall(key.as_ref()).await?.is_some() {
+            drop(tx);
+            return self.inner.store.job(id).await;
+        }
         change(&mut tx).await?;
-        tx.commit().await?;
+        tx.remember(key.as_ref(), Outcome::Job(id)).await?;
+        tx.commit_as(Step::SteerJob).await?;
         self.inner.poke(id);
         self.inner.store.job(id).await
     }

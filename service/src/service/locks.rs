@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::Inner;
 use crate::error::Result;
+use crate::fault::Step;
 use crate::model::ImageId;
 use crate::store::Tx;
 use crate::store::locks::{Holder, LockMode};
@@ -55,7 +56,7 @@ impl RequestLocks {
         let wanted: Vec<_> = images.map(|image| (image, LockMode::Shared)).collect();
         let mut tx = inner.store.begin().await?;
         locks.take(&mut tx, &wanted).await?;
-        tx.commit().await?;
+        tx.commit_as(Step::TakeLocks).await?;
         Ok(locks)
     }
 
@@ -80,9 +81,9 @@ impl RequestLocks {
     }
 
     /// Lets go as part of the transaction that records what was done, and commits it.
-    pub async fn release_and_commit(self, mut tx: Tx) -> Result<()> {
+    pub async fn release_and_commit(self, mut tx: Tx, step: Step) -> Result<()> {
         tx.unlock(self.id).await?;
-        tx.commit().await?;
+        tx.commit_as(step).await?;
         self.held.store(false, Ordering::Relaxed);
         Ok(())
     }
@@ -105,7 +106,7 @@ async fn unlock(inner: &Inner, id: Uuid) {
     let unlocked = async {
         let mut tx = inner.store.begin().await?;
         tx.unlock(id).await?;
-        tx.commit().await
+        tx.commit_as(Step::ReleaseLocks).await
     };
     let unlocked: Result<()> = unlocked.await;
     if let Err(error) = unlocked {

@@ -41,7 +41,7 @@ use crate::disk::{Layer, OpenSecrets};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{AuditEntry, ImageId, JobId};
 use crate::pool::PoolFolder;
-use crate::queue::{Running, StopReason};
+use crate::queue::{Pulse, Running, StopReason};
 use crate::request::SecretRefs;
 use crate::secrets::Vault;
 use crate::store::Store;
@@ -61,6 +61,8 @@ pub struct Service {
 pub struct Inner {
     pub(crate) config: ServiceConfig,
     pub(crate) store: Store,
+    /// Keeps the leases of running jobs.
+    pub(crate) pulse: Pulse,
     pub(crate) pools: BTreeMap<String, Arc<PoolFolder>>,
     pub(crate) vault: Vault,
     /// Bounds that go with every open.
@@ -87,6 +89,7 @@ impl Service {
             }
             all.await;
         }
+        self.inner.pulse.end().await;
         self.inner.store.close().await;
     }
 

@@ -16,8 +16,8 @@ use crate::config::ServiceConfig;
 use crate::disk::try_random;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::pool::{PoolFolder, check_image_name};
-use crate::queue::{housekeeping, recover, worker};
-use crate::secrets::Vault;
+use crate::queue::{Pulse, housekeeping, recover, worker};
+use crate::secrets::{Vault, not_at_hand};
 use crate::store::{Store, sqlite_url};
 use crate::webhooks::deliverer;
 
@@ -37,17 +37,22 @@ impl Service {
             .clone()
             .unwrap_or_else(|| sqlite_url(&config.data_dir.join("vdiskd.db")));
         let owner = url.starts_with("sqlite:").then(|| own(&config.data_dir)).transpose()?;
-        let vault = Vault::open(config.master_key.as_ref(), &config.data_dir)?;
+        let vault = Vault::open(&config)?;
         let pools = open_pools(&config.pools)?;
         let store = Store::open(&url, config.clock.clone()).await?;
+        if let Some(missing) = store.sealing_key().await?.filter(|key_id| !vault.has(key_id)) {
+            return Err(not_at_hand(&missing));
+        }
         let limits = Limits {
             chain_depth: config.limits.chain_depth,
             virtual_size: config.limits.virtual_size,
             ..Limits::untrusted()
         };
+        let pulse = Pulse::start(&store).await?;
         let (audit, entries) = audit::channel();
         let inner = Arc::new(Inner {
             store,
+            pulse,
             audit,
             pools,
             vault,

@@ -10,6 +10,7 @@ use super::Inner;
 use super::background::blocking;
 use crate::Bytes;
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::{Step, around};
 use crate::model::ImageId;
 use crate::pool::{Access, FileName, PoolFolder, is_disk_full};
 use crate::request::UploadPart;
@@ -72,7 +73,7 @@ impl Receiver {
         let file = pool.open_file(&FileName::upload(id), Access::Create)?;
         let failed = |error: std::io::Error| write_failed(&error);
         // What lies behind was never acknowledged, or the client starts anew.
-        file.set_len(part.offset).map_err(failed)?;
+        around(Step::OpenUpload, || file.set_len(part.offset).map_err(failed))?;
         let limit = part.total.unwrap_or(u64::MAX).min(inner.config.limits.upload_bytes);
         Ok(Self {
             file,
@@ -98,9 +99,10 @@ impl Receiver {
         {
             end = self.start;
         }
-        let settled = self.file.set_len(end).and_then(|()| self.file.sync_all());
+        let settle = || self.file.set_len(end).and_then(|()| self.file.sync_all());
+        let settled = around(Step::SettleUpload, || settle().map_err(|error| write_failed(&error)));
         if let Err(error) = settled {
-            (end, outcome) = (self.start, Err(write_failed(&error)));
+            (end, outcome) = (self.start, Err(error));
         }
         (end, outcome)
     }

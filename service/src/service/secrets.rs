@@ -4,6 +4,7 @@ use vdisk_engine::crypto::{SealedUnder, Secret as EngineSecret, SecretFormat, de
 use super::Service;
 use super::paging::Window;
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::Step;
 use crate::model::{Page, Secret, SecretId};
 use crate::pool::check_image_name;
 use crate::request::{Call, NewSecret, PageRequest, SecretForm};
@@ -28,15 +29,18 @@ impl Service {
         let id = Uuid::now_v7();
         let digest = self.inner.vault.keyed_digest(&[request.name.as_bytes(), value.bytes()]);
         let key = call.bind("create_secret", "", &digest)?;
-        let sealed = self.inner.vault.seal(id, value.bytes())?;
         let mut tx = self.inner.store.begin().await?;
         if let Some(Outcome::Secret(id)) = tx.recall(key.as_ref()).await? {
             drop(tx);
             return self.inner.store.secret(id).await;
         }
+        let sealed = self
+            .inner
+            .vault
+            .seal(tx.sealing_key().await?.as_deref(), id, value.bytes())?;
         let secret = tx.insert_secret(id, &request.name, &sealed).await?;
         tx.remember(key.as_ref(), Outcome::Secret(id)).await?;
-        tx.commit().await?;
+        tx.commit_as(Step::CreateSecret).await?;
         Ok(secret)
     }
 
@@ -85,6 +89,6 @@ impl Service {
     pub async fn delete_secret(&self, id: SecretId) -> Result<()> {
         let mut tx = self.inner.store.begin().await?;
         tx.delete_secret(id).await?;
-        tx.commit().await
+        tx.commit_as(Step::DeleteSecret).await
     }
 }

@@ -10,6 +10,7 @@ use super::{Inner, Service};
 use crate::clock::Timestamp;
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts, open_chain};
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::Step;
 use crate::jobs::{require_ready, require_unprotected};
 use crate::model::{Image, ImageId, Snapshot};
 use crate::pool::check_image_name;
@@ -95,7 +96,7 @@ async fn run(inner: &Arc<Inner>, id: ImageId, change: Change) -> Result<Vec<Snap
     locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
     // Between here and the record of what came out, what the file looks like is open.
     tx.forget_stamps(locks.id).await?;
-    tx.commit().await?;
+    tx.commit_as(Step::BeginSnapshot).await?;
     let layers = inner.layers(id).await?;
     let (limits, now) = (inner.limits.clone(), inner.store.now());
     let changed = blocking(move || apply(&layers, &change, &limits, now)).await;
@@ -107,7 +108,7 @@ async fn run(inner: &Arc<Inner>, id: ImageId, change: Change) -> Result<Vec<Snap
         }
         Err(error) => Err(error),
     };
-    locks.release_and_commit(tx).await?;
+    locks.release_and_commit(tx, Step::RecordSnapshot).await?;
     snapshots
 }
 

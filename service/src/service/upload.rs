@@ -13,6 +13,7 @@ use super::receive::{Feed, Receiver, feed, too_long, write_failed};
 use super::{Inner, Service};
 use crate::Bytes;
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::{Step, around};
 use crate::jobs::take_in;
 use crate::model::{ImageId, ImageState};
 use crate::pool::{Access, FileName, PoolFolder};
@@ -92,7 +93,7 @@ impl Service {
             ));
         }
         locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
-        tx.commit().await?;
+        tx.commit_as(Step::LockUpload).await?;
         Ok((locks, record))
     }
 }
@@ -110,7 +111,7 @@ async fn take_part(
     let recorded = async {
         let mut tx = inner.store.begin().await?;
         tx.record_upload(record.image.id, received).await?;
-        tx.commit().await
+        tx.commit_as(Step::NoteUpload).await
     };
     let (locks, ()) = locks.with(recorded.await.and(outcome)).await?;
     let complete = match part.total {
@@ -145,7 +146,7 @@ async fn complete_upload(
             let mut tx = inner.store.begin().await?;
             tx.set_image_state(id, ImageState::Failed, Some(&error.public)).await?;
             tx.set_backing(id, None).await?;
-            locks.release_and_commit(tx).await?;
+            locks.release_and_commit(tx, Step::RefuseUpload).await?;
             Err(error)
         }
         Err(error) => {
@@ -199,7 +200,9 @@ async fn accept(
             &limits,
             &control,
         )?;
-        folder.rename(&file, &FileName::published(id, 1), false)?;
+        around(Step::ShowUpload, || {
+            folder.rename(&file, &FileName::published(id, 1), false)
+        })?;
         Ok(taken)
     });
     let taken = taken.await?;
@@ -218,14 +221,16 @@ async fn accept(
             )
             .await?;
         }
-        tx.commit().await
+        tx.commit_as(Step::RecordUpload).await
     };
     let recorded: Result<()> = recorded.await;
     let Err(error) = recorded else { return Ok(()) };
     // A commit that failed may have been carried out all the same: the record says where the file belongs.
     let record = inner.store.image(id).await;
     if record.is_ok_and(|record| record.image.state == ImageState::Uploading) {
-        pool.rename(&FileName::published(id, 1), &FileName::upload(id), false)?;
+        around(Step::HideUpload, || {
+            pool.rename(&FileName::published(id, 1), &FileName::upload(id), false)
+        })?;
     }
     Err(error)
 }

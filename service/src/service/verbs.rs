@@ -2,13 +2,15 @@ use serde::Serialize;
 
 use super::Service;
 use crate::error::{Result, ServiceError};
+use crate::fault::Step;
 use crate::jobs::{
-    plan_check, plan_commit, plan_compare, plan_compress, plan_convert, plan_flatten, plan_rebase, plan_resize,
+    plan_check, plan_commit, plan_compare, plan_compress, plan_convert, plan_decrypt, plan_encrypt, plan_flatten,
+    plan_rebase, plan_rekey, plan_resize, plan_rotate,
 };
 use crate::model::{ImageId, Job};
 use crate::request::{
-    Call, CheckRequest, CommitRequest, CompareRequest, CompressRequest, ConvertRequest, FlattenRequest, RebaseRequest,
-    ResizeRequest,
+    Call, CheckRequest, CommitRequest, CompareRequest, CompressRequest, ConvertRequest, DecryptRequest, EncryptRequest,
+    FlattenRequest, RebaseRequest, RekeyRequest, ResizeRequest, RotateMasterKeyRequest,
 };
 use crate::store::Tx;
 use crate::store::idempotency::{IdempotentRequest, Outcome};
@@ -115,6 +117,55 @@ impl Service {
         .await
     }
 
+    /// Makes a new, encrypted image with the content of this one; `result.image_id` names it.
+    ///
+    /// # Errors
+    /// The common ones; `invalid_name`, `name_taken`.
+    pub async fn encrypt_image(&self, id: ImageId, request: EncryptRequest, call: &Call) -> Result<Job> {
+        let (target, body) = (id.to_string(), request.clone());
+        self.queue("encrypt", &target, &body, call, async |tx| {
+            plan_encrypt(tx, &self.inner, id, request).await
+        })
+        .await
+    }
+
+    /// Makes a new image that is not encrypted with the content of this one, which is; `result.image_id` names it.
+    ///
+    /// # Errors
+    /// The common ones; `invalid_name`, `name_taken`.
+    pub async fn decrypt_image(&self, id: ImageId, request: DecryptRequest, call: &Call) -> Result<Job> {
+        let (target, body) = (id.to_string(), request.clone());
+        self.queue("decrypt", &target, &body, call, async |tx| {
+            plan_decrypt(tx, &self.inner, id, request).await
+        })
+        .await
+    }
+
+    /// Changes the key slots of an encrypted image in place; `result` has the slots.
+    ///
+    /// # Errors
+    /// The common ones; `image_protected`, `secret_required`. The job fails with `wrong_key`, and with `invalid_argument` for what
+    /// would lose the last key.
+    pub async fn rekey_image(&self, id: ImageId, request: RekeyRequest, call: &Call) -> Result<Job> {
+        let (target, body) = (id.to_string(), request.clone());
+        self.queue("rekey", &target, &body, call, async |tx| {
+            plan_rekey(tx, &self.inner, id, request).await
+        })
+        .await
+    }
+
+    /// Seals every secret under the new master key. Whoever starts the service next needs that one alone.
+    ///
+    /// # Errors
+    /// `unsupported` when there is no new key, `job_state_conflict` while a rotation is queued or runs, `limit_exceeded`.
+    pub async fn rotate_master_key(&self, request: RotateMasterKeyRequest, call: &Call) -> Result<Job> {
+        let body = request.clone();
+        self.queue("rotate_master_key", "", &body, call, async |tx| {
+            plan_rotate(tx, &self.inner, request).await
+        })
+        .await
+    }
+
     /// Plans a job and queues it in one transaction, or finds the one that the same request led to before.
     pub(super) async fn queue(
         &self,
@@ -141,7 +192,7 @@ impl Service {
         let new = plan(&mut tx).await?;
         let job = tx.enqueue(&new, self.inner.config.limits.open_jobs).await?;
         tx.remember(request.as_ref(), Outcome::Job(job.id)).await?;
-        tx.commit().await?;
+        tx.commit_as(Step::EnqueueJob).await?;
         Ok(job)
     }
 }

@@ -2,6 +2,7 @@ use uuid::Uuid;
 
 use super::Service;
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::Step;
 use crate::model::{EventKind, Webhook, WebhookId};
 use crate::request::{Call, NewWebhook};
 use crate::store::idempotency::Outcome;
@@ -31,7 +32,6 @@ impl Service {
         let parts: Vec<_> = parts.iter().map(Vec::as_slice).collect();
         let key = call.bind("create_webhook", "", &self.inner.vault.keyed_digest(&parts))?;
         let id = Uuid::now_v7();
-        let sealed = self.inner.vault.seal(id, &request.secret)?;
         let mut tx = self.inner.store.begin().await?;
         if let Some(Outcome::Webhook(id)) = tx.recall(key.as_ref()).await? {
             drop(tx);
@@ -42,9 +42,13 @@ impl Service {
             let public = format!("there are {limit} webhooks already; remove one first");
             return Err(ServiceError::new(ErrorCode::LimitExceeded, public));
         }
+        let sealed = self
+            .inner
+            .vault
+            .seal(tx.sealing_key().await?.as_deref(), id, &request.secret)?;
         tx.insert_webhook(id, &request.url, &events, &sealed).await?;
         tx.remember(key.as_ref(), Outcome::Webhook(id)).await?;
-        tx.commit().await?;
+        tx.commit_as(Step::CreateWebhook).await?;
         self.webhook(id).await
     }
 
@@ -72,6 +76,6 @@ impl Service {
     pub async fn delete_webhook(&self, id: WebhookId) -> Result<()> {
         let mut tx = self.inner.store.begin().await?;
         tx.delete_webhook(id).await?;
-        tx.commit().await
+        tx.commit_as(Step::DeleteWebhook).await
     }
 }

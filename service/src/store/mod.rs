@@ -15,6 +15,7 @@ pub mod locks;
 mod model_tests;
 mod open;
 mod row;
+pub mod sealing;
 pub mod secrets;
 pub mod statistics;
 #[cfg(test)]
@@ -25,13 +26,18 @@ pub mod tokens;
 pub mod webhooks;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use open::sqlite_url;
 use sqlx::{Any, AnyPool, Transaction};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 
 use crate::clock::{Clock, Timestamp};
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::{Side, Step, reach};
+
+/// How long who wants to use the database waits for the others.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Which database is behind the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +56,10 @@ pub struct Store {
     database: Database,
     clock: Arc<dyn Clock>,
     changes: watch::Sender<u64>,
+    /// Where it is, for further connections.
+    url: Arc<str>,
+    /// Who writes to SQLite next: its own waiting is not fair.
+    turns: Arc<Mutex<()>>,
 }
 
 /// A write transaction. Dropping it without [`Tx::commit`] undoes it.
@@ -58,6 +68,8 @@ pub struct Tx {
     /// The moment all changes of this transaction happen at.
     pub now: Timestamp,
     changes: watch::Sender<u64>,
+    /// Given back after the transaction.
+    _turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl Store {
@@ -73,8 +85,12 @@ impl Store {
 
     /// Starts a write transaction; waits for the one before it.
     pub async fn begin(&self) -> Result<Tx> {
+        let mut turn = None;
         let inner = match self.database {
-            Database::Sqlite => self.begin_sqlite().await?,
+            Database::Sqlite => {
+                turn = Some(self.turn().await?);
+                self.begin_sqlite().await?
+            }
             Database::Postgres => {
                 let mut inner = self.writer.begin().await?;
                 let lock = "SELECT value FROM counters WHERE name = 'writer' FOR UPDATE";
@@ -86,7 +102,13 @@ impl Store {
             inner,
             now: self.clock.now(),
             changes: self.changes.clone(),
+            _turn: turn,
         })
+    }
+
+    async fn turn(&self) -> Result<OwnedMutexGuard<()>> {
+        let waiting = tokio::time::timeout(PATIENCE, self.turns.clone().lock_owned()).await;
+        waiting.map_err(|_| ServiceError::new(ErrorCode::Unavailable, "the database does not answer"))
     }
 
     /// SQLite ends a transaction by itself when the disk is full or fails. The pool does not learn of it and the
@@ -123,7 +145,16 @@ impl Store {
 }
 
 impl Tx {
-    /// Makes the changes durable and wakes who waits for changes.
+    /// Makes the changes durable as one step, and wakes who waits for changes.
+    pub async fn commit_as(self, step: Step) -> Result<()> {
+        reach(step, Side::Before)?;
+        self.inner.commit().await?;
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        reach(step, Side::After)
+    }
+
+    /// Makes the changes durable: for tests, whose transactions are no step of the service.
+    #[cfg(test)]
     pub async fn commit(self) -> Result<()> {
         self.inner.commit().await?;
         self.changes.send_modify(|count| *count = count.wrapping_add(1));

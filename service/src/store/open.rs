@@ -2,13 +2,14 @@
 
 use std::path::Path;
 use std::sync::{Arc, Once};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::any::AnyPoolOptions;
-use sqlx::{AnyPool, Executor, Row};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AnyPool, ConnectOptions, Connection, Executor, Row};
 use tokio::sync::watch;
 
-use super::{Database, Store};
+use super::{Database, PATIENCE, Store};
 use crate::clock::Clock;
 use crate::error::{ErrorCode, Result, ServiceError};
 
@@ -18,6 +19,12 @@ static DRIVERS: Once = Once::new();
 /// Older SQLite can lose acknowledged writes (<https://www.sqlite.org/wal.html#walresetbug>).
 const SQLITE_OLDEST: (u32, u32, u32) = (3, 51, 3);
 const READERS: u32 = 4;
+/// How long the check at the start may take.
+const QUICK_CHECK: Duration = Duration::from_secs(10);
+/// Steps of SQLite's machine between two looks at the clock.
+const STEPS_UNWATCHED: i32 = 1000;
+/// SQLITE_INTERRUPT.
+const INTERRUPTED: &str = "9";
 
 /// Settings of every SQLite connection. FULL: what was acknowledged survives a power cut.
 const SQLITE_SETTINGS: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
@@ -40,7 +47,7 @@ impl Store {
         };
         if database == Database::Sqlite {
             check_sqlite_version(&writer).await?;
-            quick_check(&writer).await?;
+            quick_check(url, QUICK_CHECK).await?;
         }
         MIGRATOR
             .run(&writer)
@@ -52,6 +59,24 @@ impl Store {
             database,
             clock,
             changes: watch::Sender::new(0),
+            url: url.into(),
+            turns: Arc::default(),
+        })
+    }
+
+    /// The same database over one connection of its own, which belongs to the runtime of the caller.
+    ///
+    /// # Errors
+    /// `unavailable`.
+    pub async fn beside(&self) -> Result<Self> {
+        if self.url.contains(":memory:") {
+            return Ok(self.clone());
+        }
+        let only = connect(&self.url, self.database, 1).await?;
+        Ok(Self {
+            writer: only.clone(),
+            readers: only,
+            ..self.clone()
         })
     }
 }
@@ -87,7 +112,7 @@ async fn connect(url: &str, database: Database, connections: u32) -> Result<AnyP
     AnyPoolOptions::new()
         .max_connections(connections)
         .min_connections(1)
-        .acquire_timeout(Duration::from_secs(20))
+        .acquire_timeout(PATIENCE)
         .idle_timeout(None)
         .max_lifetime(None)
         .after_connect(move |connection, _| {
@@ -120,18 +145,30 @@ async fn check_sqlite_version(pool: &AnyPool) -> Result<()> {
 }
 
 /// Looks for damage at the start, but never for long: a large database is left to a later, full check.
-async fn quick_check(pool: &AnyPool) -> Result<()> {
-    let mut connection = pool.acquire().await?;
-    let check = sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut *connection);
-    let Ok(row) = tokio::time::timeout(Duration::from_secs(10), check).await else {
-        tracing::warn!("the database is too large for a quick check at start; skipped");
-        return Ok(());
+/// Says whether it came to its end.
+async fn quick_check(url: &str, limit: Duration) -> Result<bool> {
+    if url.contains(":memory:") {
+        return Ok(true);
+    }
+    let mut connection = url.parse::<SqliteConnectOptions>()?.connect().await?;
+    let deadline = Instant::now() + limit;
+    // The database itself has to be stopped: it would go on, and hold up what follows, if we just waited no longer.
+    let mut handle = connection.lock_handle().await?;
+    handle.set_progress_handler(STEPS_UNWATCHED, move || Instant::now() < deadline);
+    drop(handle);
+    let checked = sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut connection).await;
+    let verdict: String = match checked {
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(INTERRUPTED) => {
+            tracing::warn!("the database is too large for a quick check at start; stopped");
+            return Ok(false);
+        }
+        checked => checked?.try_get(0)?,
     };
-    let verdict: String = row?.try_get(0)?;
+    connection.close().await?;
     if verdict != "ok" {
         return Err(unusable(format!("the database is damaged: {verdict}")));
     }
-    Ok(())
+    Ok(true)
 }
 
 fn unusable(detail: String) -> ServiceError {
@@ -141,6 +178,19 @@ fn unusable(detail: String) -> ServiceError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_check_at_the_start_is_stopped_when_it_takes_too_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = sqlite_url(&dir.path().join("large.db"));
+        let pool = connect(&url, Database::Sqlite, 1).await.unwrap();
+        let fill = "CREATE TABLE t (a INTEGER PRIMARY KEY, b TEXT); WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 \
+             FROM n WHERE i < 20000) INSERT INTO t SELECT i, 'some text' FROM n";
+        sqlx::raw_sql(fill).execute(&pool).await.unwrap();
+        assert!(!quick_check(&url, Duration::ZERO).await.unwrap());
+        assert!(quick_check(&url, Duration::from_secs(300)).await.unwrap());
+        pool.close().await;
+    }
 
     #[test]
     fn paths_are_escaped_in_urls() {

@@ -8,7 +8,7 @@ use ureq::Agent;
 use ureq::config::Config;
 use ureq::unversioned::transport::DefaultConnector;
 
-use super::target::CheckedResolver;
+use super::target::guard;
 use crate::clock::Timestamp;
 use crate::error::{Result, ServiceError};
 use crate::model::WebhookId;
@@ -54,7 +54,7 @@ pub fn post(outgoing: &Outgoing, anywhere: bool) -> std::result::Result<(), Stri
         .proxy(None)
         .user_agent(concat!("vdiskd/", env!("CARGO_PKG_VERSION")))
         .build();
-    let agent = Agent::with_parts(config, DefaultConnector::default(), CheckedResolver::new(anywhere));
+    let agent = Agent::with_parts(config, DefaultConnector::default(), guard(anywhere));
     let answer = agent
         .post(&outgoing.url)
         .header("content-type", "application/json")
@@ -85,5 +85,29 @@ mod tests {
             signed.signature,
             "t=1800000000,v1=36d828a01a9a0f1bedd1330ec1166876dc4a7f2e2a4620790a1f3a806677770d"
         );
+    }
+
+    #[test]
+    fn nothing_inside_is_delivered_to() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let id = WebhookId::from_u128(7);
+        for host in [
+            "127.0.0.1",
+            "127.1",
+            "2130706433",
+            "0",
+            "localhost",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "10.0.0.1",
+        ] {
+            let url = format!("http://{host}:{port}/");
+            let outgoing = Outgoing::signed(&url, id, 1, String::new(), b"a-secret-of-sixteen", Timestamp(0)).unwrap();
+            let problem = post(&outgoing, false).unwrap_err();
+            assert!(problem.contains("may not be connected to"), "{url}: {problem}");
+        }
+        assert!(listener.accept().is_err(), "somebody connected");
     }
 }

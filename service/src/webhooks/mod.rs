@@ -11,6 +11,7 @@ pub use target::check_url;
 
 use self::deliver::{Outgoing, post};
 use crate::error::{Result, ServiceError};
+use crate::fault::{Side, Step, reach};
 use crate::model::{Event, WebhookId};
 use crate::service::Inner;
 
@@ -50,7 +51,7 @@ async fn deliver_to(inner: &Arc<Inner>, id: WebhookId) -> Result<()> {
     if !tx.claim_webhook(id, LEASE).await? {
         return Ok(());
     }
-    tx.commit().await?;
+    tx.commit_as(Step::ClaimWebhook).await?;
     let record = inner.store.webhook(id).await?;
     let secret = inner.vault.open_secret(id, &record.secret)?;
     let mut told = record.webhook.delivered;
@@ -85,7 +86,9 @@ async fn send(
     let body = serde_json::to_string(event).map_err(ServiceError::internal)?;
     let outgoing = Outgoing::signed(url, id, event.seq, body, secret, inner.store.now())?;
     let anywhere = inner.config.webhooks_anywhere;
+    reach(Step::SendEvent, Side::Before)?;
     let sent = tokio::task::spawn_blocking(move || post(&outgoing, anywhere)).await;
+    reach(Step::SendEvent, Side::After)?;
     sent.map_err(ServiceError::internal)
 }
 
@@ -93,7 +96,7 @@ async fn note(inner: &Inner, id: WebhookId, told: u64, keep: Duration) -> Result
     let mut tx = inner.store.begin().await?;
     let until = tx.now.after(keep);
     tx.webhook_told(id, told, until).await?;
-    tx.commit().await
+    tx.commit_as(Step::NoteDelivery).await
 }
 
 async fn failed(inner: &Inner, id: WebhookId, failures: u64, problem: &str) -> Result<()> {
@@ -104,5 +107,5 @@ async fn failed(inner: &Inner, id: WebhookId, failures: u64, problem: &str) -> R
     let mut tx = inner.store.begin().await?;
     let next = tx.now.after(pause);
     tx.webhook_failed(id, &problem, next).await?;
-    tx.commit().await
+    tx.commit_as(Step::NoteFailure).await
 }

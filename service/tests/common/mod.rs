@@ -19,8 +19,31 @@ pub const OVERLAY: &str = "qcow2";
 pub const MIB: u64 = 1 << 20;
 
 pub struct Lab {
-    pub dir: TempDir,
+    pub dir: Folder,
     pub service: Service,
+}
+
+/// Where a service has its files.
+pub enum Folder {
+    /// Removed when the test is through with it.
+    Own(TempDir),
+    /// Somebody else removes it.
+    Lent(PathBuf),
+}
+
+impl Folder {
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Own(dir) => dir.path(),
+            Self::Lent(path) => path,
+        }
+    }
+}
+
+impl From<TempDir> for Folder {
+    fn from(dir: TempDir) -> Self {
+        Self::Own(dir)
+    }
 }
 
 impl Lab {
@@ -33,7 +56,10 @@ impl Lab {
         let mut config = quick_config(dir.path());
         adjust(&mut config);
         let service = Service::open(config).await.unwrap();
-        Self { dir, service }
+        Self {
+            dir: dir.into(),
+            service,
+        }
     }
 
     /// Ends the service and starts another one on the same folder.

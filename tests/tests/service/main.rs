@@ -12,5 +12,7 @@ mod http;
 mod killed;
 mod programs;
 mod python;
+mod secrets;
+mod soak;
 mod story;
 mod vdiskd;

@@ -45,9 +45,14 @@ pub struct Vdiskd {
 impl Vdiskd {
     /// Starts it on a free port with its files in `data`.
     pub fn start(data: &Path, options: &[&str]) -> Self {
+        Self::start_at("127.0.0.1:0", data, options)
+    }
+
+    /// Starts it where it is to listen.
+    pub fn start_at(listen: &str, data: &Path, options: &[&str]) -> Self {
         let mut command = Command::new(program());
         command
-            .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn", "--data-dir"])
+            .args(["serve", "--listen", listen, "--log", "warn", "--data-dir"])
             .arg(data)
             .args(options);
         let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
@@ -58,6 +63,11 @@ impl Vdiskd {
         let url = line.trim().rsplit(' ').next().unwrap().to_owned();
         assert!(url.starts_with("http://"), "vdiskd said '{line}'");
         Self { url, child }
+    }
+
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// SIGKILL: nothing of it runs on.

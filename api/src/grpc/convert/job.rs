@@ -37,7 +37,11 @@ pairs!(
         Resize,
         Compare,
         Import,
-        Scan
+        Scan,
+        Encrypt,
+        Decrypt,
+        Rekey,
+        RotateMasterKey
     }
 );
 pairs!(

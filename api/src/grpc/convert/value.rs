@@ -30,12 +30,13 @@ pub fn structure(value: Value) -> Struct {
     }
 }
 
-/// Numbers become doubles: exact up to 2^53.
+/// Numbers become doubles. Whole ones that a double does not hold exactly become text, as 64-bit numbers do in protobuf's JSON.
 fn dynamic(value: Value) -> prost_types::Value {
     let kind = match value {
         Value::Null => Kind::NullValue(0),
         Value::Bool(flag) => Kind::BoolValue(flag),
-        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
+        Value::Number(number) if is_exact(&number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
+        Value::Number(number) => Kind::StringValue(number.to_string()),
         Value::String(text) => Kind::StringValue(text),
         Value::Array(items) => Kind::ListValue(ListValue {
             values: items.into_iter().map(dynamic).collect(),
@@ -43,6 +44,12 @@ fn dynamic(value: Value) -> prost_types::Value {
         object @ Value::Object(_) => Kind::StructValue(structure(object)),
     };
     prost_types::Value { kind: Some(kind) }
+}
+
+fn is_exact(number: &serde_json::Number) -> bool {
+    const LARGEST: u64 = 1 << 53;
+    let whole = number.as_u64().or_else(|| number.as_i64().map(i64::unsigned_abs));
+    whole.is_none_or(|whole| whole <= LARGEST)
 }
 
 /// Reads an id.
@@ -111,4 +118,28 @@ pub fn page(page: Option<proto::PageRequest>) -> PageRequest {
 /// The next page's token; empty on the last page.
 pub fn token(token: Option<String>) -> String {
     token.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn numbers_that_a_double_does_not_hold_become_text() {
+        let kinds = |value: Value| structure(value).fields.remove("n").and_then(|value| value.kind);
+        let text = |text: &str| Some(Kind::StringValue(text.to_owned()));
+        let cases = [
+            (json!(0), Some(Kind::NumberValue(0.0))),
+            (json!(-1.5), Some(Kind::NumberValue(-1.5))),
+            (json!(1_u64 << 53), Some(Kind::NumberValue(9_007_199_254_740_992.0))),
+            (json!((1_u64 << 53) + 1), text("9007199254740993")),
+            (json!(-(1_i64 << 53) - 1), text("-9007199254740993")),
+            (json!(u64::MAX), text("18446744073709551615")),
+        ];
+        for (number, expected) in cases {
+            assert_eq!(kinds(json!({"n": number})), expected, "{number}");
+        }
+    }
 }

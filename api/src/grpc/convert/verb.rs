@@ -2,8 +2,9 @@
 
 use vdisk_service::ServiceError;
 use vdisk_service::request::{
-    CheckRequest, CommitRequest, CompareRequest, CompressRequest, CompressionAlgorithm, ConvertRequest, FlattenRequest,
-    MeasureRequest, RebaseMode, RebaseRequest, Repair, ResizeRequest,
+    CheckRequest, CommitRequest, CompareRequest, CompressRequest, CompressionAlgorithm, ConvertRequest, DecryptRequest,
+    EncryptRequest, FlattenRequest, KeyChange, MeasureRequest, RebaseMode, RebaseRequest, RekeyRequest, Repair,
+    ResizeRequest,
 };
 
 use super::value::{id_of, known, one_of, optional_id, secret_refs, sorted};
@@ -139,6 +140,68 @@ impl TryFrom<proto::FlattenImageRequest> for FlattenRequest {
         Ok(Self {
             verify: request.verify,
             rate_limit: request.rate_limit,
+            priority: request.priority,
+        })
+    }
+}
+
+impl TryFrom<proto::EncryptImageRequest> for EncryptRequest {
+    type Error = ServiceError;
+
+    fn try_from(request: proto::EncryptImageRequest) -> Result<Self, ServiceError> {
+        Ok(Self {
+            name: request.name,
+            pool: request.pool,
+            format: request.format.unwrap_or_else(|| "luks".to_owned()),
+            options: sorted(request.options),
+            secret: id_of("secret", &request.secret)?,
+            snapshot: request.snapshot,
+            labels: sorted(request.labels),
+            verify: request.verify,
+            rate_limit: request.rate_limit,
+            priority: request.priority,
+        })
+    }
+}
+
+impl TryFrom<proto::DecryptImageRequest> for DecryptRequest {
+    type Error = ServiceError;
+
+    fn try_from(request: proto::DecryptImageRequest) -> Result<Self, ServiceError> {
+        Ok(Self {
+            name: request.name,
+            pool: request.pool,
+            format: request.format,
+            options: sorted(request.options),
+            secret: optional_id("secret", request.secret)?,
+            compress: request.compress,
+            snapshot: request.snapshot,
+            labels: sorted(request.labels),
+            verify: request.verify,
+            rate_limit: request.rate_limit,
+            priority: request.priority,
+        })
+    }
+}
+
+impl TryFrom<proto::RekeyImageRequest> for RekeyRequest {
+    type Error = ServiceError;
+
+    fn try_from(request: proto::RekeyImageRequest) -> Result<Self, ServiceError> {
+        let change = match known("change", request.change)? {
+            proto::KeyChange::Unspecified => None,
+            proto::KeyChange::Add => Some(KeyChange::Add),
+            proto::KeyChange::Change => Some(KeyChange::Change),
+            proto::KeyChange::Erase => Some(KeyChange::Erase),
+        };
+        Ok(Self {
+            change: one_of("change", change)?,
+            new_secret: optional_id("secret", request.new_secret)?,
+            old_secret: optional_id("secret", request.old_secret)?,
+            slot: request.slot,
+            iter_time: request.iter_time,
+            iterations: request.iterations,
+            force: request.force,
             priority: request.priority,
         })
     }

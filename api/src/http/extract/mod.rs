@@ -1,5 +1,6 @@
 //! What handlers take out of a request.
 
+mod accept;
 pub mod body;
 mod digest;
 pub mod idempotency;
@@ -8,6 +9,7 @@ mod query;
 mod range;
 mod wait;
 
+pub use accept::accepts;
 pub use body::{JsonBody, OptionalBody};
 pub use digest::announced_checksum;
 pub use idempotency::IdempotencyKey;

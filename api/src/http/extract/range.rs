@@ -2,19 +2,22 @@
 
 use axum::extract::FromRequestParts;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, Method, header};
 use vdisk_service::request::ByteRange;
 use vdisk_service::{ErrorCode, ServiceError};
 
 use crate::errors::TransportCode;
 use crate::http::problem::{Answer, Problem};
 
+/// Ranges of one request. Each takes a reader of its own.
+const MOST_RANGES: usize = 8;
+
 /// Which bytes a download asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct RangeHeaders {
-    /// `Range`, when it is in bytes.
-    pub range: Option<ByteRange>,
-    /// `If-Range`: the range counts only while the entity tag is this one.
+    /// `Range`, when it is in bytes and the method is GET: no other has ranges (RFC 9110 section 14.2).
+    pub ranges: Vec<ByteRange>,
+    /// `If-Range`: the ranges count only while the entity tag is this one.
     pub if_range: Option<String>,
 }
 
@@ -22,12 +25,15 @@ impl<S: Send + Sync> FromRequestParts<S> for RangeHeaders {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Answer<Self> {
-        let range = text(&parts.headers, header::RANGE)?
-            .map(parse_range)
-            .transpose()?
-            .flatten();
-        let if_range = text(&parts.headers, header::IF_RANGE)?.map(|tag| tag.trim_matches('"').to_owned());
-        Ok(Self { range, if_range })
+        if parts.method != Method::GET {
+            return Ok(Self::default());
+        }
+        let ranges = text(&parts.headers, header::RANGE)?.map(parse_ranges).transpose()?;
+        let if_range = text(&parts.headers, header::IF_RANGE)?.map(strong_tag);
+        Ok(Self {
+            ranges: ranges.unwrap_or_default(),
+            if_range,
+        })
     }
 }
 
@@ -77,40 +83,47 @@ fn malformed(header: &str, detail: &str) -> Problem {
     Problem::transport(TransportCode::MalformedRequest, format!("{header}: {detail}")).with_field(header)
 }
 
+/// The opaque part of a strong entity tag. Anything else, a weak tag or a date, is no tag of ours.
+fn strong_tag(value: &str) -> String {
+    let opaque = value.trim().strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    opaque.unwrap_or_default().to_owned()
+}
+
 /// A unit that is not `bytes` is ignored, as RFC 9110 section 14.2 says.
-fn parse_range(value: &str) -> Answer<Option<ByteRange>> {
-    let Some((unit, set)) = value.split_once('=') else {
-        return Err(malformed(
-            "Range",
-            "expected 'bytes=FIRST-LAST', 'bytes=FIRST-' or 'bytes=-COUNT'",
-        ));
-    };
+fn parse_ranges(value: &str) -> Answer<Vec<ByteRange>> {
+    let expected = || malformed("Range", "expected 'bytes=FIRST-LAST', 'bytes=FIRST-' or 'bytes=-COUNT'");
+    let (unit, set) = value.split_once('=').ok_or_else(expected)?;
     if !unit.trim().eq_ignore_ascii_case("bytes") {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    if set.contains(',') {
-        let text = "several ranges in one request are not served; ask for one at a time";
-        return Err(ServiceError::new(ErrorCode::RangeNotSatisfiable, text)
-            .with_field("Range")
-            .into());
+    // A list may have empty elements (RFC 9110 section 5.6.1).
+    let ranges = set.split(',').map(str::trim).filter(|range| !range.is_empty());
+    let ranges: Vec<_> = ranges
+        .map(|range| parse_range(range).ok_or_else(expected))
+        .collect::<Answer<_>>()?;
+    if ranges.len() > MOST_RANGES {
+        let text = format!("one request has at most {MOST_RANGES} ranges");
+        let refused = ServiceError::new(ErrorCode::RangeNotSatisfiable, text).with_field("Range");
+        return Err(refused.into());
     }
-    let parsed = set
-        .trim()
-        .split_once('-')
-        .and_then(|(first, last)| match (first, last) {
-            ("", count) => number(count).map(ByteRange::Last),
-            (first, "") => number(first).map(|first| ByteRange::From { first, last: None }),
-            (first, last) => {
-                let (first, last) = (number(first)?, number(last)?);
-                (first <= last).then_some(ByteRange::From {
-                    first,
-                    last: Some(last),
-                })
-            }
-        });
-    parsed
-        .map(Some)
-        .ok_or_else(|| malformed("Range", "expected 'bytes=FIRST-LAST', 'bytes=FIRST-' or 'bytes=-COUNT'"))
+    if ranges.is_empty() {
+        return Err(expected());
+    }
+    Ok(ranges)
+}
+
+fn parse_range(range: &str) -> Option<ByteRange> {
+    match range.split_once('-')? {
+        ("", count) => number(count).map(ByteRange::Last),
+        (first, "") => number(first).map(|first| ByteRange::From { first, last: None }),
+        (first, last) => {
+            let (first, last) = (number(first)?, number(last)?);
+            (first <= last).then_some(ByteRange::From {
+                first,
+                last: Some(last),
+            })
+        }
+    }
 }
 
 fn parse_content_range(value: &str) -> Option<ContentRange> {
@@ -144,27 +157,52 @@ mod tests {
 
     #[test]
     fn range_headers_are_read_as_rfc_9110_writes_them() {
-        let from = |first, last| Some(Ok(Some(ByteRange::From { first, last })));
+        let from = |first, last| Ok(vec![ByteRange::From { first, last }]);
         let cases = [
             ("bytes=0-499", from(0, Some(499))),
             ("bytes=9500-", from(9500, None)),
             ("Bytes=0-0", from(0, Some(0))),
-            ("bytes=-500", Some(Ok(Some(ByteRange::Last(500))))),
-            ("pages=1-2", Some(Ok(None))),
-            ("bytes=0-0,-1", Some(Err(416))),
-            ("bytes=5-4", Some(Err(400))),
-            ("bytes=a-b", Some(Err(400))),
-            ("bytes=+1-2", Some(Err(400))),
-            ("bytes=", Some(Err(400))),
-            ("bytes", Some(Err(400))),
-            ("bytes=0-99999999999999999999", Some(Err(400))),
+            ("bytes=-500", Ok(vec![ByteRange::Last(500)])),
+            ("pages=1-2", Ok(Vec::new())),
+            (
+                "bytes=0-0, ,-1",
+                Ok(vec![
+                    ByteRange::From {
+                        first: 0,
+                        last: Some(0),
+                    },
+                    ByteRange::Last(1),
+                ]),
+            ),
+            ("bytes=0-0,1-1,2-2,3-3,4-4,5-5,6-6,7-7,8-8", Err(416)),
+            ("bytes=0-0,5-4", Err(400)),
+            ("bytes=5-4", Err(400)),
+            ("bytes=a-b", Err(400)),
+            ("bytes=+1-2", Err(400)),
+            ("bytes=-", Err(400)),
+            ("bytes=,", Err(400)),
+            ("bytes=", Err(400)),
+            ("bytes", Err(400)),
+            ("bytes=0-99999999999999999999", Err(400)),
         ];
         for (value, expected) in cases {
             assert_eq!(
-                Some(parse_range(value).map_err(|problem| problem.status)),
+                parse_ranges(value).map_err(|problem| problem.status),
                 expected,
                 "{value}"
             );
+        }
+    }
+
+    #[test]
+    fn only_strong_entity_tags_are_compared() {
+        for (value, expected) in [
+            ("\"a-1\"", "a-1"),
+            ("W/\"a-1\"", ""),
+            ("a-1", ""),
+            ("Sat, 28 Nov 2026 17:52:00 GMT", ""),
+        ] {
+            assert_eq!(strong_tag(value), expected, "{value}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use vdisk_engine::Chain;
 use vdisk_engine::formats::FormatDriver;
-use vdisk_engine::image::NothingBelow;
+use vdisk_engine::image::Below;
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, convert_into};
 use vdisk_engine::ops::{Concatenation, GuestSource};
 use vdisk_engine::options::Options;
@@ -276,6 +276,9 @@ impl Job<'_> {
         if backing.is_some() && format.is_none() {
             return Err(Failure::new("Use of backing file requires explicit backing format"));
         }
+        if backing.is_none() && format.is_some() {
+            return Err(self.failed(Failure::new("Backing format cannot be used without backing file")));
+        }
         self.check_compression(driver, &given)?;
         given.take("size");
         options::check_choices(&given, &table).map_err(|f| self.failed(f))?;
@@ -349,16 +352,12 @@ impl Job<'_> {
             ..CopyOptions::default()
         };
         let below = target.below(0);
-        let can = crate::verbs::driver(target.top().format())?.capabilities();
+        let over: Option<&dyn Below> = if target.layers().len() > 1 { Some(&below) } else { None };
+        let new = CopyTarget::fresh(target.top(), over)?;
         let into = CopyTarget {
-            image: target.top(),
-            below: if target.layers().len() > 1 {
-                &below
-            } else {
-                &NothingBelow
-            },
             fresh: !self.args.no_create,
-            is_zero: (!self.args.no_create && !with_backing && can.zero) || self.args.target_is_zero,
+            is_zero: new.is_zero && !self.args.no_create && !with_backing || self.args.target_is_zero,
+            ..new
         };
         let run = |source: &dyn GuestSource| {
             let salvage = Salvage(source);

@@ -163,6 +163,14 @@ impl Map {
         Ok(())
     }
 
+    /// Gives the beginning of a run, up to the end of its extent, its place before it is written. Returns place and bytes.
+    pub(super) fn place(&mut self, offset: u64, len: u64) -> Result<(u64, u64)> {
+        let (at, room) = self.make(offset)?;
+        let len = len.min(room);
+        self.mark(offset, len)?;
+        Ok((at, len))
+    }
+
     /// Whether so much changed that it should be written out.
     pub(super) fn is_crowded(&self) -> bool {
         self.bitmaps.len() > DIRTY_BITMAPS && self.bitmaps.values().filter(|b| b.dirty).count() > DIRTY_BITMAPS

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use super::layout::{self, HEADER_LEN, Header, Subtype};
 use super::map::{Map, Run};
 use crate::formats::common::{check_range, lock, read_below, read_table};
-use crate::image::{BackingReference, Below, Extent, ExtentKind, HostPlace, ImageInfo};
+use crate::image::{BackingReference, Below, BulkWrite, Extent, ExtentKind, HostPlace, ImageInfo, Placement, Scratch};
 use crate::storage::read_padded;
 use crate::{Error, Image, OpenEnv, Result, StorageRef};
 
@@ -200,8 +200,46 @@ impl Image for BochsImage {
         }
         Ok(())
     }
+    fn bulk(&self) -> Option<&dyn BulkWrite> {
+        Some(self)
+    }
     fn flush(&self) -> Result<()> {
         lock(&self.map).flush()
+    }
+}
+
+impl BulkWrite for BochsImage {
+    fn unit(&self) -> u64 {
+        4096
+    }
+    fn encodes(&self) -> bool {
+        false
+    }
+    /// A new extent is zeroed as a whole before anything is stored in it.
+    fn sparse_store(&self) -> bool {
+        true
+    }
+    fn encode(&self, _data: &[u8], _scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+    fn place(&self, offset: u64, len: u64, encoded: Option<u64>) -> Result<Placement> {
+        check_range(offset, len, self.header.size)?;
+        if encoded.is_some() {
+            return Err(self.cannot("compress"));
+        }
+        if !offset.is_multiple_of(SECTOR) {
+            return Err(Error::invalid(format!("{offset:#x} is not the start of a sector")));
+        }
+        let (place, len) = lock(&self.map).place(offset, len)?;
+        Ok(Placement {
+            guest: offset,
+            at: HostPlace { file: 0, offset: place },
+            len,
+            encoded: false,
+        })
+    }
+    fn store(&self, placement: &Placement, bytes: &[u8]) -> Result<()> {
+        self.file.write_at(placement.at.offset, bytes)
     }
 }
 

@@ -207,6 +207,14 @@ impl Kind {
     }
 }
 
+/// Where the trailer begins in the last bytes of a file: 512 bytes before the end, or a little before where something was added.
+pub(super) fn trailer_in(tail: &[u8]) -> Option<usize> {
+    let last = tail.len().checked_sub(KOLY_LEN)?;
+    (0..=last)
+        .rev()
+        .find(|at| tail.get(*at..).is_some_and(|t| t.starts_with(b"koly")))
+}
+
 /// Checks a trailer against the file.
 ///
 /// # Errors

@@ -51,13 +51,12 @@ impl FormatDriver for Dmg {
         }]
     }
     fn detect(&self, probe: &Probe<'_>) -> Confidence {
-        let trailer = probe
-            .tail
-            .len()
-            .checked_sub(layout::KOLY_LEN)
-            .and_then(|at| probe.tail.get(at..));
-        match trailer {
-            Some(t) if t.starts_with(b"koly") => 100,
+        match layout::trailer_in(probe.tail) {
+            Some(at) if at + layout::KOLY_LEN == probe.tail.len() => 100,
+            // Something was added behind it; it must look whole then.
+            Some(at) if probe.tail.get(at + 4..at + 12) == Some(&[0, 0, 0, 4, 0, 0, 2, 0]) => 90,
+            // Encrypted: refused in clear words, rather than read as raw.
+            _ if probe.head.starts_with(b"encrcdsa") => 60,
             _ => 0,
         }
     }

@@ -36,12 +36,10 @@ fn find_koly(file: &dyn Storage) -> Result<Koly> {
     let len = file.len()?;
     let start = len.saturating_sub(2 * KOLY_LEN as u64);
     let tail = read_vec(file, start, usize::try_from(len - start).unwrap_or(0))?;
-    let last = tail.len().checked_sub(KOLY_LEN);
-    let last = last.ok_or_else(|| Error::not_this_format("shorter than a UDIF trailer"))?;
-    let at = (0..=last)
-        .rev()
-        .find(|at| tail.get(*at..).is_some_and(|t| t.starts_with(b"koly")));
-    match at {
+    if tail.len() < KOLY_LEN {
+        return Err(Error::not_this_format("shorter than a UDIF trailer"));
+    }
+    match layout::trailer_in(&tail) {
         Some(at) => layout::check_koly(tail.get(at..).unwrap_or_default(), len),
         None => {
             let head = read_vec(file, 0, 8.min(usize::try_from(len).unwrap_or(8)))?;

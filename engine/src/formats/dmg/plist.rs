@@ -3,42 +3,17 @@
 use base64::Engine as _;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use roxmltree::{Document, Node, ParsingOptions};
+use roxmltree::Node;
 
+use crate::formats::xml::{self, child, elements};
 use crate::{Error, Result};
-
-/// Nodes of a property list at most; one block table takes about ten.
-const MAX_NODES: u32 = 1 << 20;
-/// Elements inside each other at most.
-const MAX_DEPTH: usize = 64;
-/// Bytes of a tag at most.
-const MAX_TAG: usize = 1024;
 
 /// The block tables of a property list.
 ///
 /// # Errors
 /// `Corrupt` when it is no property list with block tables.
 pub(super) fn tables(xml: &[u8]) -> Result<Vec<Vec<u8>>> {
-    let end = xml.iter().rposition(|b| *b != 0).map_or(0, |n| n + 1);
-    let text = std::str::from_utf8(xml.get(..end).unwrap_or_default())
-        .map_err(|_| Error::corrupt("the property list is not UTF-8"))?;
-    if text.contains("<!ENTITY") || text.contains("<![CDATA[") {
-        return Err(Error::corrupt("the property list declares entities or hides text"));
-    }
-    check_tags(text)?;
-    let options = ParsingOptions {
-        allow_dtd: true,
-        nodes_limit: MAX_NODES,
-        ..ParsingOptions::default()
-    };
-    let document = Document::parse_with_options(text, options)
-        // The parser quotes what it found, whatever that is.
-        .map_err(|e| {
-            Error::corrupt(format!(
-                "the property list cannot be parsed: {}",
-                e.to_string().escape_debug()
-            ))
-        })?;
+    let document = xml::parse(xml, "property list")?;
     let root = document.root_element();
     let dict = child(root, "dict").and_then(|d| value(d, "resource-fork"));
     let blkx = dict.and_then(|d| value(d, "blkx"));
@@ -47,43 +22,6 @@ pub(super) fn tables(xml: &[u8]) -> Result<Vec<Vec<u8>>> {
         .filter_map(|entry| value(entry, "Data"))
         .map(decode)
         .collect()
-}
-
-/// Counts how deep elements stand in each other, and refuses long tags: the parser compares each attribute with all before it.
-fn check_tags(text: &str) -> Result<()> {
-    let mut depth = 0usize;
-    let bytes = text.as_bytes();
-    for (at, _) in text.match_indices('<') {
-        match bytes.get(at + 1) {
-            Some(b'/') => depth = depth.saturating_sub(1),
-            Some(b'!' | b'?') => {}
-            _ => {
-                let tag = bytes.get(at..).unwrap_or_default();
-                let end = tag.iter().take(MAX_TAG).position(|b| *b == b'>').ok_or_else(|| {
-                    Error::corrupt(format!(
-                        "the property list has a tag of more than {MAX_TAG} bytes at {at:#x}"
-                    ))
-                })?;
-                if tag.get(end - 1) != Some(&b'/') {
-                    depth += 1;
-                }
-            }
-        }
-        if depth > MAX_DEPTH {
-            return Err(Error::corrupt(format!(
-                "the property list is nested deeper than {MAX_DEPTH}"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn elements<'a, 'i>(node: Node<'a, 'i>) -> impl Iterator<Item = Node<'a, 'i>> {
-    node.children().filter(Node::is_element)
-}
-
-fn child<'a, 'i>(node: Node<'a, 'i>, name: &str) -> Option<Node<'a, 'i>> {
-    elements(node).find(|n| n.has_tag_name(name))
 }
 
 /// The value of a key in a `dict`.

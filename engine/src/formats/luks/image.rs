@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use crate::crypto::luks::{EraseKeys, KeyEnv, LuksHeader, LuksSlot, NewKey, VolumeLayout, describe};
+use crate::crypto::luks::{EraseKeys, KeyEnv, KeyWork, LuksHeader, LuksSlot, NewKey, VolumeLayout, describe};
 use crate::crypto::{EncryptedBytes, SectorCipher};
 use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, ExtentKind, HostPlace, ImageInfo, KeySlots, Placement,
@@ -247,6 +247,10 @@ impl BulkWrite for LuksImage {
 impl KeySlots for LuksImage {
     fn list(&self) -> Result<Vec<LuksSlot>> {
         Ok(self.header.read().unwrap_or_else(PoisonError::into_inner).info().slots)
+    }
+    fn test(&self, passphrase: &[u8], slot: Option<u32>, work: &KeyWork<'_>) -> Result<u32> {
+        let header = self.header.read().unwrap_or_else(PoisonError::into_inner);
+        header.test_key(passphrase, slot, work)
     }
     fn add(&self, unlock: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32> {
         self.header().add_key(unlock, new, env)

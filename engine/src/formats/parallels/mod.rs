@@ -1,14 +1,18 @@
-//! parallels: expandable images (`.hdd` bundle parts, `.hds`).
+//! parallels: expandable images (`.hds`), and bundles of them (`DiskDescriptor.xml`).
 //!
+//! Bundles are read: the current state through its snapshots, of plain and expandable files in the bundle's folder.
 //! Supported: both magics for reading and writing, new images with the newer one, resizing, check and repair, the dirty bitmaps of the
 //! format extension (read). An image that was not closed is repaired when it is opened for writing. The first change drops the format
 //! extension, because its bitmaps would no longer be true.
-//! Refused: header versions other than 2 (`NotThisFormat`).
+//! Refused: header versions other than 2 (`NotThisFormat`); writing to bundles, and encrypted ones (`Unsupported`); descriptors that
+//! contradict themselves, name files elsewhere, or let a state lie over itself (`Corrupt`).
 
 mod bitmaps;
+mod bundle;
 mod check;
 mod create;
 mod data;
+mod descriptor;
 mod layout;
 mod map;
 mod open;
@@ -18,6 +22,7 @@ use crate::env::CreateSpec;
 use crate::formats::common::READ_ONLY;
 use crate::formats::{Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
 use crate::options::{OptionKind, OptionSpec, Options};
+use crate::storage::read_padded;
 use crate::{CreateEnv, Image, OpenEnv, Result, StorageRef};
 
 const CAPABILITIES: Capabilities = Capabilities {
@@ -30,6 +35,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     check: true,
     repair: true,
     measure: true,
+    several_files: true,
     ..READ_ONLY
 };
 
@@ -58,10 +64,16 @@ impl FormatDriver for Parallels {
         let magic = probe.head.starts_with(&layout::MAGIC_OLD) || probe.head.starts_with(&layout::MAGIC_EXT);
         match probe.head.get(16..20) {
             Some([2, 0, 0, 0]) if magic && probe.head.len() >= layout::HEADER_LEN => 100,
+            _ if descriptor::looks_like_descriptor(probe.head) => 95,
             _ => 0,
         }
     }
     fn open(&self, storage: StorageRef, _options: &Options, env: &OpenEnv<'_>) -> Result<Box<dyn Image>> {
+        let mut head = [0; 4096];
+        read_padded(storage.as_ref(), 0, &mut head)?;
+        if descriptor::looks_like_descriptor(&head) {
+            return Ok(Box::new(bundle::Bundle::open(storage, env)?));
+        }
         Ok(Box::new(open::ParallelsImage::open(storage, env)?))
     }
     fn create(&self, storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) -> Result<()> {

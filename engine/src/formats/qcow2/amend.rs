@@ -5,7 +5,7 @@ use super::create::refcount_order;
 use super::image::Qcow2;
 use super::layout::extensions::{ExtensionKind, feature_names};
 use super::layout::refcounts::RefcountWidth;
-use super::layout::{Autoclear, Compatible, Compression, Extension, Incompatible, L2Entry, Subclusters};
+use super::layout::{Autoclear, Compatible, Extension};
 use super::writer::Writer;
 use crate::env::BackingReference;
 use crate::image::Resize;
@@ -52,12 +52,12 @@ impl Qcow2 {
         if let Some(size) = options.size("size")? {
             self.change_size(&Resize {
                 virtual_size: size,
-                shrink: false,
+                shrink: true,
                 ..Resize::default()
             })?;
         }
         if version < now {
-            self.downgrade()?;
+            self.downgrade(control)?;
         }
         Ok(())
     }
@@ -102,9 +102,10 @@ impl Qcow2 {
 
     fn change_names(&self, options: &Options) -> Result<()> {
         if let Some(name) = options.get("data_file") {
-            let name = Extension::DataFile(name.to_owned());
+            // Without a name the data file has to be given at each open.
+            let name = (!name.is_empty()).then(|| Extension::DataFile(name.to_owned()));
             let writer = self.settled()?;
-            self.change_header(&writer, |s| s.extensions.replace(ExtensionKind::DATA_FILE, Some(name)))?;
+            self.change_header(&writer, |s| s.extensions.replace(ExtensionKind::DATA_FILE, name))?;
             self.host.flush()?;
         }
         let (file, format) = (options.get("backing_file"), options.get("backing_fmt"));
@@ -121,7 +122,7 @@ impl Qcow2 {
     }
 
     /// The writer's lock, with nothing left to write.
-    fn settled(&self) -> Result<std::sync::MutexGuard<'_, Writer>> {
+    pub fn settled(&self) -> Result<std::sync::MutexGuard<'_, Writer>> {
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
         self.write_back(&mut writer)?;
@@ -141,87 +142,6 @@ impl Qcow2 {
             }
         })?;
         self.host.flush()
-    }
-
-    fn downgrade(&self) -> Result<()> {
-        self.refuse_downgrade()?;
-        let mut writer = self.settled()?;
-        self.expand_zeroes(&mut writer)?;
-        self.write_back(&mut writer)?;
-        self.host.flush()?;
-        self.change_header(&writer, |shared| {
-            shared.header.version = 2;
-            shared.header.compatible = 0;
-            shared.header.autoclear = 0;
-            shared.header.incompatible = Incompatible::default();
-            shared.header.unknown = Vec::new();
-            shared.extensions.replace(ExtensionKind::FEATURE_NAMES, None);
-        })?;
-        self.host.flush()
-    }
-
-    fn refuse_downgrade(&self) -> Result<()> {
-        let shared = self.read_shared();
-        let header = &shared.header;
-        let bitmaps = shared.extensions.bitmaps().is_some() && header.autoclear & Autoclear::BITMAPS != 0;
-        let hindrance = [
-            (self.geometry.data_file, "cannot downgrade an image with a data file"),
-            (header.refcount_order != 4, "compat=0.10 requires refcount_bits=16"),
-            (
-                self.geometry.extended_l2,
-                "cannot downgrade an image with incompatible features 0x10 set",
-            ),
-            (
-                header.compression != Compression::Zlib,
-                "cannot downgrade an image with zstd compression",
-            ),
-            (
-                !shared.snapshots.is_empty(),
-                "cannot downgrade an image with internal snapshots",
-            ),
-            (bitmaps, "cannot downgrade an image with dirty bitmaps"),
-        ];
-        match hindrance.iter().find(|(there, _)| *there) {
-            Some((_, what)) => Err(Error::unsupported(*what)),
-            None => Ok(()),
-        }
-    }
-
-    /// Replaces zero clusters, which version 2 does not know, by stored zeroes; without a layer below by nothing.
-    fn expand_zeroes(&self, writer: &mut Writer) -> Result<()> {
-        let size = self.geometry.cluster_size();
-        let backed = self.read_shared().backing.is_some();
-        let tables = self.read_shared().l1.len() as u64;
-        let zeroes = vec![0; size as usize];
-        for table in 0..tables {
-            let guest = table * self.geometry.l2_span();
-            for (n, entry) in (0..).zip(self.entries(guest, self.geometry.l2_entries())?) {
-                let L2Entry::Standard { subs, .. } = entry else {
-                    continue;
-                };
-                if subs != Subclusters::ZERO {
-                    continue;
-                }
-                let at = guest + n * size;
-                self.ensure_table(writer, self.geometry.l1_index(at))?;
-                let new = match self.owns(writer, entry)? {
-                    _ if !backed => L2Entry::UNALLOCATED,
-                    Some(host) => {
-                        self.write_data(at, host, &zeroes)?;
-                        L2Entry::data(host)
-                    }
-                    None => {
-                        let (host, _) = self.allocate_data(writer, at, 1)?;
-                        writer.refcounts.no_longer_fresh(host + size);
-                        self.write_data(at, host, &zeroes)?;
-                        L2Entry::data(host)
-                    }
-                };
-                self.replace(writer, at, &[new], true)?;
-            }
-            self.write_back_if_full(writer)?;
-        }
-        Ok(())
     }
 
     fn change_refcount_width(&self, order: u32, control: &Control) -> Result<()> {

@@ -1,11 +1,13 @@
 //! Compressed clusters: raw deflate or one zstd frame, each exactly one cluster when unpacked.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use libdeflater::{CompressionLvl, Compressor, Decompressor};
 use zstd::zstd_safe;
 
 use super::layout::Compression;
+use crate::storage::PageBuffer;
 use crate::{Error, Result};
 
 /// Measured on 64 KiB clusters of a file system: 1 % larger than QEMU's zlib level 6, at about nine times its speed with two cores.
@@ -13,7 +15,13 @@ const DEFLATE_LEVEL: i32 = 1;
 /// QEMU's zstd level.
 const ZSTD_LEVEL: i32 = zstd_safe::CLEVEL_DEFAULT;
 
-/// Contexts of one unpacking thread.
+/// What one unpacking thread needs.
+pub(super) struct Unpacking {
+    unpacker: Unpacker,
+    /// For packed bytes as the file has them.
+    pub packed: PageBuffer,
+}
+
 enum Unpacker {
     Deflate(Decompressor),
     Zstd(zstd_safe::DCtx<'static>),
@@ -25,10 +33,10 @@ pub(super) enum Packer {
     Zstd(zstd_safe::CCtx<'static>),
 }
 
-/// Unpacking contexts of an image, reused: as many as threads ever read at once.
+/// Contexts and buffers of an image, reused: as many as threads ever read at once.
 pub(super) struct Codec {
     compression: Compression,
-    idle: Mutex<Vec<Unpacker>>,
+    idle: Mutex<Vec<Unpacking>>,
 }
 
 impl Codec {
@@ -39,19 +47,33 @@ impl Codec {
         }
     }
 
-    /// Unpacks `packed` (which may have anything behind the stream) into `out`, which it must fill exactly.
+    /// Contexts for one thread, to be given back.
+    ///
+    /// # Errors
+    /// `LimitExceeded` without memory.
+    pub fn take(&self) -> Result<Unpacking> {
+        match self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            Some(idle) => Ok(idle),
+            None => Ok(Unpacking {
+                unpacker: Unpacker::new(self.compression)?,
+                packed: PageBuffer::default(),
+            }),
+        }
+    }
+    /// Keeps contexts for the next one who takes them.
+    pub fn give_back(&self, unpacking: Unpacking) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(unpacking);
+    }
+}
+
+impl Unpacking {
+    /// Unpacks a range of the packed bytes (which may have anything behind the stream) into `out`, which it must fill exactly.
     ///
     /// # Errors
     /// `Corrupt` for damaged, short and long streams.
-    pub fn unpack(&self, packed: &[u8], out: &mut [u8]) -> Result<()> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut unpacker = match idle {
-            Some(unpacker) => unpacker,
-            None => Unpacker::new(self.compression)?,
-        };
-        let done = unpacker.unpack(packed, out);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(unpacker);
-        match done? {
+    pub fn unpack(&mut self, range: Range<usize>, out: &mut [u8]) -> Result<()> {
+        let packed = self.packed.get(range).unwrap_or_default();
+        match self.unpacker.unpack(packed, out)? {
             n if n == out.len() => Ok(()),
             n => Err(Error::corrupt(format!(
                 "expected a compressed cluster of {} bytes, found {n}",
@@ -149,15 +171,21 @@ mod tests {
                 .unwrap();
             packed.extend_from_slice(&[0x55; 300]);
             let mut out = vec![0; 65536];
-            let codec = Codec::new(compression);
-            codec.unpack(&packed, &mut out).unwrap();
+            let mut codec = Codec::new(compression).take().unwrap();
+            codec.packed.set_len(packed.len());
+            codec.packed.copy_from_slice(&packed);
+            let all = 0..packed.len();
+            codec.unpack(all.clone(), &mut out).unwrap();
             assert_eq!(out, sample(), "{compression:?}");
-            assert!(codec.unpack(&packed, &mut out[..512]).is_err(), "{compression:?}: long");
             assert!(
-                codec.unpack(&packed, &mut vec![0; 70_000]).is_err(),
+                codec.unpack(all.clone(), &mut out[..512]).is_err(),
+                "{compression:?}: long"
+            );
+            assert!(
+                codec.unpack(all, &mut vec![0; 70_000]).is_err(),
                 "{compression:?}: short"
             );
-            assert!(codec.unpack(&packed[..100], &mut out).is_err(), "{compression:?}: cut");
+            assert!(codec.unpack(0..100, &mut out).is_err(), "{compression:?}: cut");
         }
     }
 

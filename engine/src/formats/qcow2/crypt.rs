@@ -228,6 +228,10 @@ impl KeySlots for Qcow2 {
         let header = self.encryption.as_deref().and_then(Encryption::luks);
         Ok(header.ok_or_else(no_slots)?.info().slots)
     }
+    fn test(&self, passphrase: &[u8], slot: Option<u32>, work: &KeyWork<'_>) -> Result<u32> {
+        let header = self.encryption.as_deref().and_then(Encryption::luks);
+        header.ok_or_else(no_slots)?.test_key(passphrase, slot, work)
+    }
     fn add(&self, unlock: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32> {
         self.change_keys(|header| header.add_key(unlock, new, env))
     }

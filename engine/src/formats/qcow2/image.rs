@@ -34,6 +34,8 @@ pub(super) struct Qcow2 {
     pub metadata: Arc<RwLock<MetadataMap>>,
     /// The last compressed cluster that was read in part: its place and its bytes.
     pub unpacked: Mutex<Option<(u64, Vec<u8>)>>,
+    /// What opening it repaired.
+    pub repairs: Vec<String>,
 }
 
 /// What readers need.
@@ -97,6 +99,9 @@ impl Qcow2 {
 impl Image for Qcow2 {
     fn format(&self) -> &'static str {
         "qcow2"
+    }
+    fn notices(&self) -> &[String] {
+        &self.repairs
     }
     fn virtual_size(&self) -> u64 {
         self.read_shared().header.virtual_size

@@ -45,6 +45,8 @@ impl Qcow2 {
         if header.version >= 3 {
             if let Some(name) = shared.extensions.data_file() {
                 put("data-file", json!(name));
+            }
+            if self.geometry.data_file {
                 put("data-file-raw", json!(header.autoclear & Autoclear::RAW_DATA_FILE != 0));
             }
             put("corrupt", json!(header.incompatible.has(Incompatible::CORRUPT)));

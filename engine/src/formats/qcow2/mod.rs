@@ -22,6 +22,7 @@ mod create;
 mod create_crypt;
 mod crypt;
 mod double_use;
+mod downgrade;
 mod grow;
 mod header_io;
 mod host;

@@ -108,7 +108,7 @@ pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) ->
         data_file: header.incompatible.has(Incompatible::DATA_FILE),
     };
     let l1 = read_l1(storage.as_ref(), &header, &geometry, env)?;
-    let snapshots = snapshot_table::read(storage.as_ref(), &header, &geometry)?;
+    let snapshots = snapshot_table::read(storage.as_ref(), &header)?;
     let reftable = read_reftable(storage.as_ref(), &header)?;
     let metadata = build_map(
         &geometry,
@@ -128,7 +128,7 @@ pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) ->
     } else {
         None
     };
-    let image = Qcow2 {
+    let mut image = Qcow2 {
         geometry,
         codec: Codec::new(geometry.compression),
         encryption,
@@ -137,6 +137,7 @@ pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) ->
         metadata,
         host,
         unpacked: Mutex::default(),
+        repairs: Vec::new(),
         shared: RwLock::new(Shared {
             l2: L2Cache::new(env.limits.cache_bytes / 2, geometry.cluster_size()),
             header,
@@ -147,7 +148,7 @@ pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) ->
         }),
     };
     if env.writable && !env.for_check {
-        image.repair_dirty()?;
+        image.repairs = image.repair_dirty()?;
     }
     Ok(image)
 }
@@ -176,19 +177,22 @@ fn open_data_file(
         }
         return Ok(None);
     }
-    let name = extensions
-        .data_file()
-        .ok_or_else(|| Error::corrupt("the image has an external data file, but does not name it"))?;
+    let name = extensions.data_file();
     if env.metadata_only {
         return Ok(None);
     }
-    let node = env.gate.open(&Reference {
-        name,
+    let opened = env.gate.open(&Reference {
+        name: name.unwrap_or_default(),
         format: Some("raw"),
         role: Role::DataFile,
         from: storage,
         writable: env.writable,
-    })?;
+    });
+    // Without a name the gate must know which file is meant.
+    let node = match name {
+        Some(_) => opened?,
+        None => opened.map_err(|_| Error::corrupt("the image has an external data file, but does not name it"))?,
+    };
     let same = node.storage.identity().is_some() && node.storage.identity() == storage.identity();
     if same {
         return Err(Error::corrupt("the image names itself as its data file"));
@@ -254,7 +258,7 @@ pub(super) fn build_map(
             snapshots.iter().map(Snapshot::stored_len).sum(),
         );
     }
-    for snapshot in snapshots {
+    for snapshot in snapshots.iter().filter(|s| s.check(geometry).is_ok()) {
         map.add(snapshot.l1_offset, snapshot.l1_bytes());
     }
     if let Some(bitmaps) = extensions.bitmaps()

@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use super::image::Qcow2;
 use super::locate::Kind;
-use crate::storage::read_padded;
+use crate::storage::{PageBuffer, read_padded};
 use crate::{Error, Result};
 
 /// Packed bytes that are read at once.
@@ -72,7 +72,7 @@ impl Qcow2 {
         if head.is_empty() {
             return Ok(());
         }
-        self.host.data().read_at(at, head)
+        self.host.data().read_guest_at(at, head)
     }
 
     /// Reads compressed clusters from the one that `offset` is in, as many as are wanted and lie one behind the other.
@@ -85,15 +85,13 @@ impl Qcow2 {
         let list = self.packed_batch(offset, first, buf.len() / size);
         let start = first.at;
         let end = list.iter().map(|p| p.at + p.len).max().unwrap_or(start);
-        let bytes = self.read_packed_bytes(Packed {
-            at: start,
-            len: end - start,
-        })?;
+        let mut codec = self.codec.take()?;
+        self.read_packed_bytes(start, end - start, &mut codec.packed)?;
         for (packed, out) in list.iter().zip(buf.chunks_exact_mut(size)) {
             let from = (packed.at - start) as usize;
-            let part = bytes.get(from..from + packed.len as usize).unwrap_or_default();
-            self.codec.unpack(part, out)?;
+            codec.unpack(from..from + packed.len as usize, out)?;
         }
+        self.codec.give_back(codec);
         Ok(list.len() * size)
     }
 
@@ -125,9 +123,11 @@ impl Qcow2 {
         let len = buf.len().min(size - in_cluster);
         let mut last = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
         if last.as_ref().is_none_or(|(at, _)| *at != packed.at) {
-            let bytes = self.read_packed_bytes(packed)?;
+            let mut codec = self.codec.take()?;
+            self.read_packed_bytes(packed.at, packed.len, &mut codec.packed)?;
             let mut out = vec![0; size];
-            self.codec.unpack(&bytes, &mut out)?;
+            codec.unpack(0..packed.len as usize, &mut out)?;
+            self.codec.give_back(codec);
             *last = Some((packed.at, out));
         }
         let bytes = last
@@ -140,18 +140,16 @@ impl Qcow2 {
     }
 
     /// The bytes of compressed clusters; the last sector may end past the end of the file.
-    fn read_packed_bytes(&self, packed: Packed) -> Result<Vec<u8>> {
+    fn read_packed_bytes(&self, at: u64, len: u64, into: &mut PageBuffer) -> Result<()> {
         let end = self.host.file.len()?;
-        if packed.at >= end {
+        if at >= end {
             return Err(Error::corrupt(format!(
-                "a compressed cluster at {:#x} lies past the end of the file at {end:#x}",
-                packed.at
+                "a compressed cluster at {at:#x} lies past the end of the file at {end:#x}"
             )));
         }
-        self.read_metadata().refuse_data(packed.at, packed.len)?;
-        let mut bytes = vec![0; packed.len as usize];
-        read_padded(self.host.file.as_ref(), packed.at, &mut bytes)?;
-        Ok(bytes)
+        self.read_metadata().refuse_data(at, len)?;
+        into.set_len(len as usize);
+        read_padded(self.host.file.as_ref(), at, into)
     }
 }
 

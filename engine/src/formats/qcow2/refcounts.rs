@@ -179,6 +179,17 @@ impl Refcounts {
         Ok(self.block(index)?.map_or(0, |b| width.get(&b.bytes, slot)))
     }
 
+    /// # Errors
+    /// `Corrupt` when one of these clusters, which tables refer to, counts as free.
+    pub fn require_used(&mut self, range: Range<u64>) -> Result<()> {
+        for cluster in range {
+            if self.get(cluster)? == 0 {
+                return Err(uncounted(cluster << self.geometry.cluster_bits));
+            }
+        }
+        Ok(())
+    }
+
     /// The first free cluster from `from` on. Where there is no block, everything is free.
     fn next_free(&mut self, from: u64) -> Result<u64> {
         let width = self.width;

@@ -64,16 +64,21 @@ impl Snapshot {
         u64::from(self.l1_size) * 8
     }
 
-    fn check(&self, geometry: &Geometry) -> Result<()> {
+    /// Whether its L1 table can be where the entry says. Damage here is no reason to refuse the image, only the snapshot.
+    ///
+    /// # Errors
+    /// `LimitExceeded` for a table too large, `Corrupt` for a place where none can be.
+    pub fn check(&self, geometry: &Geometry) -> Result<()> {
+        let (id, name) = (self.id.escape_debug(), self.name.escape_debug());
         if self.l1_bytes() > MAX_L1_BYTES {
             return Err(Error::limit(format!(
-                "an L1 table of {} entries is too large",
+                "snapshot {id} ({name}) l1_size={:#x}: L1 table is too large; snapshot table entry corrupted",
                 self.l1_size
             )));
         }
         if self.l1_size > 0 && (self.l1_offset == 0 || geometry.in_cluster(self.l1_offset) != 0) {
             return Err(Error::corrupt(format!(
-                "its L1 table cannot be at {:#x}",
+                "snapshot {id} ({name}) l1_offset={:#x}: L1 table is not cluster aligned; snapshot table entry corrupted",
                 self.l1_offset
             )));
         }
@@ -107,13 +112,13 @@ impl Snapshot {
 /// Reads the snapshot table that the header names.
 ///
 /// # Errors
-/// `Corrupt` for entries that make no sense or lie past the end of the file, `LimitExceeded` for a table too large.
-pub(super) fn read(storage: &dyn Storage, header: &Header, geometry: &Geometry) -> Result<Vec<Snapshot>> {
+/// `Corrupt` for entries that cannot be read or lie past the end of the file, `LimitExceeded` for a table too large.
+pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapshot>> {
     let mut list = Vec::new();
     let mut reader = Reader::new(storage, header.snapshots_offset)?;
     for number in 0..header.nb_snapshots.min(MAX_SNAPSHOTS) {
         let place = reader.position();
-        let snapshot = read_one(&mut reader).and_then(|s| s.check(geometry).map(|()| s));
+        let snapshot = read_one(&mut reader);
         list.push(
             snapshot
                 .map_err(|e| Error::new(e.kind(), format!("snapshot {number} at {place:#x} is damaged")).because(e))?,
@@ -221,7 +226,6 @@ impl<'a> Reader<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::layout::Compression;
     use super::*;
     use crate::storage::MemoryStorage;
 
@@ -253,17 +257,11 @@ mod tests {
             nb_snapshots: 2,
             ..Header::default()
         };
-        let geometry = Geometry {
-            cluster_bits: 16,
-            extended_l2: false,
-            compression: Compression::Zlib,
-            data_file: false,
-        };
-        assert_eq!(read(&storage, &header, &geometry).unwrap(), list);
+        assert_eq!(read(&storage, &header).unwrap(), list);
         let more = Header {
             nb_snapshots: 3,
             ..Header::default()
         };
-        assert!(read(&storage, &more, &geometry).is_err());
+        assert!(read(&storage, &more).is_err());
     }
 }

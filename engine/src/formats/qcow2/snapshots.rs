@@ -39,19 +39,25 @@ impl Qcow2 {
             .ok_or_else(|| Error::invalid(format!("there is no snapshot \"{}\"", selector.escape_debug())))
     }
 
-    fn snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
+    pub fn snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
+        snapshot.check(&self.geometry)?;
         read_table(
             self.host.file.as_ref(),
-            "snapshot's L1 table",
+            &format!("L1 table of snapshot {}", snapshot.id.escape_debug()),
             snapshot.l1_offset,
             snapshot.l1_bytes(),
             self.limits.table_bytes,
         )
     }
 
-    /// Runs a change of many refcounts and flags, marked by the dirty bit; when it fails, everything is counted anew.
-    fn marked(&self, change: impl FnOnce(&mut Writer) -> Result<()>) -> Result<()> {
+    /// Runs a change of many refcounts and flags, marked by the dirty bit; when it fails, everything is counted anew. Damage in the active
+    /// tables and in those of the given L1 tables is told before: an image that cannot be counted could never lose the mark again.
+    pub fn marked(&self, involved: &[Vec<u64>], change: impl FnOnce(&mut Writer) -> Result<()>) -> Result<()> {
         let mut writer = self.quiet_writer()?;
+        let active = self.read_shared().l1.clone();
+        for l1 in std::iter::once(&active).chain(involved) {
+            self.references(l1, |clusters| writer.refcounts.require_used(clusters))?;
+        }
         let marks = self.read_shared().header.version >= 3;
         if marks {
             self.change_header(&writer, |s| s.header.incompatible.0 |= Incompatible::DIRTY)?;
@@ -140,7 +146,7 @@ impl Qcow2 {
     }
 
     /// Makes the copied flags of the active tables say what the refcounts say.
-    fn refresh_flags(&self, writer: &mut Writer) -> Result<()> {
+    pub fn refresh_flags(&self, writer: &mut Writer) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         let count = self.read_shared().l1.len();
         for index in 0..count {
@@ -353,7 +359,7 @@ impl Snapshots for Qcow2 {
         let snapshot = self.new_snapshot(name, when)?;
         let size = snapshot.virtual_size.unwrap_or(0);
         let mut taken = None;
-        let done = self.marked(|writer| {
+        let done = self.marked(&[], |writer| {
             taken = Some(self.take_snapshot(writer, snapshot.clone())?);
             Ok(())
         });
@@ -374,7 +380,8 @@ impl Snapshots for Qcow2 {
                 "a version 2 image cannot go back to a snapshot of another size",
             ));
         }
-        let done = self.marked(|writer| {
+        let l1 = self.snapshot_l1(&snapshot)?;
+        let done = self.marked(&[l1], |writer| {
             self.hold_all_bitmaps(writer)?;
             self.go_back(writer, &snapshot)?;
             self.note_write(writer, 0, size)?;
@@ -388,7 +395,7 @@ impl Snapshots for Qcow2 {
         let (index, snapshot) = self.find_snapshot(selector)?;
         self.read_metadata().refuse_conflicts()?;
         let l1 = self.snapshot_l1(&snapshot)?;
-        let done = self.marked(|writer| {
+        let done = self.marked(std::slice::from_ref(&l1), |writer| {
             let mut list = self.read_shared().snapshots.clone();
             list.remove(index);
             self.replace_snapshot_table(writer, list)?;
@@ -434,6 +441,7 @@ impl Snapshots for Qcow2 {
             writer: None,
             metadata: self.metadata.clone(),
             unpacked: Mutex::default(),
+            repairs: Vec::new(),
             shared: RwLock::new(Shared {
                 header,
                 extensions: Extensions::default(),

@@ -59,6 +59,9 @@ pub(super) fn create(file: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) 
     write_map(file, &plan)?;
     if file.can_resize() {
         file.set_len(plan.end())?;
+    } else if plan.fixed {
+        // What a device held before must not become the disk's content.
+        file.write_zeroes(plan.data_offset(), plan.end() - plan.data_offset(), false)?;
     }
     file.flush()
 }

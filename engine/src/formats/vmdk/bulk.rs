@@ -12,24 +12,18 @@ use crate::{Error, Result};
 const MAX_UNIT: u64 = 2 << 20;
 
 impl VmdkImage {
-    /// Runs of the pipeline are not cut at the borders of parts, so only images of one part are filled this way.
+    /// Every part can be filled, and begins where a unit does.
     pub fn can_bulk(&self) -> bool {
-        let plain = || match self.parts.as_slice() {
-            [
-                Part {
-                    body: Body::Flat { writable, .. },
-                    ..
-                },
-            ] => *writable,
-            [
-                Part {
-                    body: Body::Sparse { extent, .. },
-                    ..
-                },
-            ] => extent.packing == Packing::Plain && extent.read_only.is_none(),
-            _ => false,
+        let fillable = |part: &Part| {
+            let whole = part.start.is_multiple_of(self.unit());
+            whole
+                && match &part.body {
+                    Body::Flat { writable, .. } => *writable,
+                    Body::Sparse { extent, .. } => extent.packing == Packing::Plain && extent.read_only.is_none(),
+                    Body::Zero => false,
+                }
         };
-        self.stream.is_some() || plain()
+        self.stream.is_some() || !self.parts.is_empty() && self.parts.iter().all(fillable)
     }
     fn is_flat(&self) -> bool {
         self.sparse_extents().next().is_none()
@@ -69,12 +63,8 @@ impl BulkWrite for VmdkImage {
             return Err(Error::unsupported("streamOptimized images hold compressed grains only"));
         }
         self.change_cid(0, &[], false)?;
-        let mut pieces = self.pieces(offset, len);
-        let (Some((part, at, _)), None) = (pieces.next(), pieces.next()) else {
-            return Err(Error::invalid(format!(
-                "the run of {len} bytes at {offset:#x} crosses a border of extents"
-            )));
-        };
+        let first = self.pieces(offset, len).next();
+        let (part, at, len) = first.ok_or_else(|| Error::invalid("an empty run"))?;
         let at = match &part.body {
             Body::Zero => return Err(Error::unsupported("cannot write to an extent of type ZERO")),
             Body::Flat { file, offset, .. } => HostPlace {

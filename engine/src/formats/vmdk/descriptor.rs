@@ -3,6 +3,7 @@
 //! Source: VMware Virtual Disk Format 5.0, "The Disk DescriptorFile".
 
 use super::layout::{MAX_DESCRIPTOR, bytes};
+use crate::formats::windows::from_windows;
 use crate::{Error, Limits, Result};
 
 /// `parentCID` of a disk without a layer below.
@@ -56,6 +57,8 @@ pub(super) struct ExtentLine {
 #[derive(Debug, Clone)]
 pub(super) struct Descriptor {
     lines: Vec<String>,
+    /// The text is not UTF-8: each character of a line stands for one byte.
+    bytewise: bool,
     pub cid: u32,
     pub parent_cid: u32,
     pub create_type: String,
@@ -63,13 +66,45 @@ pub(super) struct Descriptor {
     pub extents: Vec<ExtentLine>,
 }
 
-/// Whether bytes look like the start of a descriptor file.
+/// A byte order mark, which some editors put before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Bytes of a file that tell whether it is a descriptor.
+pub(super) const LOOKED_AT: usize = 4096;
+
+/// Whether bytes look like the start of a descriptor file: by its first line, however that is spaced, or as QEMU tells it, by a version
+/// behind comments.
 pub(super) fn looks_like_descriptor(head: &[u8]) -> bool {
-    let start = head.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(head.len());
-    let first = head.get(start..).unwrap_or_default();
-    first
-        .get(..21)
-        .is_some_and(|t| t.eq_ignore_ascii_case(b"# Disk DescriptorFile"))
+    let head = head.get(..LOOKED_AT).unwrap_or(head);
+    let head = head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(head);
+    let mut lines = head
+        .split(|b| *b == b'\n')
+        .map(|l| l.trim_ascii())
+        .filter(|l| !l.is_empty());
+    let first: Vec<u8> = lines
+        .next()
+        .unwrap_or_default()
+        .iter()
+        .filter(|b| **b != b' ')
+        .copied()
+        .collect();
+    if first
+        .get(..19)
+        .is_some_and(|t| t.eq_ignore_ascii_case(b"#DiskDescriptorFile"))
+    {
+        return true;
+    }
+    let version = |line: &[u8]| [&b"version=1"[..], b"version=2", b"version=3"].contains(&line);
+    let told = first.starts_with(b"#") && lines.find(|l| !l.starts_with(b"#")).is_some_and(version);
+    told && head.windows(11).any(|w| w == b"createType=")
+}
+
+/// The name of a file here: of a path with a drive letter, which is not here, the last part, which finds the file beside the descriptor.
+pub(super) fn local_name(name: &str) -> String {
+    match name.get(1..3) {
+        Some(":\\" | ":/") => from_windows(name, false),
+        _ => name.to_owned(),
+    }
 }
 
 impl Descriptor {
@@ -84,6 +119,7 @@ impl Descriptor {
                 raw.len()
             )));
         }
+        let raw = raw.strip_prefix(BYTE_ORDER_MARK).unwrap_or(raw);
         let end = raw.iter().position(|b| *b == 0).unwrap_or(raw.len());
         let (text, padding) = raw.split_at(end);
         if !is_padding(padding) {
@@ -92,9 +128,20 @@ impl Descriptor {
         if let Some(b) = text.iter().find(|b| **b < b' ' && !b.is_ascii_whitespace()) {
             return Err(Error::corrupt(format!("the descriptor's text holds the byte {b:#04x}")));
         }
-        let text = String::from_utf8_lossy(text);
-        let lines: Vec<String> = text.lines().map(|l| l.trim_end().to_owned()).collect();
+        let (text, bytewise) = match std::str::from_utf8(text) {
+            Ok(text) => (text.to_owned(), false),
+            Err(_) => (text.iter().copied().map(char::from).collect(), true),
+        };
+        let lines: Vec<String> = text
+            .lines()
+            .map(|l| l.trim_end_matches([' ', '\t', '\r']).to_owned())
+            .collect();
         let extents = parse_extents(&lines, limits)?;
+        if bytewise {
+            for name in extents.iter().map(|e| &e.name) {
+                readable(name, &lines)?;
+            }
+        }
         let hex = |key, default| match value(&lines, key)? {
             None => Ok(default),
             Some(v) => u32::from_str_radix(v, 16)
@@ -108,17 +155,29 @@ impl Descriptor {
             cid: hex("CID", 0)?,
             parent_cid: hex("parentCID", NO_PARENT)?,
             create_type: create_type.to_owned(),
-            parent_hint: hint.map(readable).transpose()?,
+            parent_hint: match hint {
+                Some(hint) if bytewise => Some(readable(hint, &lines)?),
+                hint => hint.map(str::to_owned),
+            },
             extents,
+            bytewise,
             lines,
         })
     }
 
-    /// The text as it goes to the file.
-    pub fn text(&self) -> String {
+    /// The text as it goes to the file, in the encoding that it was read in.
+    pub fn text(&self) -> Vec<u8> {
         let mut text = self.lines.join("\n");
         text.push('\n');
-        text
+        if !self.bytewise {
+            return text.into_bytes();
+        }
+        // Nothing but bytes came in: see `can_name`.
+        text.chars().map(|c| u8::try_from(c).unwrap_or(b'?')).collect()
+    }
+    /// Whether the name of another file can stand in the text.
+    pub fn can_name(&self, name: &str) -> bool {
+        !self.bytewise || name.is_ascii()
     }
     pub fn set_cid(&mut self, cid: u32) {
         self.cid = cid;
@@ -211,19 +270,23 @@ fn value<'a>(lines: &'a [String], key: &str) -> Result<Option<&'a str>> {
     Ok(first.map(|v| v.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(v)))
 }
 
-/// A file name; one in another encoding than UTF-8 cannot be told.
-fn readable(name: &str) -> Result<String> {
-    if name.contains('\u{fffd}') {
-        let name = name.escape_debug();
-        return Err(Error::unsupported(format!("the file name \"{name}\" is not UTF-8")).at("descriptor"));
+/// A file name of a text that is not UTF-8: told only where the descriptor says that it is Western, and of what all such encodings share.
+fn readable(name: &str, lines: &[String]) -> Result<String> {
+    let encoding = value(lines, "encoding")?.unwrap_or_default().to_ascii_lowercase();
+    let western = ["windows-1252", "iso-8859-1"].contains(&encoding.as_str());
+    let clear = |c: char| c.is_ascii() || western && c >= '\u{a0}';
+    if name.chars().all(clear) {
+        return Ok(name.to_owned());
     }
-    Ok(name.to_owned())
+    let shown = name.escape_debug();
+    Err(Error::unsupported(format!("the file name \"{shown}\" is in an encoding that is not known")).at("descriptor"))
 }
 
 fn parse_extents(lines: &[String], limits: &Limits) -> Result<Vec<ExtentLine>> {
     let mut extents = Vec::new();
     for (number, line) in lines.iter().enumerate() {
-        let access = match line.split_whitespace().next() {
+        let word = line.split_whitespace().next().map(str::to_ascii_uppercase);
+        let access = match word.as_deref() {
             Some("RW") => Access::ReadWrite,
             Some("RDONLY") => Access::ReadOnly,
             Some("NOACCESS") => {
@@ -253,8 +316,8 @@ fn parse_extent(line: &str, access: Access, number: usize) -> Result<ExtentLine>
         .and_then(|w| w.parse::<u64>().ok())
         .filter(|s| *s > 0)
         .ok_or_else(invalid)?;
-    let word = words.next().ok_or_else(invalid)?;
-    let kind = match word {
+    let word = words.next().ok_or_else(invalid)?.to_ascii_uppercase();
+    let kind = match word.as_str() {
         "FLAT" | "VMFS" => ExtentType::Flat,
         "SPARSE" => ExtentType::Sparse,
         "VMFSSPARSE" => ExtentType::VmfsSparse,
@@ -271,7 +334,9 @@ fn parse_extent(line: &str, access: Access, number: usize) -> Result<ExtentLine>
     let offset = match (rest, kind) {
         (Some(o), ExtentType::Flat) => o.parse::<u64>().map_err(|_| invalid())?,
         (None, ExtentType::Flat) if word == "FLAT" => return Err(invalid()),
-        (Some(_), ExtentType::Sparse | ExtentType::VmfsSparse | ExtentType::SeSparse) => return Err(invalid()),
+        (Some(o), ExtentType::Sparse | ExtentType::VmfsSparse | ExtentType::SeSparse) if o != "0" => {
+            return Err(invalid());
+        }
         _ => 0,
     };
     if name.is_empty() && kind != ExtentType::Zero {
@@ -281,8 +346,8 @@ fn parse_extent(line: &str, access: Access, number: usize) -> Result<ExtentLine>
         access,
         len: bytes("extent size", sectors)?,
         kind,
-        word: word.to_owned(),
-        name: readable(name)?,
+        word,
+        name: name.to_owned(),
         offset: bytes("extent offset", offset)?,
         line: number,
     })
@@ -352,12 +417,77 @@ mod tests {
     }
 
     #[test]
+    fn a_descriptor_is_known_by_its_first_line_or_by_its_version() {
+        for first in [
+            "# Disk DescriptorFile",
+            "#Disk DescriptorFile",
+            "# DISK DESCRIPTOR FILE",
+            "\u{feff}# Disk DescriptorFile",
+            "\r\n# Disk DescriptorFile\r",
+            "# by hand",
+        ] {
+            let text = TEXT.replace("# Disk DescriptorFile", first);
+            assert!(looks_like_descriptor(text.as_bytes()), "{first}");
+            assert_eq!(parse(&text).unwrap().extents.len(), 2, "{first}");
+        }
+        for text in [
+            "",
+            "#",
+            "# Disk",
+            "version=1\ncreateType=\"custom\"\n",
+            "# x\nversion=1\n",
+            "# x\nversion=10\ncreateType=",
+        ] {
+            assert!(!looks_like_descriptor(text.as_bytes()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_in_another_encoding_keeps_its_bytes() {
+        let western = |name: &[u8], encoding: &str| {
+            let text = TEXT.replace("version=1", &format!("version=1\nencoding=\"{encoding}\""));
+            let (before, after) = text.split_once("a b").unwrap();
+            [
+                before.as_bytes(),
+                name,
+                after.as_bytes(),
+                b"ddb.comment = \"\x80\xff\"\n",
+            ]
+            .concat()
+        };
+        let raw = western(b"caf\xe9", "windows-1252");
+        let mut d = Descriptor::parse(&raw, &Limits::default()).unwrap();
+        assert_eq!(d.extents[0].name, "caf\u{e9}.vmdk");
+        assert_eq!(d.text(), raw);
+        d.set_cid(1);
+        let changed = String::from_utf8_lossy(&raw).replace("CID=0000abcd", "CID=00000001");
+        assert_eq!(String::from_utf8_lossy(&d.text()), changed);
+        for (name, encoding) in [(&b"caf\xe9"[..], "GBK"), (b"\x80", "windows-1252")] {
+            let error = Descriptor::parse(&western(name, encoding), &Limits::default()).unwrap_err();
+            assert_eq!(error.kind(), crate::ErrorKind::Unsupported, "{error}");
+        }
+        assert_eq!(
+            Descriptor::parse(&western(b"a b", "GBK"), &Limits::default())
+                .unwrap()
+                .extents[0]
+                .name,
+            "a b.vmdk"
+        );
+    }
+
+    #[test]
+    fn no_extent_is_lost_for_its_small_letters() {
+        let d = parse(&TEXT.replace("RW 63 FLAT", "rw 63 flat")).unwrap();
+        assert_eq!((d.extents.len(), d.extents[0].kind), (2, ExtentType::Flat));
+    }
+
+    #[test]
     fn edits_change_their_line_alone() {
         let mut d = parse(TEXT).unwrap();
         d.set_cid(1);
         d.set_parent(Some(("p.vmdk", 2)));
         d.set_extent_len(0, 64 * 512);
-        let text = d.text();
+        let text = String::from_utf8(d.text()).unwrap();
         assert!(
             text.contains("CID=00000001\nparentCID=00000002\ncreateType=\"custom\"\nparentFileNameHint=\"p.vmdk\"\n")
         );
@@ -365,7 +495,7 @@ mod tests {
         d.set_parent(None);
         d.set_cid(0xabcd);
         d.set_extent_len(0, 63 * 512);
-        assert_eq!(d.text(), TEXT);
+        assert_eq!(d.text(), TEXT.as_bytes());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value};
 
-use super::descriptor::{Descriptor, NO_PARENT};
+use super::descriptor::{Descriptor, NO_PARENT, local_name};
 use super::sparse::{Packing, Run, SparseExtent};
 use super::stream::Stream;
 use crate::image::{
@@ -153,7 +153,7 @@ impl Image for VmdkImage {
         let descriptor = self.descriptor();
         let (descriptor, _) = descriptor.as_ref()?;
         let name = match (&descriptor.parent_hint, descriptor.parent_cid) {
-            (Some(name), _) => name.clone(),
+            (Some(name), _) => local_name(name),
             (None, NO_PARENT) => return None,
             // A delta whose base has no name: it can only be given.
             (None, cid) => format!("cid:{cid:08x}"),

@@ -43,7 +43,7 @@ impl VmdkImage {
     /// Writes the sectors of the descriptor that changed. A text that became shorter ends in empty lines: one write does it.
     pub fn store_descriptor(&self, descriptor: &Descriptor, place: DescriptorPlace) -> Result<()> {
         let main = self.main()?;
-        let mut new = descriptor.text().into_bytes();
+        let mut new = descriptor.text();
         let (old_len, filler) = match place.room {
             Some(room) => (room, 0),
             None => (main.len()?, b'\n'),
@@ -90,6 +90,12 @@ impl VmdkImage {
                 "an extent without a descriptor cannot have a backing file",
             ));
         };
+        if let Some((name, _)) = parent.filter(|(name, _)| !descriptor.can_name(name)) {
+            let name = name.escape_debug();
+            return Err(Error::unsupported(format!(
+                "the name \"{name}\" cannot stand in a descriptor whose text is not UTF-8"
+            )));
+        }
         let mut changed = descriptor.clone();
         changed.set_parent(parent);
         self.store_descriptor(&changed, *place)?;

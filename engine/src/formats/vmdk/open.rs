@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::{U32, U64};
 
-use super::descriptor::{Access, Descriptor, ExtentLine, ExtentType, NO_PARENT, looks_like_descriptor};
+use super::descriptor::{
+    Access, Descriptor, ExtentLine, ExtentType, LOOKED_AT, NO_PARENT, local_name, looks_like_descriptor,
+};
 use super::esx::{COWD_MAGIC, SESPARSE_MAGIC};
 use super::image::{Body, DescriptorPlace, Part, VmdkImage};
 use super::layout::{MAGIC, MAX_DESCRIPTOR};
@@ -54,7 +56,7 @@ pub(super) fn kind_of(head: &[u8]) -> Option<FileKind> {
 }
 
 pub(super) fn open(main: StorageRef, env: &OpenEnv<'_>) -> Result<VmdkImage> {
-    let mut head = [0; 512];
+    let mut head = [0; LOOKED_AT];
     read_padded(main.as_ref(), 0, &mut head)?;
     match kind_of(&head) {
         Some(FileKind::Text) => open_text(main, env),
@@ -152,8 +154,8 @@ fn from_descriptor(
         let kind = found.create_type.escape_debug();
         return Err(Error::unsupported(format!("Unsupported image type '{kind}'")));
     }
-    if found.extents.iter().all(|e| e.kind == ExtentType::Zero) {
-        return Err(Error::unsupported("the descriptor names no extent with a file"));
+    if found.extents.is_empty() {
+        return Err(Error::corrupt("the descriptor names no extent"));
     }
     let (mut storages, mut parts, mut start) = (vec![main], Vec::new(), 0u64);
     for line in &found.extents {
@@ -214,8 +216,9 @@ fn open_line(line: &ExtentLine, storages: &mut Vec<StorageRef>, env: &OpenEnv<'_
         .cloned()
         .ok_or_else(|| Error::invalid("no main file"))?;
     let writable = env.writable && line.access == Access::ReadWrite;
+    let name = local_name(&line.name);
     let reference = Reference {
-        name: &line.name,
+        name: &name,
         format: None,
         role: Role::Extent,
         from: &main,

@@ -24,6 +24,13 @@ pub(super) fn read_header(file: &StorageRef) -> Result<Header> {
 }
 
 pub(super) fn open_hosted(file: &StorageRef, header: Header, env: &OpenEnv<'_>) -> Result<SparseExtent> {
+    let least = header.overhead;
+    if file.len()?.div_ceil(SECTOR) * SECTOR < least {
+        // Metadata is missing: what it would have named is lost.
+        return Err(Error::corrupt(format!(
+            "File truncated, expecting at least {least} bytes"
+        )));
+    }
     let directory_at = match header.directory {
         Some(at) => at,
         None => footer(file, &header)?,

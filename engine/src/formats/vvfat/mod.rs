@@ -5,9 +5,11 @@
 //! following links. Links, devices and sockets are left out. Refused: everything that is not a `FolderDisk` (`NotThisFormat`),
 //! writing (`Unsupported`), files of 4 GiB and more, more than the disk holds (`LimitExceeded`).
 
+mod build;
 mod disk;
 mod geometry;
 mod names;
+mod sectors;
 mod tree;
 
 pub use disk::FolderDisk;

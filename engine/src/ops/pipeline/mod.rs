@@ -16,6 +16,7 @@ pub use self::sink::{CopyTarget, Sink};
 use self::turn::Turns;
 use super::{GuestSource, SourceKind};
 use crate::image::Scratch;
+use crate::storage::{PAGE, PageBuffer};
 use crate::{Control, Error, Result};
 
 /// How to copy.
@@ -131,10 +132,10 @@ impl Pipeline<'_> {
 
     fn work(&self) -> Result<()> {
         let mut scratch = Scratch::with_level(self.options.level);
-        let mut buffers = Vec::new();
+        let mut buffer = PageBuffer::default();
         while let Some(batch) = self.next_batch()? {
             self.control.checkpoint(batch.bytes)?;
-            self.copy_batch(&batch, &mut buffers, &mut scratch)?;
+            self.copy_batch(&batch, &mut buffer, &mut scratch)?;
             self.flush_if_due(&batch)?;
             self.control.advance(match self.options.count_data {
                 true => batch.data,
@@ -161,10 +162,9 @@ impl Pipeline<'_> {
         self.planner.lock().unwrap_or_else(PoisonError::into_inner).next_batch()
     }
 
-    fn copy_batch(&self, batch: &Batch, buffers: &mut Vec<Vec<u8>>, scratch: &mut Scratch) -> Result<()> {
-        buffers.resize_with(batch.steps.len().max(buffers.len()), Vec::new);
+    fn copy_batch(&self, batch: &Batch, buffer: &mut PageBuffer, scratch: &mut Scratch) -> Result<()> {
         let mut prepared = Vec::with_capacity(batch.steps.len());
-        for (step, buf) in batch.steps.iter().zip(buffers.iter_mut()) {
+        for (step, buf) in batch.steps.iter().zip(parts(batch, buffer)) {
             match step {
                 Step::Zero { offset, len } => prepared.push(sink::Prepared::zero(*offset, *len)),
                 Step::Copy(piece) => {
@@ -173,20 +173,35 @@ impl Pipeline<'_> {
                 }
             }
         }
+        let buffers = parts(batch, buffer);
         let mut placed = Vec::with_capacity(prepared.len());
         {
             let Some(_turn) = self.turns.take(batch.number) else {
                 return Ok(());
             };
-            for (prepared, buf) in prepared.iter().zip(buffers.iter()) {
+            for (prepared, buf) in prepared.iter().zip(&buffers) {
                 placed.push(self.sink.place(prepared, buf)?);
             }
         }
-        for ((prepared, placed), buf) in prepared.iter().zip(&placed).zip(buffers.iter()) {
+        for ((prepared, placed), buf) in prepared.iter().zip(&placed).zip(&buffers) {
             self.sink.store(prepared, placed, buf)?;
         }
         Ok(())
     }
+}
+
+/// Cuts a worker's buffer into one part for each step, each at a page boundary.
+fn parts<'b>(batch: &Batch, buffer: &'b mut PageBuffer) -> Vec<&'b mut [u8]> {
+    let lengths = batch.steps.iter().map(Step::buffer_len);
+    buffer.set_len(lengths.clone().map(|len| len.next_multiple_of(PAGE)).sum());
+    let mut rest = &mut buffer[..];
+    lengths
+        .map(|len| {
+            let (part, more) = std::mem::take(&mut rest).split_at_mut(len.next_multiple_of(PAGE));
+            rest = more;
+            &mut part[..len]
+        })
+        .collect()
 }
 
 /// How much there is to copy.
@@ -204,8 +219,7 @@ fn data_bytes(source: &dyn GuestSource, zeroes_too: bool, control: &Control) -> 
 }
 
 /// Reads the data of a piece and zeroes the gaps between.
-fn read_piece(source: &dyn GuestSource, piece: &Piece, buf: &mut Vec<u8>) -> Result<()> {
-    buf.resize(piece.len, 0);
+fn read_piece(source: &dyn GuestSource, piece: &Piece, buf: &mut [u8]) -> Result<()> {
     let mut done = 0;
     for read in &piece.reads {
         let start = (read.offset - piece.offset) as usize;

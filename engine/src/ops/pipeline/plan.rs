@@ -35,8 +35,13 @@ pub(super) enum Step {
 
 impl Step {
     pub(super) fn bytes_to_copy(&self) -> u64 {
+        self.buffer_len() as u64
+    }
+
+    /// Bytes of memory that it needs.
+    pub(super) fn buffer_len(&self) -> usize {
         match self {
-            Self::Copy(piece) => piece.len as u64,
+            Self::Copy(piece) => piece.len,
             Self::Zero { .. } => 0,
         }
     }

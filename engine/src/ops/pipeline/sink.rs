@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::CopyOptions;
-use crate::image::{Below, BulkWrite, HostPlace, Placement, Scratch};
+use crate::image::{Below, BulkWrite, HostPlace, NothingBelow, Placement, Scratch};
 use crate::ops::zeroes;
 use crate::{Error, Image, Result, formats};
 
@@ -18,6 +18,22 @@ pub struct CopyTarget<'a> {
     pub fresh: bool,
     /// What was not written reads as zeroes, so zeroes need not be written.
     pub is_zero: bool,
+}
+
+impl<'a> CopyTarget<'a> {
+    /// An image that was only just created, over `below`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an image of an unknown format.
+    pub fn fresh(image: &'a dyn Image, below: Option<&'a dyn Below>) -> Result<Self> {
+        let can = formats::by_name(image.format())?.capabilities();
+        Ok(Self {
+            image,
+            below: below.unwrap_or(&NothingBelow),
+            fresh: true,
+            is_zero: below.is_none() && can.zero && image.is_zero_when_new(),
+        })
+    }
 }
 
 /// Smallest block that zero detection looks at.
@@ -176,7 +192,7 @@ impl<'a> Sink<'a> {
             };
             match (run, self.bulk) {
                 (Run::Zero(_), _) => self.zero(offset, len)?,
-                (Run::Plain(_), Some(bulk)) => places.push(bulk.place(offset, len, None)?),
+                (Run::Plain(_), Some(bulk)) => place_plain(bulk, offset, len, &mut places)?,
                 (Run::Encoded(_, bytes), Some(bulk)) => {
                     places.push(bulk.place(offset, len, Some(bytes.len() as u64))?)
                 }
@@ -209,7 +225,15 @@ impl<'a> Sink<'a> {
             match run {
                 Run::Zero(_) => {}
                 Run::Encoded(_, bytes) => bulk.store(next(&mut places)?, bytes)?,
-                Run::Plain(range) => self.store_plain(bulk, next(&mut places)?, &buf[range.clone()])?,
+                Run::Plain(range) => {
+                    let mut bytes = &buf[range.clone()];
+                    while !bytes.is_empty() {
+                        let place = next(&mut places)?;
+                        let (part, rest) = bytes.split_at(bytes.len().min(place.len as usize));
+                        self.store_plain(bulk, place, part)?;
+                        bytes = rest;
+                    }
+                }
             }
         }
         Ok(())
@@ -238,6 +262,21 @@ impl<'a> Sink<'a> {
         }
         Ok(())
     }
+}
+
+/// Asks for places until the whole run has them.
+fn place_plain(bulk: &dyn BulkWrite, offset: u64, len: u64, places: &mut Vec<Placement>) -> Result<()> {
+    let mut done = 0;
+    while done < len {
+        let place = bulk.place(offset + done, len - done, None)?;
+        if place.len == 0 || place.len > len - done {
+            let placed = place.len;
+            return Err(Error::invalid(format!("{placed} of {} bytes were placed", len - done)));
+        }
+        done += place.len;
+        places.push(place);
+    }
+    Ok(())
 }
 
 fn next<'p>(places: &mut impl Iterator<Item = &'p Placement>) -> Result<&'p Placement> {

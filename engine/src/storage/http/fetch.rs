@@ -10,7 +10,7 @@ use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
 
 use super::HttpOptions;
-use super::guard::{Guard, Refused};
+use super::guard::{Guard, Refused, web_url};
 use crate::{Error, ErrorKind, Result};
 
 /// Redirections that are followed when a file is opened.
@@ -53,7 +53,7 @@ impl Remote {
     pub(super) fn open(options: &HttpOptions) -> Result<Self> {
         let mut remote = Self {
             agent: agent(options),
-            url: checked_url(&options.url)?,
+            url: web_url(&options.url)?,
             len: 0,
             mark: Mark::default(),
             retries: options.retries,
@@ -174,20 +174,6 @@ fn agent(options: &HttpOptions) -> Agent {
     Agent::with_parts(config, DefaultConnector::default(), guard)
 }
 
-fn checked_url(text: &str) -> Result<Uri> {
-    let invalid = |why: &str| Error::invalid(format!("\"{}\" is no URL of a file: {why}", text.escape_debug()));
-    let url: Uri = text.parse().map_err(|_| invalid("it cannot be read"))?;
-    if !matches!(url.scheme_str(), Some("http" | "https")) {
-        return Err(invalid("only http and https are known"));
-    }
-    match url.authority() {
-        Some(a) if a.as_str().contains('@') => Err(Error::unsupported("names and passwords in URLs are not supported")),
-        Some(a) if a.host() != a.as_str() && a.port_u16().is_none() => Err(invalid("its port is no port")),
-        Some(a) if !a.host().is_empty() => Ok(url),
-        _ => Err(invalid("it has no host")),
-    }
-}
-
 /// Where the server sends us, if it does. Only to the same scheme, host and port.
 fn redirection(reply: &Response<Body>, from: &Uri) -> Result<Option<Uri>> {
     if !reply.status().is_redirection() {
@@ -197,9 +183,9 @@ fn redirection(reply: &Response<Body>, from: &Uri) -> Result<Option<Uri>> {
     if to.starts_with('/') && !to.starts_with("//") {
         let (scheme, authority) = (from.scheme_str().unwrap_or_default(), from.authority());
         let authority = authority.map_or("", |a| a.as_str());
-        return checked_url(&format!("{scheme}://{authority}{to}")).map(Some);
+        return web_url(&format!("{scheme}://{authority}{to}")).map(Some);
     }
-    match checked_url(to) {
+    match web_url(to) {
         Ok(next) if next.scheme() == from.scheme() && next.authority() == from.authority() => Ok(Some(next)),
         _ => Err(Error::denied(format!(
             "the server redirects to \"{}\"; only redirections to the same server are followed",

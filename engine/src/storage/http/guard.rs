@@ -1,16 +1,52 @@
 //! Which addresses may be connected to. What is asked about is the very address that is then used: a name that resolves to another one
-//! the next moment gains nothing.
+//! the next moment gains nothing. A name of which any address is not allowed is refused as a whole.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
+use crate::{Error, Result};
+
 /// Whether an address may be connected to.
-pub type AllowAddress = Arc<dyn Fn(IpAddr) -> bool + Send + Sync>;
+pub type AllowAddress = Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>;
+
+/// Ports from 1024 on whose services take commands that a request could be mistaken for: NFS, Redis, memcached.
+const COMMAND_PORTS: [u16; 3] = [2049, 6379, 11211];
+
+/// Whether a service may follow a URL of somebody else there: a public address, and a port that is the web's or nobody's.
+pub fn is_public_web(address: SocketAddr) -> bool {
+    let port = address.port();
+    let usual = matches!(port, 80 | 443 | 1024..) && !COMMAND_PORTS.contains(&port);
+    usual && is_public(address.ip())
+}
+
+/// Reads a URL of http or https strictly.
+///
+/// # Errors
+/// `InvalidArgument` for what is none; `Unsupported` for names and passwords in it.
+pub fn web_url(text: &str) -> Result<Uri> {
+    let invalid = |why: &str| Error::invalid(format!("\"{}\" is no URL of the web: {why}", text.escape_debug()));
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(invalid("it has other characters than visible ASCII"));
+    }
+    if text.contains(['#', '\\']) {
+        return Err(invalid("it has a fragment or a backslash"));
+    }
+    let url: Uri = text.parse().map_err(|_| invalid("it cannot be read"))?;
+    if !matches!(url.scheme_str(), Some("http" | "https")) {
+        return Err(invalid("only http and https are known"));
+    }
+    match url.authority() {
+        Some(a) if a.as_str().contains('@') => Err(Error::unsupported("names and passwords in URLs are not supported")),
+        Some(a) if a.host() != a.as_str() && a.port_u16().is_none() => Err(invalid("its port is no port")),
+        Some(a) if !a.host().is_empty() => Ok(url),
+        _ => Err(invalid("it has no host")),
+    }
+}
 
 /// Whether an address is one of the public internet: not loopback, link-local, private, shared, multicast, reserved or unspecified,
 /// also where an IPv6 address carries an IPv4 one (RFC 6890, RFC 4193, RFC 6052).
@@ -42,7 +78,7 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
 }
 
 /// The IPv4 address in an IPv4-mapped, IPv4-compatible, NAT64 or 6to4 address (RFC 4291, RFC 6052, RFC 3056).
-pub fn carried_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
+fn carried_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let s = address.segments();
     let join = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
     match s {
@@ -52,9 +88,10 @@ pub fn carried_ipv4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Resolves names to addresses that are allowed.
-pub(super) struct Guard {
-    pub(super) allow: AllowAddress,
+/// Resolves names as the system does, once, and refuses those of which any address is not allowed.
+pub struct Guard {
+    /// The rule.
+    pub allow: AllowAddress,
 }
 
 impl fmt::Debug for Guard {
@@ -63,7 +100,7 @@ impl fmt::Debug for Guard {
     }
 }
 
-/// Says that no address of a host is allowed.
+/// Says that an address of a host is not allowed.
 #[derive(Debug)]
 pub(super) struct Refused;
 
@@ -75,22 +112,25 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
+impl Guard {
+    fn require(&self, addresses: &[SocketAddr]) -> std::result::Result<(), ureq::Error> {
+        if addresses.iter().all(|address| (self.allow)(*address)) {
+            return Ok(());
+        }
+        Err(ureq::Error::Other(Box::new(Refused)))
+    }
+}
+
 impl Resolver for Guard {
     fn resolve(
         &self,
         uri: &Uri,
         config: &ureq::config::Config,
         timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+    ) -> std::result::Result<ResolvedSocketAddrs, ureq::Error> {
         let found = DefaultResolver::default().resolve(uri, config, timeout)?;
-        let mut allowed = self.empty();
-        for address in found.iter().filter(|a| (self.allow)(a.ip())) {
-            allowed.push(*address);
-        }
-        match allowed.first() {
-            Some(_) => Ok(allowed),
-            None => Err(ureq::Error::Other(Box::new(Refused))),
-        }
+        self.require(&found)?;
+        Ok(found)
     }
 }
 
@@ -141,6 +181,30 @@ mod tests {
             "2001:4860:4860::8888",
         ] {
             assert!(is_public(text.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_both_kinds_of_addresses_is_refused() {
+        let guard = Guard {
+            allow: Arc::new(is_public_web),
+        };
+        let (public, own) = ("8.8.8.8:80".parse().unwrap(), "127.0.0.1:80".parse().unwrap());
+        assert!(guard.require(&[public]).is_ok());
+        assert!(guard.require(&[public, own]).is_err());
+        assert!(guard.require(&[own, public]).is_err());
+    }
+
+    #[test]
+    fn ports_of_other_protocols_are_refused() {
+        let at = |port| is_public_web(SocketAddr::new([8, 8, 8, 8].into(), port));
+        for port in [
+            0, 21, 22, 23, 25, 53, 110, 143, 389, 445, 465, 587, 1023, 2049, 6379, 11211,
+        ] {
+            assert!(!at(port), "{port}");
+        }
+        for port in [80, 443, 1024, 8080, 8443, 65535] {
+            assert!(at(port), "{port}");
         }
     }
 }

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fetch::Remote;
-pub use guard::{AllowAddress, carried_ipv4, is_public};
+pub use guard::{AllowAddress, Guard as AddressGuard, is_public, is_public_web, web_url};
 
 use super::{ReadOnlyStorage, StorageExtent, past_end};
 use crate::{Error, Result};

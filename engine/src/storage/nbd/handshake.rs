@@ -3,6 +3,7 @@
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::link::Link;
+use super::tls::NbdTls;
 use super::wire::{self, Fields, OptionHead, OptionReply};
 use crate::{Error, ErrorKind, Result};
 
@@ -27,12 +28,12 @@ pub(super) struct Export {
     pub context: Option<u32>,
 }
 
-/// Negotiates the export of this name.
+/// Negotiates the export of this name, over TLS where there are credentials for it.
 ///
 /// # Errors
-/// `Corrupt` for a server that breaks the protocol, `Unsupported` for one that wants what we have not (TLS), `InvalidArgument` for
-/// a name it does not know, `Io`.
-pub(super) fn negotiate(link: &mut Link, name: &str) -> Result<Export> {
+/// `Corrupt` for a server that breaks the protocol, `Unsupported` for one that wants what we have not, or has no TLS where credentials ask
+/// for it, `InvalidArgument` for a name it does not know, `Denied` for a server that is not the one that the credentials are for, `Io`.
+pub(super) fn negotiate(link: &mut Link, name: &str, tls: Option<&NbdTls>) -> Result<Export> {
     if name.len() > wire::MAX_NAME {
         return Err(Error::invalid("the name of an NBD export has at most 4096 bytes"));
     }
@@ -40,7 +41,8 @@ pub(super) fn negotiate(link: &mut Link, name: &str) -> Result<Export> {
         return Err(Error::not_this_format("the server does not speak NBD"));
     }
     match link.read_array()? {
-        wire::OPTION_MAGIC => newstyle(link, name),
+        wire::OPTION_MAGIC => newstyle(link, name, tls),
+        wire::OLDSTYLE_MAGIC if tls.is_some() => Err(no_tls()),
         wire::OLDSTYLE_MAGIC => oldstyle(link, name),
         _ => Err(Error::not_this_format("the server does not speak a known NBD dialect")),
     }
@@ -56,13 +58,33 @@ fn oldstyle(link: &mut Link, name: &str) -> Result<Export> {
     Draft::plain(size, u16::from_be_bytes([a, b])).check()
 }
 
-fn newstyle(link: &mut Link, name: &str) -> Result<Export> {
+/// Nothing goes on without encryption where it was asked for.
+fn no_tls() -> Error {
+    Error::unsupported("the NBD server has no TLS, which tls-creds asks for")
+}
+
+fn start_tls(link: &mut Link, tls: &NbdTls) -> Result<()> {
+    send(link, wire::OPT_STARTTLS, &[])?;
+    match reply(link, wire::OPT_STARTTLS)? {
+        (wire::REP_ACK, data) if data.is_empty() => link.encrypt(tls),
+        (kind, _) if kind & wire::REP_ERROR != 0 => Err(no_tls()),
+        (kind, _) => Err(unexpected("NBD_OPT_STARTTLS", kind)),
+    }
+}
+
+fn newstyle(link: &mut Link, name: &str, tls: Option<&NbdTls>) -> Result<Export> {
     let server = u16::from_be_bytes(link.read_array()?);
     let client = server & (wire::FIXED_NEWSTYLE | wire::NO_ZEROES);
     link.write(&u32::from(client).to_be_bytes())?;
     let zeroes = client & wire::NO_ZEROES == 0;
     if client & wire::FIXED_NEWSTYLE == 0 {
-        return by_name_alone(link, name, zeroes);
+        return match tls {
+            Some(_) => Err(no_tls()),
+            None => by_name_alone(link, name, zeroes),
+        };
+    }
+    if let Some(tls) = tls {
+        start_tls(link, tls)?;
     }
     let structured = structured_replies(link)?;
     let context = if structured { allocation(link, name)? } else { None };
@@ -231,7 +253,10 @@ fn refused(kind: u32, message: &[u8]) -> Error {
     let (class, what) = match kind & !wire::REP_ERROR {
         2 => (ErrorKind::Denied, "the server's policy forbids the export"),
         3 => (ErrorKind::InvalidArgument, "the server takes the request for invalid"),
-        5 => (ErrorKind::Unsupported, "the server wants TLS, which is not supported"),
+        5 => (
+            ErrorKind::Unsupported,
+            "the server wants TLS: name credentials (tls-creds)",
+        ),
         6 => (ErrorKind::InvalidArgument, "requested export not available"),
         7 => (ErrorKind::Io, "the server is shutting down"),
         8 => (ErrorKind::Unsupported, "the server wants other block sizes"),

@@ -6,7 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustls::ClientConnection;
 
+use super::tls::{self, NbdTls};
 use super::{NbdAddress, NbdOptions};
 use crate::{Error, Result};
 
@@ -19,6 +21,13 @@ enum Socket {
 /// A connection. Every exchange begins with [`start`](Self::start) and must end within the timeout.
 #[derive(Debug)]
 pub(super) struct Link {
+    wire: Wire,
+    tls: Option<Box<ClientConnection>>,
+}
+
+/// The socket with the deadline of the present exchange.
+#[derive(Debug)]
+struct Wire {
     socket: Socket,
     timeout: Duration,
     clock: fn() -> Duration,
@@ -33,31 +42,43 @@ impl Link {
             NbdAddress::Unix(path) => left().map_err(io::Error::from).and_then(|l| connect_unix(path, l)),
             NbdAddress::Tcp { host, port } => connect_tcp(host, *port, left),
         };
-        Ok(Self {
+        let wire = Wire {
             socket: socket.map_err(|e| Error::io(format!("failed to connect to '{}'", options.address), e))?,
             timeout: options.timeout,
             clock: options.clock,
             deadline,
-        })
+        };
+        Ok(Self { wire, tls: None })
     }
 
     /// Gives the next exchange its time.
     pub(super) fn start(&mut self) {
-        self.deadline = (self.clock)().saturating_add(self.timeout);
+        self.wire.deadline = (self.wire.clock)().saturating_add(self.wire.timeout);
+    }
+
+    /// Encrypts everything from here on.
+    ///
+    /// # Errors
+    /// `Denied` for a server that is not the one it should be, or that does not take our certificate; `Io`.
+    pub(super) fn encrypt(&mut self, credentials: &NbdTls) -> Result<()> {
+        let mut tls = credentials.connection()?;
+        tls::handshake(&mut tls, &mut self.wire).map_err(|e| match e.kind() {
+            io::ErrorKind::InvalidData => Error::denied(format!("the TLS handshake with the NBD server failed: {e}")),
+            _ => lost("begin TLS with", e),
+        })?;
+        self.tls = Some(tls);
+        Ok(())
     }
 
     pub(super) fn read(&mut self, mut buf: &mut [u8]) -> Result<()> {
         while !buf.is_empty() {
-            let left = self.left("read from")?;
-            let got = match &mut self.socket {
-                Socket::Tcp(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(buf)),
-                Socket::Unix(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(buf)),
+            let got = match &mut self.tls {
+                None => self.wire.read(buf),
+                Some(tls) => tls::read(tls, &mut self.wire, buf),
             };
-            match got {
-                Ok(0) => return Err(lost("read from", io::ErrorKind::UnexpectedEof.into())),
-                Ok(n) => buf = buf.get_mut(n..).unwrap_or_default(),
-                Err(e) if passing(&e) => {}
-                Err(e) => return Err(lost("read from", e)),
+            match got.map_err(|e| lost("read from", e))? {
+                0 => return Err(lost("read from", io::ErrorKind::UnexpectedEof.into())),
+                n => buf = buf.get_mut(n..).unwrap_or_default(),
             }
         }
         Ok(())
@@ -65,16 +86,12 @@ impl Link {
 
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
-            let left = self.left("write to")?;
-            let sent = match &mut self.socket {
-                Socket::Tcp(s) => s.set_write_timeout(Some(left)).and_then(|()| s.write(bytes)),
-                Socket::Unix(s) => s.set_write_timeout(Some(left)).and_then(|()| s.write(bytes)),
+            let sent = match &mut self.tls {
+                None => self.wire.write(bytes),
+                Some(tls) => tls::write(tls, &mut self.wire, bytes),
             };
-            match sent {
-                Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
-                Err(e) if passing(&e) => {}
-                Err(e) => return Err(lost("write to", e)),
-            }
+            let sent = sent.map_err(|e| lost("write to", e))?;
+            bytes = bytes.get(sent..).unwrap_or_default();
         }
         Ok(())
     }
@@ -91,9 +108,46 @@ impl Link {
         self.read(&mut bytes)?;
         Ok(bytes)
     }
+}
 
-    fn left(&self, verb: &str) -> Result<Duration> {
-        remaining(self.deadline, (self.clock)()).map_err(|e| lost(verb, e.into()))
+impl Wire {
+    fn left(&self) -> io::Result<Duration> {
+        Ok(remaining(self.deadline, (self.clock)())?)
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let left = self.left()?;
+            let got = match &mut self.socket {
+                Socket::Tcp(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(buf)),
+                Socket::Unix(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(buf)),
+            };
+            match got {
+                Err(e) if passing(&e) => {}
+                done => return done,
+            }
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            let left = self.left()?;
+            let sent = match &mut self.socket {
+                Socket::Tcp(s) => s.set_write_timeout(Some(left)).and_then(|()| s.write(bytes)),
+                Socket::Unix(s) => s.set_write_timeout(Some(left)).and_then(|()| s.write(bytes)),
+            };
+            match sent {
+                Err(e) if passing(&e) => {}
+                done => return done,
+            }
+        }
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

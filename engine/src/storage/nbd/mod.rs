@@ -2,13 +2,14 @@
 //!
 //! Supported: TCP and unix sockets; fixed newstyle with `NBD_OPT_GO`, and older servers; structured replies; `base:allocation` as holes;
 //! READ, WRITE, FLUSH, TRIM and WRITE_ZEROES within the block sizes the server tells. Every exchange has a deadline. A server that
-//! breaks the protocol gets `Corrupt`, and no request any more. Refused: TLS (`Unsupported`), changing the size.
+//! breaks the protocol gets `Corrupt`, and no request any more. TLS with X.509 certificates. Refused: TLS with shared keys, changing the size.
 
 mod handshake;
 mod link;
 mod session;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod wire;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use handshake::Export;
 use link::Link;
 use session::{Answer, Ask, Session};
+pub use tls::{NbdTls, TlsFiles};
 use wire::Command;
 
 use super::{Storage, StorageExtent, past_end};
@@ -67,6 +69,8 @@ pub struct NbdOptions {
     pub timeout: Duration,
     /// Time since some fixed moment.
     pub clock: fn() -> Duration,
+    /// Credentials: the connection is encrypted, or it fails.
+    pub tls: Option<NbdTls>,
 }
 
 /// An extent and where it begins.
@@ -88,14 +92,15 @@ impl NbdStorage {
     ///
     /// # Errors
     /// `Io` (kind `TimedOut` for a late server), `Corrupt`, `NotThisFormat` for what is no NBD server, `InvalidArgument` for an export
-    /// that it does not have, `Denied` for writing where it forbids it, `Unsupported` for TLS.
+    /// that it does not have, `Denied` for writing where it forbids it and for a server that is not
+    /// the one that the credentials are for, `Unsupported` for one that has no TLS, or wants it, against the options.
     pub fn open(options: NbdOptions) -> Result<Self> {
         Self::connect(&options).map_err(|e| e.at(options.name))
     }
 
     fn connect(options: &NbdOptions) -> Result<Self> {
         let mut link = Link::connect(options)?;
-        let export = handshake::negotiate(&mut link, &options.export)?;
+        let export = handshake::negotiate(&mut link, &options.export, options.tls.as_ref())?;
         let storage = Self {
             name: options.name.clone(),
             writable: options.writable,

@@ -51,6 +51,7 @@ impl Script {
             writable: true,
             timeout,
             clock,
+            tls: None,
         })
     }
 

@@ -25,6 +25,8 @@ pub(super) const NO_ZEROES: u16 = 2;
 
 /// `NBD_OPT_EXPORT_NAME`
 pub(super) const OPT_EXPORT_NAME: u32 = 1;
+/// `NBD_OPT_STARTTLS`
+pub(super) const OPT_STARTTLS: u32 = 5;
 /// `NBD_OPT_GO`
 pub(super) const OPT_GO: u32 = 7;
 /// `NBD_OPT_STRUCTURED_REPLY`

@@ -144,7 +144,6 @@ fn descriptors() -> Vec<Case> {
     }
     let line = "RW 128 FLAT \"f\" 0\n";
     for (what, from, to) in [
-        ("ZERO alone", line, "RW 128 ZERO\n".to_owned()),
         ("no extent", line, String::new()),
         (
             "80,000 extents of zeroes",
@@ -182,6 +181,16 @@ fn descriptors() -> Vec<Case> {
     ] {
         add(what, TEXT.replace(from, &to).into_bytes());
     }
+    cases.push(case(
+        37,
+        "vmdk",
+        "descriptor: ZERO alone",
+        TEXT.replace(line, "RW 128 ZERO\n").into_bytes(),
+        Good,
+    ));
+    let mut add = |what: &str, text: Vec<u8>| {
+        cases.push(case(37, "vmdk", format!("descriptor: {what}"), text, Unreadable));
+    };
     let mut binary = TEXT.as_bytes().to_vec();
     binary.extend([0xff, 0xfe, 0, 1, 2]);
     add("binary behind the text", binary);

@@ -3,7 +3,7 @@ use uuid::Uuid;
 
 use super::{Backing, FileFacts, NewImage, Origin, event_data};
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::model::{EventKind, ImageId, ImageState, Labels};
+use crate::model::{EventKind, ImageId, ImageState, Labels, SecretId};
 use crate::request::{SecretRefs, UpdateImage};
 use crate::store::row::{Columns, json_text, stored};
 use crate::store::{Tx, is_duplicate};
@@ -119,6 +119,20 @@ impl Tx {
             .execute(&mut *self.inner)
             .await?;
         Ok(())
+    }
+
+    /// Puts another secret in the place of one, in the role that an image names it in; an image that names another one is left alone.
+    ///
+    /// # Errors
+    /// `not_found` when the new secret does not exist.
+    pub async fn replace_role(&mut self, id: ImageId, role: &str, old: SecretId, new: SecretId) -> Result<()> {
+        let mut secrets = self.image(id).await?.image.secrets;
+        match secrets.get_mut(role) {
+            Some(named) if *named == old => *named = new,
+            _ => return self.require_secret(new).await,
+        }
+        self.write_roles(id, &secrets).await?;
+        self.image_event(EventKind::ImageUpdated, id).await
     }
 
     /// Shows a reserved image to the world: its file is in place under `file`.

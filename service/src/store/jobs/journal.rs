@@ -15,6 +15,8 @@ pub struct JournalEntry {
     pub filling: Option<FillingEntry>,
     /// Digest of what the guest saw before the job began, in hex.
     pub digest_before: Option<String>,
+    /// Key slots that are being erased.
+    pub erasing: Option<Vec<u32>>,
 }
 
 /// How far a new file is filled.

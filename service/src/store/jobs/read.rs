@@ -1,3 +1,7 @@
+use std::collections::HashMap;
+
+use sqlx::any::{AnyArguments, AnyRow};
+use sqlx::query::Query;
 use sqlx::{Any, Executor};
 use uuid::Uuid;
 
@@ -8,6 +12,35 @@ use crate::request::JobFilter;
 use crate::store::row::Columns;
 use crate::store::{Store, Tx};
 
+/// Which jobs a page of the list holds; [`bind_page`] gives the parameters.
+macro_rules! page_of_jobs {
+    () => {
+        " WHERE ($1 = '' OR id < $1) AND ($2 = '' OR $2 = CASE WHEN wish = 'pause' AND \
+         state IN ('queued', 'running') THEN 'paused' ELSE state END) AND ($3 = '' OR kind = $3) \
+         AND ($4 = '' OR pool = $4) AND ($5 = '' OR EXISTS (SELECT 1 FROM job_images m \
+         WHERE m.job_id = jobs.id AND m.image_id = $5)) ORDER BY id DESC LIMIT $6"
+    };
+}
+
+type Statement<'q> = Query<'q, Any, AnyArguments>;
+
+fn bind_page<'q>(query: Statement<'q>, filter: &JobFilter, before: Option<Uuid>, limit: u32) -> Statement<'q> {
+    query
+        .bind(before.map_or(String::new(), |id| id.to_string()))
+        .bind(filter.state.map_or("", JobState::as_str))
+        .bind(filter.kind.map_or("", JobKind::as_str))
+        .bind(filter.pool.clone().unwrap_or_default())
+        .bind(filter.image.map_or(String::new(), |id| id.to_string()))
+        .bind(i64::from(limit))
+}
+
+fn step(row: &AnyRow) -> Result<JobStep> {
+    Ok(JobStep {
+        at: row.time("at")?,
+        text: row.text("text")?,
+    })
+}
+
 impl Store {
     /// One job with its steps.
     ///
@@ -17,36 +50,30 @@ impl Store {
         let mut job = find(&self.readers, id).await?.ok_or_else(|| not_found(id))?;
         let sql = "SELECT at, text FROM job_steps WHERE job_id = $1 ORDER BY position";
         let rows = sqlx::query(sql).bind(id.to_string()).fetch_all(&self.readers).await?;
-        let step = |row: &sqlx::any::AnyRow| {
-            Ok(JobStep {
-                at: row.time("at")?,
-                text: row.text("text")?,
-            })
-        };
         job.steps = rows.iter().map(step).collect::<Result<_>>()?;
         Ok(job)
     }
 
-    /// Up to `limit` jobs older than an id, newest first, without their steps.
+    /// Up to `limit` jobs older than an id, newest first, with their steps.
     pub async fn list_jobs(&self, filter: &JobFilter, before: Option<Uuid>, limit: u32) -> Result<Vec<Job>> {
+        let sql = concat!("SELECT ", job_columns!(), " FROM jobs", page_of_jobs!());
+        let rows = bind_page(sqlx::query(sql), filter, before, limit);
+        let rows = rows.fetch_all(&self.readers).await?;
+        let mut jobs: Vec<Job> = rows.iter().map(job).collect::<Result<_>>()?;
         let sql = concat!(
-            "SELECT ",
-            job_columns!(),
-            " FROM jobs WHERE ($1 = '' OR id < $1) AND ($2 = '' OR $2 = CASE WHEN wish = 'pause' AND \
-             state IN ('queued', 'running') THEN 'paused' ELSE state END) AND ($3 = '' OR kind = $3) \
-             AND ($4 = '' OR pool = $4) AND ($5 = '' OR EXISTS (SELECT 1 FROM job_images m \
-             WHERE m.job_id = jobs.id AND m.image_id = $5)) ORDER BY id DESC LIMIT $6"
+            "SELECT s.job_id, s.at, s.text FROM job_steps s WHERE s.job_id IN (SELECT id FROM jobs",
+            page_of_jobs!(),
+            ") ORDER BY s.job_id, s.position"
         );
-        let rows = sqlx::query(sql)
-            .bind(before.map_or(String::new(), |id| id.to_string()))
-            .bind(filter.state.map_or("", JobState::as_str))
-            .bind(filter.kind.map_or("", JobKind::as_str))
-            .bind(filter.pool.as_deref().unwrap_or_default())
-            .bind(filter.image.map_or(String::new(), |id| id.to_string()))
-            .bind(i64::from(limit))
-            .fetch_all(&self.readers)
-            .await?;
-        rows.iter().map(job).collect()
+        let rows = bind_page(sqlx::query(sql), filter, before, limit);
+        let mut steps = HashMap::<JobId, Vec<JobStep>>::new();
+        for row in rows.fetch_all(&self.readers).await? {
+            steps.entry(row.id("job_id")?).or_default().push(step(&row)?);
+        }
+        for job in &mut jobs {
+            job.steps = steps.remove(&job.id).unwrap_or_default();
+        }
+        Ok(jobs)
     }
 
     /// Ids of the jobs that have not ended.

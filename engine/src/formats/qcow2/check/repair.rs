@@ -67,13 +67,13 @@ impl Qcow2 {
         Ok(walk.report)
     }
 
-    /// Repairs an image that was not closed properly: its refcounts may be behind.
+    /// Repairs an image that was not closed properly: its refcounts may be behind. Gives what was found and done.
     ///
     /// # Errors
     /// `Corrupt` when that did not mend everything.
-    pub fn repair_dirty(&self) -> Result<()> {
+    pub fn repair_dirty(&self) -> Result<Vec<String>> {
         if !self.read_shared().header.incompatible.has(Incompatible::DIRTY) {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let report = self.check_image(Repair::All, &Control::default())?;
         if report.corruptions + report.check_errors > 0 {
@@ -81,7 +81,7 @@ impl Qcow2 {
                 "the image was not closed properly, and a repair did not mend everything",
             ));
         }
-        Ok(())
+        Ok(report.messages)
     }
 
     fn walk(&self, control: &Control) -> Result<Walk<'_>> {

@@ -23,6 +23,8 @@ pub(super) enum BadEntry {
     L1,
     /// An entry of the L2 table at a host offset.
     L2 { table: u64, index: usize },
+    /// A snapshot whose L1 table cannot be read.
+    Snapshot,
 }
 
 /// An L2 table with its users.
@@ -222,19 +224,15 @@ impl<'a> Walk<'a> {
         let mut len = 0;
         for snapshot in &shared.snapshots {
             len += snapshot.stored_len();
-            let storage = self.image.host.file.as_ref();
-            match read_table(
-                storage,
-                "snapshot's L1 table",
-                snapshot.l1_offset,
-                snapshot.l1_bytes(),
-                u64::MAX,
-            ) {
+            match self.image.snapshot_l1(snapshot) {
                 Ok(l1) => {
                     self.add(snapshot.l1_offset, snapshot.l1_bytes(), 1);
                     list.push(l1);
                 }
-                Err(error) => self.corruption(|| format!("ERROR snapshot {}: {error}", snapshot.id.escape_debug())),
+                Err(error) => {
+                    self.corruption(|| format!("ERROR {error}"));
+                    self.bad.push(BadEntry::Snapshot);
+                }
             }
         }
         self.add(shared.header.snapshots_offset, len, 1);

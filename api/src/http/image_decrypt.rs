@@ -1,0 +1,37 @@
+use axum::extract::State;
+use axum::response::Response;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use vdisk_service::Service;
+use vdisk_service::model::Job;
+use vdisk_service::request::DecryptRequest;
+
+use super::documented::problems;
+use super::extract::{IdempotencyKey, ImagePath, JsonBody};
+use super::problem::Answer;
+use super::reply::accepted;
+use crate::state::App;
+
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(decrypt_image))
+}
+
+problems!(DecryptProblems: NotFound, InvalidArgument, Unsupported, ImageNotReady, ImageBusy, LimitExceeded,
+    IdempotencyConflict, InvalidName, NameTaken;
+    MalformedBody, BodyTooLarge, UnsupportedMediaType);
+
+/// Decrypt an image.
+///
+/// Makes a new image that is not encrypted with the content of this one, which is. The job's `result.image_id` names it.
+#[utoipa::path(post, path = "/v1/images/{id}/decrypt", operation_id = "decrypt_image", tag = "verbs",
+    params(ImagePath, IdempotencyKey), request_body = DecryptRequest,
+    responses((status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
+        DecryptProblems))]
+async fn decrypt_image(
+    State(service): State<Service>,
+    ImagePath(id): ImagePath,
+    IdempotencyKey(call): IdempotencyKey,
+    JsonBody(request): JsonBody<DecryptRequest>,
+) -> Answer<Response> {
+    Ok(accepted(service.decrypt_image(id, request, &call).await?))
+}

@@ -1,0 +1,374 @@
+//! The verbs themselves, as a client does them that asks again until it has an answer: with the same idempotency key, and taking
+//! "it is done already" for an answer.
+
+use std::time::Duration;
+
+use serde_json::json;
+use vdisk_service::model::{Job, JobState, Role};
+use vdisk_service::request::{Call, ImportOutcome, ImportSource, UpdateJob, UploadPart, UploadStatus};
+use vdisk_service::{Audited, ErrorCode, Result, Service, ServiceError};
+
+use crate::common::{OVERLAY, body, import, json, new_image, quick_config};
+use crate::images::{SIZE, base};
+use crate::scene::{Scene, Verb};
+
+/// Slow enough to be met in the middle.
+const SLOW: u64 = 256 << 10;
+
+/// Does what the verb says. `round` tells requests apart that are not repetitions of each other.
+pub async fn act(scene: &mut Scene, round: u32) -> Result<()> {
+    let call = Call {
+        idempotency_key: Some(format!("{:?}-{round}", scene.verb)),
+    };
+    match scene.verb {
+        verb if verb.is_job() => job(scene, &call).await,
+        Verb::Cancel | Verb::Steer | Verb::HandBack => steer(scene, &call).await,
+        Verb::Upload | Verb::UploadInParts | Verb::UploadRefused | Verb::UploadNotRecorded => {
+            upload(scene, &call).await
+        }
+        _ => request(scene, &call).await,
+    }
+}
+
+async fn request(scene: &mut Scene, call: &Call) -> Result<()> {
+    let service = &scene.lab.service;
+    let size = Some(SIZE as u64);
+    match scene.verb {
+        Verb::Create | Verb::CreateFails => {
+            created(service.create_image(new_image("made", OVERLAY, size, None), call).await)
+        }
+        Verb::CreatePreallocated => {
+            let mut request = new_image("made", OVERLAY, size, None);
+            request.options = [("preallocation".to_owned(), "falloc".to_owned())].into();
+            created(service.create_image(request, call).await)
+        }
+        Verb::CreateOverlay => {
+            let request = new_image("made", OVERLAY, None, Some(scene.id("base")));
+            created(service.create_image(request, call).await)
+        }
+        Verb::Update => {
+            let request = json(json!({"name": "renamed", "labels": {"a": "b"}}));
+            service.update_image(scene.id("base"), request).await.map(drop)
+        }
+        Verb::Delete | Verb::DeleteFails => done_if(service.delete_image(scene.id("base")).await, ErrorCode::NotFound),
+        Verb::SnapshotCreate => {
+            let made = service.create_snapshot(scene.id("disk"), "s1", call).await;
+            done_if(made, ErrorCode::NameTaken)
+        }
+        Verb::SnapshotDelete => {
+            let deleted = service.delete_snapshot(scene.id("disk"), "s1").await;
+            done_if(deleted, ErrorCode::NotFound)
+        }
+        Verb::SnapshotApply => service.apply_snapshot(scene.id("disk"), "s1", call).await.map(drop),
+        Verb::Start => restart(scene).await,
+        Verb::Secret => {
+            let request = json(json!({"name": "new", "value": "sesame"}));
+            created(service.create_secret(request, call).await)?;
+            done_if(service.delete_secret(scene.id("old")).await, ErrorCode::NotFound)
+        }
+        Verb::Token => {
+            created(
+                service
+                    .create_token(json(json!({"name": "kept", "role": "reader"})), call)
+                    .await,
+            )?;
+            let call = Call {
+                idempotency_key: call.idempotency_key.as_ref().map(|key| format!("{key}-2")),
+            };
+            let (token, _) = service
+                .create_token(json(json!({"name": "revoked", "role": "admin"})), &call)
+                .await?;
+            done_if(service.revoke_token(token.id).await, ErrorCode::NotFound)
+        }
+        Verb::Webhook | Verb::WebhookDown => webhook(scene, call).await,
+        _ => audit(service).await,
+    }
+}
+
+/// Something to tell, until it was told or the target was found out to be down.
+async fn webhook(scene: &Scene, call: &Call) -> Result<()> {
+    let service = &scene.lab.service;
+    let request =
+        json(json!({"url": "http://127.0.0.1:9/", "secret": "0123456789abcdef", "events": ["image.deleted"]}));
+    let second = service.create_webhook(request, call).await;
+    created(
+        service
+            .create_image(new_image("made", "raw", Some(512), None), call)
+            .await,
+    )?;
+    let tried = async || {
+        let hook = service.webhook(scene.id("hook")).await?;
+        Ok::<_, ServiceError>(if scene.verb == Verb::Webhook {
+            hook.delivered > 0
+        } else {
+            hook.failures > 0
+        })
+    };
+    for _ in 0..2000 {
+        if tried().await? {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    match second {
+        Ok(hook) => done_if(service.delete_webhook(hook.id).await, ErrorCode::NotFound),
+        Err(error) => done_if::<()>(Err(error), ErrorCode::NotFound),
+    }
+}
+
+async fn audit(service: &Service) -> Result<()> {
+    service.audit(Audited {
+        caller: "tester".to_owned(),
+        role: Some(Role::Admin),
+        transport: "http",
+        action: "GET /".to_owned(),
+        target: "/".to_owned(),
+        outcome: "200".to_owned(),
+        request_id: None,
+    });
+    for _ in 0..200 {
+        if !service.list_audit(&Default::default()).await?.items.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Err(ServiceError::internal("the entry was not written"))
+}
+
+async fn restart(scene: &mut Scene) -> Result<()> {
+    let dir = scene.lab.dir.path().to_owned();
+    scene.lab.service.shutdown(Duration::ZERO).await;
+    let mut opened = Service::open(quick_config(&dir)).await;
+    for _ in 0..3 {
+        // A start that failed is tried again, as whoever looks after the process does.
+        if opened.is_err() {
+            opened = Service::open(quick_config(&dir)).await;
+        }
+    }
+    scene.lab.service = opened?;
+    Ok(())
+}
+
+async fn upload(scene: &Scene, call: &Call) -> Result<()> {
+    let service = &scene.lab.service;
+    let (format, bytes) = match scene.verb {
+        Verb::UploadRefused => (OVERLAY, vec![7; 4096]),
+        _ => ("raw", base()),
+    };
+    let request = import("made", Some(format), ImportSource::Upload(true));
+    let image = match service.import_image(request, call).await {
+        Ok(ImportOutcome::Uploading(image)) => image,
+        Ok(ImportOutcome::Queued(job)) => panic!("{job:?}"),
+        Err(error) if error.code == ErrorCode::NameTaken => find(scene, "made").await?,
+        Err(error) => return Err(error),
+    };
+    let part = if scene.verb == Verb::UploadInParts {
+        bytes.len() / 3
+    } else {
+        bytes.len()
+    };
+    loop {
+        let received = match service.upload_status(image.id).await {
+            Ok(UploadStatus::Incomplete { received }) => received,
+            Ok(UploadStatus::Complete(_)) => return Ok(()),
+            Err(error) if scene.verb == Verb::UploadRefused => {
+                return done_if::<()>(Err(error), ErrorCode::ImageNotReady);
+            }
+            Err(error) => return Err(error),
+        };
+        // A file that is all there, and no image yet, is sent anew.
+        let offset = if received as usize >= bytes.len() {
+            0
+        } else {
+            received as usize
+        };
+        let end = (offset + part).min(bytes.len());
+        let part = UploadPart {
+            offset: offset as u64,
+            length: Some((end - offset) as u64),
+            total: Some(bytes.len() as u64),
+            ..UploadPart::default()
+        };
+        match service.upload(image.id, part, body(&bytes[offset..end], 50_000)).await {
+            Err(error) if scene.verb == Verb::UploadRefused => {
+                return done_if::<()>(Err(error), ErrorCode::FormatMismatch);
+            }
+            other => drop(other?),
+        }
+    }
+}
+
+async fn job(scene: &Scene, call: &Call) -> Result<()> {
+    let ended = ended(scene, queue(scene, call).await).await;
+    match scene.verb {
+        // What was done already is no image to do it with any more.
+        Verb::CommitDrop => done_if(ended, ErrorCode::NotFound),
+        Verb::Flatten => done_if(ended, ErrorCode::InvalidArgument),
+        Verb::Rebase | Verb::RebaseUnsafe | Verb::Commit | Verb::Check | Verb::Repair | Verb::Compare | Verb::Scan => {
+            ended
+        }
+        _ => done_if(ended, ErrorCode::NameTaken),
+    }
+}
+
+async fn queue(scene: &Scene, call: &Call) -> Result<Job> {
+    let (service, id) = (&scene.lab.service, |name: &str| scene.id(name));
+    let convert = async |from: &str, request| service.convert_image(id(from), json(request), call).await;
+    match scene.verb {
+        Verb::Import => fetch(service, call, ImportSource::PoolFile("found.raw".into()), None).await,
+        Verb::ImportConverted => fetch(service, call, ImportSource::PoolFile("found.raw".into()), Some(OVERLAY)).await,
+        Verb::ImportFetched => fetch(service, call, ImportSource::Url(crate::parent::disk_url()), None).await,
+        Verb::Scan => service.scan_pool("default", call).await,
+        Verb::ConvertRaw => convert("overlay", json!({"name": "made", "format": "raw"})).await,
+        Verb::ConvertQcow2 => convert("base", json!({"name": "made", "format": OVERLAY, "verify": true})).await,
+        Verb::ConvertCompressed => {
+            convert("overlay", json!({"name": "made", "format": OVERLAY, "compress": true})).await
+        }
+        Verb::ConvertOnto => {
+            convert(
+                "changed",
+                json!({"name": "made", "format": OVERLAY, "backing": id("base"), "verify": true}),
+            )
+            .await
+        }
+        Verb::Compress => {
+            service
+                .compress_image(id("disk"), json(json!({"algorithm": "zlib", "verify": true})), call)
+                .await
+        }
+        Verb::Rebase => {
+            let request = json(json!({"backing": id("other"), "verify": true}));
+            service.rebase_image(id("overlay"), request, call).await
+        }
+        Verb::RebaseUnsafe => {
+            let request = json(json!({"backing": id("other"), "mode": "unsafe"}));
+            service.rebase_image(id("overlay"), request, call).await
+        }
+        Verb::Commit => {
+            service
+                .commit_image(id("overlay"), json(json!({"verify": true})), call)
+                .await
+        }
+        Verb::CommitDrop => {
+            service
+                .commit_image(id("overlay"), json(json!({"drop": true})), call)
+                .await
+        }
+        Verb::Flatten => {
+            service
+                .flatten_image(id("overlay"), json(json!({"verify": true})), call)
+                .await
+        }
+        Verb::Grow => {
+            service
+                .resize_image(id("disk"), json(json!({"virtual_size": SIZE * 2})), call)
+                .await
+        }
+        Verb::Shrink => {
+            let request = json(json!({"virtual_size": SIZE / 2, "shrink": true}));
+            service.resize_image(id("disk"), request, call).await
+        }
+        Verb::Check => service.check_image(id("disk"), json(json!({})), call).await,
+        Verb::Repair => {
+            service
+                .check_image(id("disk"), json(json!({"repair": "all"})), call)
+                .await
+        }
+        _ => {
+            service
+                .compare_images(id("base"), json(json!({"other": id("changed")})), call)
+                .await
+        }
+    }
+}
+
+async fn fetch(service: &Service, call: &Call, source: ImportSource, target: Option<&str>) -> Result<Job> {
+    let mut request = import("made", Some("raw"), source);
+    request.target_format = target.map(str::to_owned);
+    match service.import_image(request, call).await? {
+        ImportOutcome::Queued(job) => Ok(job),
+        ImportOutcome::Uploading(image) => panic!("{image:?}"),
+    }
+}
+
+async fn steer(scene: &mut Scene, call: &Call) -> Result<()> {
+    let request = json(json!({"name": "made", "format": OVERLAY, "rate_limit": SLOW}));
+    let queued = scene.lab.service.convert_image(scene.id("base"), request, call).await;
+    let job = match queued {
+        Err(error) if error.code == ErrorCode::NameTaken => return Ok(()),
+        queued => queued?,
+    };
+    if scene.verb == Verb::Cancel {
+        started(&scene.lab.service, &job).await?;
+        let asked = scene.lab.service.cancel_job(job.id, &Call::default()).await;
+        done_if(asked, ErrorCode::JobStateConflict)?;
+        return match ended(scene, Ok(job)).await {
+            Err(error) if error.code == ErrorCode::Cancelled => Ok(()),
+            ended => ended,
+        };
+    }
+    if scene.verb == Verb::HandBack {
+        started(&scene.lab.service, &job).await?;
+        restart(scene).await?;
+    } else {
+        done_if(
+            scene.lab.service.pause_job(job.id, &Call::default()).await,
+            ErrorCode::JobStateConflict,
+        )?;
+        done_if(
+            scene.lab.service.resume_job(job.id, &Call::default()).await,
+            ErrorCode::JobStateConflict,
+        )?;
+    }
+    let unlimited = UpdateJob {
+        rate_limit: Some(0),
+        priority: None,
+    };
+    done_if(
+        scene.lab.service.update_job(job.id, unlimited).await,
+        ErrorCode::JobStateConflict,
+    )?;
+    ended(scene, Ok(job)).await
+}
+
+async fn started(service: &Service, job: &Job) -> Result<()> {
+    for _ in 0..2000 {
+        if service.job(job.id).await?.state != JobState::Queued {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Waits for a job, and for its worker to have put everything away.
+async fn ended(scene: &Scene, queued: Result<Job>) -> Result<()> {
+    let done = scene.lab.finish(queued?).await;
+    match (done.state, done.error) {
+        (JobState::Succeeded, _) => Ok(()),
+        (JobState::Cancelled, _) => Err(ServiceError::new(ErrorCode::Cancelled, "cancelled")),
+        (_, Some(error)) => Err(ServiceError::new(error.code(), error.detail)),
+        (state, None) => panic!("{state} without an error"),
+    }
+}
+
+async fn find(scene: &Scene, name: &str) -> Result<vdisk_service::model::Image> {
+    let images = scene
+        .lab
+        .service
+        .list_images(&Default::default(), &Default::default())
+        .await?;
+    let found = images.items.into_iter().find(|image| image.name == name);
+    found.ok_or_else(|| ServiceError::internal("no such image"))
+}
+
+fn created<T>(outcome: Result<T>) -> Result<()> {
+    done_if(outcome, ErrorCode::NameTaken)
+}
+
+fn done_if<T>(outcome: Result<T>, code: ErrorCode) -> Result<()> {
+    match outcome {
+        Err(error) if error.code != code => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,240 @@
+//! What must be true when a verb is through, whatever happened on the way.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+use vdisk_service::model::{Image, ImageState, JobState};
+use vdisk_service::request::Call;
+
+use crate::common::{OVERLAY, json};
+use crate::images::{SIZE, base, changed, other, sized};
+use crate::scene::{Scene, Verb};
+
+const NONE: Call = Call { idempotency_key: None };
+
+/// Everything: what the verb is for, and what always holds.
+pub async fn verify(scene: &Scene, failures_wanted: bool) {
+    always(scene, failures_wanted).await;
+    outcome(scene).await;
+    no_leftovers(scene).await;
+}
+
+/// What holds at any time between requests.
+pub async fn always(scene: &Scene, failures_wanted: bool) {
+    let jobs = scene
+        .lab
+        .service
+        .list_jobs(&Default::default(), &Default::default())
+        .await
+        .unwrap()
+        .items;
+    for job in jobs {
+        assert!(job.is_finished(), "a job that never ends: {job:?}");
+        let unwanted = job.state == JobState::Failed && !failures_wanted;
+        assert!(!unwanted, "a job failed: {job:?}");
+    }
+    for image in images(scene)
+        .await
+        .iter()
+        .filter(|image| image.state == ImageState::Ready)
+    {
+        scene.lab.data(image.id).await;
+        if image.format == OVERLAY {
+            sound(scene, image).await;
+        }
+    }
+    if let Some((name, before, after)) = contents(scene.verb) {
+        let found = content(scene, name).await;
+        assert!(
+            found == before || found == after,
+            "'{name}' has neither the old content nor the new"
+        );
+    }
+}
+
+/// Files and records go together, and nothing half made lies about.
+pub async fn no_leftovers(scene: &Scene) {
+    // A request is answered before the last of its locks is let go, a job before its slot is cleared.
+    let mut files = leftovers(scene).await;
+    for _ in 0..200 {
+        if files.is_empty() {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        files = leftovers(scene).await;
+    }
+    assert!(files.is_empty(), "left over or missing: {files:?}");
+}
+
+/// Files that should not be there, and records whose file is not.
+pub async fn leftovers(scene: &Scene) -> BTreeSet<String> {
+    let files: BTreeSet<String> = scene
+        .lab
+        .files()
+        .into_iter()
+        .filter(|file| file != "found.raw")
+        .collect();
+    let mut wanted = BTreeSet::new();
+    for image in images(scene).await {
+        match image.state {
+            ImageState::Failed | ImageState::Missing => {}
+            ImageState::Uploading => drop(wanted.insert(format!(".{}.upload", image.id))),
+            _ => {
+                let own = files.iter().find(|file| file.starts_with(&image.id.to_string()));
+                // A file that was taken over keeps its name.
+                wanted.extend(
+                    own.cloned()
+                        .or((image.name != "made" && image.name != "found.raw").then(|| image.id.to_string())),
+                );
+            }
+        }
+    }
+    files.symmetric_difference(&wanted).cloned().collect()
+}
+
+async fn sound(scene: &Scene, image: &Image) {
+    let job = scene
+        .lab
+        .service
+        .check_image(image.id, json(json!({})), &NONE)
+        .await
+        .unwrap();
+    let found = scene.lab.succeed(job).await.result.unwrap();
+    assert_eq!(
+        (&found["corruptions"], &found["check-errors"]),
+        (&json!(0), &json!(0)),
+        "{image:?}: {found}"
+    );
+}
+
+/// The image that a verb changes in place, what it shows before and after.
+fn contents(verb: Verb) -> Option<(&'static str, Vec<u8>, Vec<u8>)> {
+    Some(match verb {
+        Verb::SnapshotCreate | Verb::SnapshotDelete => ("disk", base(), base()),
+        Verb::SnapshotApply => ("disk", changed(), base()),
+        Verb::Compress | Verb::Check | Verb::Repair => ("disk", changed(), changed()),
+        Verb::Rebase | Verb::Commit | Verb::Flatten => ("overlay", changed(), changed()),
+        Verb::RebaseUnsafe => ("overlay", changed(), unsafe_rebased()),
+        Verb::Grow => ("disk", changed(), sized(changed(), SIZE * 2)),
+        Verb::Shrink => ("disk", changed(), sized(changed(), SIZE / 2)),
+        Verb::Start => ("kept", base(), base()),
+        Verb::Cancel | Verb::Steer | Verb::HandBack | Verb::ConvertQcow2 => ("base", base(), base()),
+        Verb::ConvertRaw | Verb::ConvertCompressed => ("overlay", changed(), changed()),
+        Verb::ConvertOnto | Verb::Compare => ("changed", changed(), changed()),
+        _ => return None,
+    })
+}
+
+/// The overlay holds what differs from the base; elsewhere the other base shows through.
+fn unsafe_rebased() -> Vec<u8> {
+    let mut bytes = other();
+    bytes[SIZE / 4..SIZE * 5 / 8].copy_from_slice(&changed()[SIZE / 4..SIZE * 5 / 8]);
+    bytes
+}
+
+async fn outcome(scene: &Scene) {
+    match scene.verb {
+        Verb::Create | Verb::CreateFails | Verb::CreatePreallocated => {
+            assert!(content(scene, "made").await == vec![0; SIZE]);
+        }
+        Verb::CreateOverlay | Verb::Upload | Verb::UploadInParts | Verb::UploadNotRecorded | Verb::Import => {
+            assert!(content(scene, "made").await == base());
+        }
+        Verb::ImportConverted | Verb::ImportFetched | Verb::ConvertQcow2 | Verb::Steer | Verb::HandBack => {
+            assert!(content(scene, "made").await == base());
+        }
+        Verb::Update => {
+            let image = named(scene, "renamed").await.unwrap();
+            assert_eq!(image.labels.get("a").map(String::as_str), Some("b"));
+        }
+        Verb::UploadRefused => assert_eq!(named(scene, "made").await.unwrap().state, ImageState::Failed),
+        Verb::Delete | Verb::DeleteFails => assert!(named(scene, "base").await.is_none()),
+        Verb::SnapshotCreate | Verb::SnapshotDelete | Verb::SnapshotApply => {
+            let snapshots = scene.lab.service.snapshots(scene.id("disk")).await.unwrap();
+            assert_eq!(snapshots.len(), usize::from(scene.verb != Verb::SnapshotDelete));
+        }
+        Verb::Scan => assert!(content(scene, "found.raw").await == base()),
+        Verb::ConvertRaw | Verb::ConvertCompressed | Verb::ConvertOnto => {
+            assert!(content(scene, "made").await == changed())
+        }
+        Verb::Cancel => {
+            // Cancelled, or through before it heard of it.
+            let jobs = scene
+                .lab
+                .service
+                .list_jobs(&Default::default(), &Default::default())
+                .await
+                .unwrap()
+                .items;
+            let made = jobs
+                .iter()
+                .any(|job| job.state == JobState::Succeeded && job.request["name"] == "made");
+            assert_eq!(named(scene, "made").await.is_some(), made);
+        }
+        Verb::Secret => {
+            let secrets = scene.lab.service.list_secrets(&Default::default()).await.unwrap().items;
+            assert_eq!(
+                secrets.iter().map(|secret| secret.name.as_str()).collect::<Vec<_>>(),
+                ["new"]
+            );
+        }
+        Verb::Token => {
+            let tokens = scene.lab.service.list_tokens(&Default::default()).await.unwrap().items;
+            assert_eq!(
+                tokens.iter().map(|token| token.name.as_str()).collect::<Vec<_>>(),
+                ["kept"]
+            );
+        }
+        Verb::Webhook | Verb::WebhookDown => assert_eq!(scene.lab.service.list_webhooks().await.unwrap().len(), 1),
+        Verb::Start => {
+            assert_eq!(named(scene, "gone").await.unwrap().state, ImageState::Missing);
+            assert_eq!(named(scene, "kept").await.unwrap().state, ImageState::Ready);
+        }
+        _ => in_place(scene).await,
+    }
+}
+
+async fn in_place(scene: &Scene) {
+    if let Some((name, _, after)) = contents(scene.verb) {
+        assert!(content(scene, name).await == after, "'{name}' has not the new content");
+    }
+    let backing = async |name: &str| named(scene, name).await.unwrap().backing_id;
+    match scene.verb {
+        Verb::Rebase | Verb::RebaseUnsafe => assert_eq!(backing("overlay").await, Some(scene.id("other"))),
+        Verb::Flatten => assert_eq!(backing("overlay").await, None),
+        Verb::Commit | Verb::CommitDrop => {
+            assert!(content(scene, "base").await == changed());
+            assert_eq!(named(scene, "overlay").await.is_some(), scene.verb == Verb::Commit);
+        }
+        Verb::Repair => {
+            let job = scene
+                .lab
+                .service
+                .check_image(scene.id("disk"), json(json!({})), &NONE)
+                .await
+                .unwrap();
+            assert_eq!(scene.lab.succeed(job).await.result.unwrap()["clean"], true);
+        }
+        _ => {}
+    }
+}
+
+async fn images(scene: &Scene) -> Vec<Image> {
+    scene
+        .lab
+        .service
+        .list_images(&Default::default(), &Default::default())
+        .await
+        .unwrap()
+        .items
+}
+
+async fn named(scene: &Scene, name: &str) -> Option<Image> {
+    images(scene).await.into_iter().find(|image| image.name == name)
+}
+
+async fn content(scene: &Scene, name: &str) -> Vec<u8> {
+    let image = named(scene, name).await.unwrap_or_else(|| panic!("no image '{name}'"));
+    assert_eq!(image.state, ImageState::Ready, "{image:?}");
+    scene.lab.data(image.id).await
+}
