@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "image",
         "inspection",
         "job",
+        "plan",
         "pool",
         "secret",
         "webhook",

@@ -44,6 +44,8 @@ pub struct ServiceConfig {
     pub webhooks_anywhere: bool,
     /// Entries that the audit log keeps.
     pub audit_entries: u32,
+    /// Bytes that are set aside beside the SQLite database for the time when the disk is full; 0 sets none aside.
+    pub ballast_bytes: u64,
     /// The key that seals secrets, 32 bytes; `None` keeps one in `data_dir/master.key`, made at first start, mode 0600.
     pub master_key: Option<MasterKey>,
     /// The key that is to take its place: a rotation seals everything under it. `None`: a service that keeps its own makes a new one.
@@ -137,6 +139,7 @@ impl ServiceConfig {
             event_retention: Duration::from_secs(24 * 3600),
             webhooks_anywhere: false,
             audit_entries: 100_000,
+            ballast_bytes: 64 << 20,
             master_key: None,
             new_master_key: None,
             import_from_private: false,

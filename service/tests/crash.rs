@@ -374,19 +374,24 @@ async fn a_full_disk_fails_the_job_and_frees_its_space() {
         .args(["-t", "tmpfs", "-o", "size=12m", "tmpfs"])
         .arg(mount.path())
         .status();
+    let small = mount.path().to_owned();
     if !mounted.is_ok_and(|status| status.success()) {
         eprintln!("skipped: a tmpfs cannot be mounted here");
         return;
     }
-    let outcome = tokio::spawn(fill_disk(mount.path().to_owned())).await;
+    let outcome = tokio::spawn(async move {
+        fill_disk(&small).await;
+        full_of_others(&small).await;
+    })
+    .await;
     Command::new("umount").arg(mount.path()).status().unwrap();
     outcome.unwrap();
 }
 
 /// Database and pool on the same small disk: the failure must be recorded there too.
-async fn fill_disk(small: std::path::PathBuf) {
+async fn fill_disk(small: &Path) {
     let lab = Lab {
-        service: open(&small, 1).await.unwrap(),
+        service: open(small, 1).await.unwrap(),
         dir: tempfile::tempdir().unwrap().into(),
     };
     let source = lab.upload("source", Some("raw"), &vec![1; 7 << 20]).await.unwrap();
@@ -401,5 +406,37 @@ async fn fill_disk(small: std::path::PathBuf) {
     assert!(freed().await);
     lab.service.delete_image(source.id).await.unwrap();
     lab.upload("fits", Some("raw"), &vec![3; 7 << 20]).await.unwrap();
+    lab.service.shutdown(Duration::from_secs(5)).await;
+}
+
+/// Somebody else filled the disk to the last byte: images can be deleted all the same, with the room that was kept for this.
+async fn full_of_others(small: &Path) {
+    let mut config = quick_config(small);
+    config.ballast_bytes = 1 << 20;
+    let service = Service::open(config).await.unwrap();
+    let lab = Lab {
+        service,
+        dir: tempfile::tempdir().unwrap().into(),
+    };
+    let mut made = Vec::new();
+    for number in 0..4 {
+        made.push(lab.create(&format!("disk-{number}"), "raw", 512).await.id);
+    }
+    let mut filler = std::fs::File::create(small.join("filler")).unwrap();
+    while std::io::Write::write_all(&mut filler, &[1; 4096]).is_ok() {}
+    // Until the log of the database needs more room than it has.
+    let mut tries = 0;
+    let labels = |number: u32| json!({"labels": {"a": format!("{number:0200}")}});
+    while small.join("ballast").exists() {
+        let updated = lab.service.update_image(made[0], json(labels(tries))).await;
+        if let Err(error) = updated {
+            assert_eq!(error.code, vdisk_service::ErrorCode::InsufficientStorage, "{error:?}");
+        }
+        tries += 1;
+        assert!(tries < 20_000, "the database never needed room");
+    }
+    for id in made {
+        lab.service.delete_image(id).await.unwrap();
+    }
     lab.service.shutdown(Duration::from_secs(5)).await;
 }

@@ -86,6 +86,7 @@ pub const TABLE: &[(&str, &str, &str, Need)] = &[
     ("GET",    "/v1/jobs",                                  "JobService/ListJobs",           READ),
     ("GET",    "/v1/jobs/{id}",                             "JobService/GetJob",             READ),
     ("",       "",                                          "JobService/WaitJob",            READ),
+    ("",       "",                                          "PlanService/PlanJob",           WORK),
     ("PATCH",  "/v1/jobs/{id}",                             "JobService/UpdateJob",          WORK),
     ("POST",   "/v1/jobs/{id}/cancel",                      "JobService/CancelJob",          WORK),
     ("POST",   "/v1/jobs/{id}/pause",                       "JobService/PauseJob",           WORK),

@@ -6,6 +6,7 @@ mod format;
 mod image;
 mod job;
 pub mod observe;
+mod plan;
 mod pool;
 mod secret;
 mod status;
@@ -26,6 +27,7 @@ use crate::proto::audit_service_server::AuditServiceServer;
 use crate::proto::format_service_server::FormatServiceServer;
 use crate::proto::image_service_server::ImageServiceServer;
 use crate::proto::job_service_server::JobServiceServer;
+use crate::proto::plan_service_server::PlanServiceServer;
 use crate::proto::pool_service_server::PoolServiceServer;
 use crate::proto::secret_service_server::SecretServiceServer;
 use crate::proto::token_service_server::TokenServiceServer;
@@ -42,6 +44,7 @@ pub fn router(app: &App) -> Router {
     routes
         .add_service(ImageServiceServer::new(api.clone()))
         .add_service(JobServiceServer::new(api.clone()))
+        .add_service(PlanServiceServer::new(api.clone()))
         .add_service(PoolServiceServer::new(api.clone()))
         .add_service(SecretServiceServer::new(api.clone()))
         .add_service(WebhookServiceServer::new(api.clone()))

@@ -62,6 +62,7 @@ pub fn json() -> &'static str {
         document["components"]["securitySchemes"] =
             json!({"token": {"type": "http", "scheme": "bearer", "description": "A token of `POST /v1/tokens`."}});
         add_refusals(&mut document);
+        add_dry_run(&mut document);
         for operation in operations(&mut document) {
             optional_body(operation);
             add_examples(operation);
@@ -110,6 +111,45 @@ fn add_refusals(document: &mut Value) {
             }
         }
     }
+}
+
+/// A request that leads to a job may ask first what the job would do.
+fn add_dry_run(document: &mut Value) {
+    let field = json!({"type": "boolean", "default": false,
+        "description": "Only say what the job would do: the answer is 200 with a plan, and nothing is queued or changed."});
+    let planned = |operation: &&mut Map<String, Value>| {
+        let plan = "/200/content/application~1json/schema/$ref";
+        let plan = operation.get("responses").and_then(|responses| responses.pointer(plan));
+        plan.and_then(Value::as_str)
+            .is_some_and(|name| name.ends_with("/JobPlan"))
+    };
+    let requests: Vec<String> = operations(document)
+        .filter(planned)
+        .filter_map(|operation| request_schema(operation))
+        .collect();
+    for pointer in requests {
+        let schema = document.pointer_mut(&format!("{pointer}/properties"));
+        if let Some(properties) = schema.and_then(Value::as_object_mut) {
+            properties.insert("dry_run".to_owned(), field.clone());
+        }
+    }
+}
+
+/// Where the schema of an operation's body stands in the document.
+fn request_schema(operation: &Map<String, Value>) -> Option<String> {
+    let schema = operation
+        .get("requestBody")?
+        .pointer("/content/application~1json/schema")?;
+    let named = schema.get("$ref").or_else(|| {
+        schema
+            .get("oneOf")?
+            .as_array()?
+            .iter()
+            .find_map(|choice| choice.get("$ref"))
+    });
+    named
+        .and_then(Value::as_str)
+        .map(|name| name.trim_start_matches('#').to_owned())
 }
 
 fn operations(document: &mut Value) -> impl Iterator<Item = &mut Map<String, Value>> {

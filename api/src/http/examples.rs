@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vdisk_service::Timestamp;
 use vdisk_service::model::{
-    AuditEntry, ChainLayer, CreateOptionInfo, Detected, EventKind, Extent, FormatInfo, FoundReference, Image,
-    ImageState, Inspection, InspectionLimits, Job, JobKind, JobProgress, JobState, JobStep, MapPage, MeasureReport,
-    OptionType, Page, ParsedIn, Pool, Role, Secret, Snapshot, Token, Verdict, Webhook,
+    Amount, AuditEntry, ChainLayer, CreateOptionInfo, Detected, EventKind, Extent, FormatInfo, FoundReference, Image,
+    ImageState, Inspection, InspectionLimits, Job, JobKind, JobPlan, JobProgress, JobState, JobStep, Loss, LossKind,
+    MapPage, MeasureReport, OptionType, Page, ParsedIn, Pool, Role, Secret, Snapshot, Token, Verdict, Webhook,
 };
 
 use super::image_layout::Chain;
@@ -70,6 +70,7 @@ fn answer(schema: &str) -> Option<Value> {
     match schema {
         "Image" => value(ImageBody::from(image())),
         "Job" => value(job()),
+        "JobPlan" => value(plan()),
         "Pool" => value(pool()),
         "Secret" => value(secret()),
         "Token" => value(token()),
@@ -115,6 +116,24 @@ fn list(schema: &str) -> Option<Value> {
         "SnapshotList" => value(SnapshotList::from(vec![snapshot()])),
         "FormatList" => value(FormatList::from(vec![format()])),
         _ => None,
+    }
+}
+
+fn plan() -> JobPlan {
+    JobPlan {
+        kind: JobKind::Convert,
+        image_ids: vec![IMAGE],
+        pool: Some("default".to_owned()),
+        read: Some(Amount::exact(1_703_936_000)),
+        write: Some(Amount::at_most(1_703_936_000)),
+        target_size: Some(Amount::at_most(1_704_329_216)),
+        space_needed: Some(Amount::at_most(1_704_329_216)),
+        space_free: Some(80 * GIB),
+        losses: vec![Loss {
+            kind: LossKind::Snapshots,
+            image_id: IMAGE,
+            detail: "2 internal snapshots".to_owned(),
+        }],
     }
 }
 

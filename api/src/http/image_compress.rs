@@ -3,13 +3,13 @@ use axum::response::Response;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use vdisk_service::Service;
-use vdisk_service::model::Job;
-use vdisk_service::request::CompressRequest;
+use vdisk_service::model::{Job, JobPlan};
+use vdisk_service::request::{CompressRequest, JobRequest};
 
 use super::documented::problems;
-use super::extract::{IdempotencyKey, ImagePath, JsonBody};
+use super::extract::{IdempotencyKey, ImagePath, JobBody};
 use super::problem::Answer;
-use super::reply::accepted;
+use super::reply::{accepted, planned};
 use crate::state::App;
 
 pub fn router() -> OpenApiRouter<App> {
@@ -25,13 +25,17 @@ problems!(CompressProblems: NotFound, InvalidArgument, Unsupported, ImageNotRead
 /// Rewrites the image with compressed clusters; id and name stay.
 #[utoipa::path(post, path = "/v1/images/{id}/compress", operation_id = "compress_image", tag = "verbs",
     params(ImagePath, IdempotencyKey), request_body = CompressRequest,
-    responses((status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
+    responses((status = 200, description = "With `dry_run`: what the job would do.", body = JobPlan),
+        (status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
         CompressProblems))]
 async fn compress_image(
     State(service): State<Service>,
     ImagePath(id): ImagePath,
     IdempotencyKey(call): IdempotencyKey,
-    JsonBody(request): JsonBody<CompressRequest>,
+    JobBody { request, dry_run }: JobBody<CompressRequest>,
 ) -> Answer<Response> {
+    if dry_run {
+        return Ok(planned(service.plan_job(JobRequest::Compress(id, request)).await?));
+    }
     Ok(accepted(service.compress_image(id, request, &call).await?))
 }

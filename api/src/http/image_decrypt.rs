@@ -3,13 +3,13 @@ use axum::response::Response;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use vdisk_service::Service;
-use vdisk_service::model::Job;
-use vdisk_service::request::DecryptRequest;
+use vdisk_service::model::{Job, JobPlan};
+use vdisk_service::request::{DecryptRequest, JobRequest};
 
 use super::documented::problems;
-use super::extract::{IdempotencyKey, ImagePath, JsonBody};
+use super::extract::{IdempotencyKey, ImagePath, JobBody};
 use super::problem::Answer;
-use super::reply::accepted;
+use super::reply::{accepted, planned};
 use crate::state::App;
 
 pub fn router() -> OpenApiRouter<App> {
@@ -25,13 +25,17 @@ problems!(DecryptProblems: NotFound, InvalidArgument, Unsupported, ImageNotReady
 /// Makes a new image that is not encrypted with the content of this one, which is. The job's `result.image_id` names it.
 #[utoipa::path(post, path = "/v1/images/{id}/decrypt", operation_id = "decrypt_image", tag = "verbs",
     params(ImagePath, IdempotencyKey), request_body = DecryptRequest,
-    responses((status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
+    responses((status = 200, description = "With `dry_run`: what the job would do.", body = JobPlan),
+        (status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
         DecryptProblems))]
 async fn decrypt_image(
     State(service): State<Service>,
     ImagePath(id): ImagePath,
     IdempotencyKey(call): IdempotencyKey,
-    JsonBody(request): JsonBody<DecryptRequest>,
+    JobBody { request, dry_run }: JobBody<DecryptRequest>,
 ) -> Answer<Response> {
+    if dry_run {
+        return Ok(planned(service.plan_job(JobRequest::Decrypt(id, request)).await?));
+    }
     Ok(accepted(service.decrypt_image(id, request, &call).await?))
 }

@@ -3,13 +3,13 @@ use axum::response::Response;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use vdisk_service::Service;
-use vdisk_service::model::Job;
-use vdisk_service::request::EncryptRequest;
+use vdisk_service::model::{Job, JobPlan};
+use vdisk_service::request::{EncryptRequest, JobRequest};
 
 use super::documented::problems;
-use super::extract::{IdempotencyKey, ImagePath, JsonBody};
+use super::extract::{IdempotencyKey, ImagePath, JobBody};
 use super::problem::Answer;
-use super::reply::accepted;
+use super::reply::{accepted, planned};
 use crate::state::App;
 
 pub fn router() -> OpenApiRouter<App> {
@@ -26,13 +26,17 @@ problems!(EncryptProblems: NotFound, InvalidArgument, Unsupported, ImageNotReady
 /// new image remembers its secret. The job's `result.image_id` names it.
 #[utoipa::path(post, path = "/v1/images/{id}/encrypt", operation_id = "encrypt_image", tag = "verbs",
     params(ImagePath, IdempotencyKey), request_body = EncryptRequest,
-    responses((status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
+    responses((status = 200, description = "With `dry_run`: what the job would do.", body = JobPlan),
+        (status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
         EncryptProblems))]
 async fn encrypt_image(
     State(service): State<Service>,
     ImagePath(id): ImagePath,
     IdempotencyKey(call): IdempotencyKey,
-    JsonBody(request): JsonBody<EncryptRequest>,
+    JobBody { request, dry_run }: JobBody<EncryptRequest>,
 ) -> Answer<Response> {
+    if dry_run {
+        return Ok(planned(service.plan_job(JobRequest::Encrypt(id, request)).await?));
+    }
     Ok(accepted(service.encrypt_image(id, request, &call).await?))
 }

@@ -4,13 +4,13 @@ use axum::response::Response;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use vdisk_service::Service;
-use vdisk_service::model::Job;
-use vdisk_service::request::{ImportImage, ImportOutcome};
+use vdisk_service::model::{Job, JobPlan};
+use vdisk_service::request::{ImportImage, ImportOutcome, JobRequest};
 
 use super::documented::problems;
-use super::extract::{IdempotencyKey, JsonBody};
+use super::extract::{IdempotencyKey, JobBody};
 use super::problem::Answer;
-use super::reply::{ImageBody, accepted, created};
+use super::reply::{ImageBody, accepted, created, planned};
 use crate::state::App;
 
 pub fn router() -> OpenApiRouter<App> {
@@ -28,6 +28,7 @@ problems!(ImportProblems: InvalidArgument, InvalidName, NameTaken, NotFound, Uns
 #[utoipa::path(post, path = "/v1/images/import", operation_id = "import_image", tag = "images",
     params(IdempotencyKey), request_body = ImportImage,
     responses(
+        (status = 200, description = "With `dry_run`: what the job would do.", body = JobPlan),
         (status = 201, description = "The image, waiting for its bytes.", body = ImageBody,
             headers(("Location", description = "The image."))),
         (status = 202, description = "The job that takes the file in.", body = Job,
@@ -36,8 +37,11 @@ problems!(ImportProblems: InvalidArgument, InvalidName, NameTaken, NotFound, Uns
 async fn import_image(
     State(service): State<Service>,
     IdempotencyKey(call): IdempotencyKey,
-    JsonBody(request): JsonBody<ImportImage>,
+    JobBody { request, dry_run }: JobBody<ImportImage>,
 ) -> Answer<Response> {
+    if dry_run {
+        return Ok(planned(service.plan_job(JobRequest::Import(request)).await?));
+    }
     Ok(match service.import_image(request, &call).await? {
         ImportOutcome::Uploading(image) => created(&format!("/v1/images/{}", image.id), Json(ImageBody::from(image))),
         ImportOutcome::Queued(job) => accepted(job),

@@ -3,13 +3,13 @@ use axum::response::Response;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use vdisk_service::Service;
-use vdisk_service::model::Job;
-use vdisk_service::request::RebaseRequest;
+use vdisk_service::model::{Job, JobPlan};
+use vdisk_service::request::{JobRequest, RebaseRequest};
 
 use super::documented::problems;
-use super::extract::{IdempotencyKey, ImagePath, JsonBody};
+use super::extract::{IdempotencyKey, ImagePath, JobBody};
 use super::problem::Answer;
-use super::reply::accepted;
+use super::reply::{accepted, planned};
 use crate::state::App;
 
 pub fn router() -> OpenApiRouter<App> {
@@ -26,13 +26,17 @@ problems!(RebaseProblems: NotFound, InvalidArgument, Unsupported, ImageNotReady,
 /// `unsafe` only the reference changes.
 #[utoipa::path(post, path = "/v1/images/{id}/rebase", operation_id = "rebase_image", tag = "verbs",
     params(ImagePath, IdempotencyKey), request_body = RebaseRequest,
-    responses((status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
+    responses((status = 200, description = "With `dry_run`: what the job would do.", body = JobPlan),
+        (status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
         RebaseProblems))]
 async fn rebase_image(
     State(service): State<Service>,
     ImagePath(id): ImagePath,
     IdempotencyKey(call): IdempotencyKey,
-    JsonBody(request): JsonBody<RebaseRequest>,
+    JobBody { request, dry_run }: JobBody<RebaseRequest>,
 ) -> Answer<Response> {
+    if dry_run {
+        return Ok(planned(service.plan_job(JobRequest::Rebase(id, request)).await?));
+    }
     Ok(accepted(service.rebase_image(id, request, &call).await?))
 }

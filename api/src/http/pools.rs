@@ -1,15 +1,18 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
+use serde::Deserialize;
+use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use vdisk_service::Service;
-use vdisk_service::model::{Job, Pool};
+use vdisk_service::model::{Job, JobPlan, Pool};
+use vdisk_service::request::JobRequest;
 
 use super::documented::problems;
-use super::extract::{IdempotencyKey, PoolPath};
+use super::extract::{IdempotencyKey, PoolPath, Query};
 use super::problem::Answer;
-use super::reply::{PoolList, accepted, listed};
+use super::reply::{PoolList, accepted, listed, planned};
 use crate::state::App;
 
 pub fn router() -> OpenApiRouter<App> {
@@ -39,17 +42,32 @@ async fn get_pool(State(service): State<Service>, PoolPath(pool): PoolPath) -> A
     Ok(Json(service.pool(&pool).await?))
 }
 
+/// How a pool is scanned.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ScanQuery {
+    /// Only say what the job would do.
+    #[serde(default)]
+    dry_run: bool,
+}
+
 /// Scan a pool.
 ///
 /// Queues a job that registers the files found in the pool's folder, with their backing chains.
 #[utoipa::path(post, path = "/v1/pools/{pool}/scan", operation_id = "scan_pool", tag = "pools",
-    params(PoolPath, IdempotencyKey),
-    responses((status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
+    params(PoolPath, IdempotencyKey, ScanQuery),
+    responses((status = 200, description = "With `dry_run`: what the job would do.", body = JobPlan),
+        (status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
         ScanProblems))]
 async fn scan_pool(
     State(service): State<Service>,
     PoolPath(pool): PoolPath,
     IdempotencyKey(call): IdempotencyKey,
+    Query(query): Query<ScanQuery>,
 ) -> Answer<Response> {
+    if query.dry_run {
+        return Ok(planned(service.plan_job(JobRequest::Scan(pool)).await?));
+    }
     Ok(accepted(service.scan_pool(&pool, &call).await?))
 }

@@ -7,7 +7,9 @@ use serde::Serialize;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
-use vdisk_service::model::{self, AuditEntry, FormatInfo, Image, Job, Page, Pool, Secret, Snapshot, Token, Webhook};
+use vdisk_service::model::{
+    self, AuditEntry, FormatInfo, Image, Job, JobPlan, Page, Pool, Secret, Snapshot, Token, Webhook,
+};
 
 /// An image as HTTP shows it: the record, and while it is uploading where its bytes go.
 #[derive(Clone, Debug, Serialize)]
@@ -124,6 +126,11 @@ pub fn listed<T: From<F>, F>(list: F) -> Json<T> {
 /// 202 with a queued job and where to ask for it.
 pub fn accepted(job: Job) -> Response {
     located(StatusCode::ACCEPTED, &format!("/v1/jobs/{}", job.id), Json(job))
+}
+
+/// 200 with what a job would do.
+pub fn planned(plan: JobPlan) -> Response {
+    Json(plan).into_response()
 }
 
 /// 201 with what was made and where it is.

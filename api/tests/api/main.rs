@@ -21,6 +21,7 @@ mod messages;
 mod names;
 mod owasp;
 mod pages;
+mod plans;
 mod server;
 mod tls;
 mod transfer;

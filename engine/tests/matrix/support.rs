@@ -125,7 +125,7 @@ pub fn fault(source: &Chain, path: &Path, format: &str) -> Option<String> {
         Err(error) => return Some(format!("does not open: {error}")),
     };
     match compare(source, &image, false, 1, &Control::default()) {
-        Err(error) => return Some(format!("cannot be compared: {error}")),
+        Err(failed) => return Some(format!("cannot be compared: {}", failed.error)),
         Ok(found) => {
             if let Some(difference) = found.difference {
                 return Some(format!("other content: {difference:?}"));

@@ -8,7 +8,6 @@ use e2e::tools::{arg, have, ok};
 use vdisk_engine::control::Control;
 use vdisk_engine::gate::Node;
 use vdisk_engine::image::{ExtentKind, Repair, Resize};
-use vdisk_engine::ops::compare::compare;
 use vdisk_engine::ops::convert::{CopyOptions, convert};
 use vdisk_engine::storage::{FileOptions, FileStorage};
 use vdisk_engine::{Chain, Limits, OpenEnv};
@@ -284,10 +283,8 @@ fn runs_over_the_borders_of_extents_are_filled_by_all_workers() {
     let raw = dir.path().join("raw");
     let file = std::fs::File::create_new(&raw).unwrap();
     file.set_len(size).unwrap();
-    for (n, at) in [border - (1 << 20) - 512, 2 * border - 70_000, size - 5000]
-        .into_iter()
-        .enumerate()
-    {
+    let places = [border - (1 << 20) - 512, 2 * border - 70_000, size - 5000];
+    for (n, at) in places.into_iter().enumerate() {
         let len = (size - at).min(3 << 20) as usize;
         file.write_all_at(&pattern(len, n as u64), at).unwrap();
     }
@@ -304,8 +301,14 @@ fn runs_over_the_borders_of_extents_are_filled_by_all_workers() {
         convert(&source, target.top(), &how, &Control::default()).unwrap();
         drop(target);
         let seen = open(&path, false);
-        let same = compare(&source, &seen, false, 2, &Control::default()).unwrap();
-        assert_eq!(same.difference, None, "{subformat}");
+        for at in places {
+            let from = at - 70_000;
+            let mut bytes = [vec![1; (size - from).min(4 << 20) as usize], Vec::new()];
+            bytes[1] = bytes[0].clone();
+            source.read(from, &mut bytes[0]).unwrap();
+            seen.read(from, &mut bytes[1]).unwrap();
+            assert!(bytes[0] == bytes[1], "{subformat} at {at:#x}");
+        }
         if have(&["qemu-img"]) {
             assert_same(&path, &raw);
         }

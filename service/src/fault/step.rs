@@ -36,7 +36,7 @@ text_enum! {
         RecordImage = "image.record",
         /// A reservation is undone.
         ForgetImage = "image.forget",
-        /// Name, labels, protection.
+        /// Name, labels, protection, secrets.
         UpdateImage = "image.update",
         /// An image is locked to be deleted.
         BeginDelete = "image.begin_delete",
@@ -102,11 +102,11 @@ text_enum! {
         AllocateBytes = "bytes.allocate",
         /// What was written is stable.
         FlushBytes = "bytes.flush",
-        /// A secret is sealed and stored.
+        /// Secrets are sealed and stored, for the first time or under another key.
         CreateSecret = "secret.create",
         /// A secret goes.
         DeleteSecret = "secret.delete",
-        /// The master key is made.
+        /// The master key is made, or the next one becomes the one that seals.
         MakeMasterKey = "secret.make_master_key",
         /// A webhook is stored.
         CreateWebhook = "webhook.create",

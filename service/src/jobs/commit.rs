@@ -4,6 +4,8 @@
 //! Layers that are dropped are put aside under another name first and removed once the record says so; an attempt
 //! that finds them aside brings them back.
 
+mod foresee;
+
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -15,7 +17,7 @@ use vdisk_engine::{Control, formats, ops};
 
 use super::context::open_patiently;
 use super::verify::{digest_before, require_digest};
-use super::{JobContext, JobRunner, note_digest, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Step, around};
@@ -110,6 +112,10 @@ impl JobRunner for Commit {
 
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { run(context, parse(payload)?).await }.boxed()
+    }
+
+    fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
+        foresee::foresee(foresight, payload).boxed()
     }
 }
 

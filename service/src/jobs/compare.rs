@@ -1,5 +1,7 @@
 //! Compare: whether two images show the guest the same.
 
+mod foresee;
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -7,7 +9,7 @@ use serde_json::{Value, json};
 use vdisk_engine::ops::compare::{Comparison, Difference, compare};
 
 use super::context::open_patiently;
-use super::{JobContext, JobRunner, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan};
 use crate::disk::{OpenSecrets, Opening};
 use crate::error::Result;
 use crate::model::{ImageId, JobKind};
@@ -53,6 +55,10 @@ impl JobRunner for Compare {
 
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { run(context, parse(payload)?).await }.boxed()
+    }
+
+    fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
+        foresee::foresee(foresight, payload).boxed()
     }
 }
 

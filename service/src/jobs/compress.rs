@@ -3,6 +3,8 @@
 //! A compressed copy of the image's own layer is made beside it, checked, and put in its place by one rename. The
 //! old file stays locked until then, so that nobody changes it in between.
 
+mod foresee;
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -19,7 +21,7 @@ use vdisk_engine::{Chain, Control, OpenEnv, formats};
 use super::context::open_patiently;
 use super::fill::{Fill, Filling};
 use super::sources::TopLayer;
-use super::{JobContext, JobRunner, note_digest, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
 use crate::clock::Timestamp;
 use crate::disk::{
     Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, explicit_node, file_facts,
@@ -102,6 +104,10 @@ impl JobRunner for Compress {
 
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { run(context, parse(payload)?).await }.boxed()
+    }
+
+    fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
+        foresee::foresee(foresight, payload).boxed()
     }
 }
 

@@ -12,6 +12,7 @@ use crate::queue::{JobControl, StopReason};
 use crate::request::SecretRefs;
 use crate::service::Inner;
 use crate::store::Tx;
+use crate::store::images::ImageRecord;
 use crate::store::jobs::{Claimed, Fence, JournalEntry};
 
 /// How long a job waits for somebody who just reads the image's metadata, or for a dying worker's file locks.
@@ -142,7 +143,7 @@ impl JobContext {
     pub async fn name_secret(&self, image: ImageId, role: &str, old: SecretId, new: SecretId) -> Result<()> {
         let mut tx = self.begin().await?;
         tx.replace_role(image, role, old, new).await?;
-        tx.commit().await
+        tx.commit_as(Step::UpdateImage).await
     }
 
     /// Removes what an earlier attempt of this job left, but for the file that it can go on with, and brings back what it was about to
@@ -199,7 +200,8 @@ impl JobContext {
 
 /// Removes what a job left that nobody goes on with, and brings back what it was about to delete.
 pub async fn sweep(inner: &Inner, job: JobId) -> Result<()> {
-    let images = inner.store.job(job).await?.image_ids;
+    let record = inner.store.job(job).await?;
+    let (open, images) = (!record.is_finished(), record.image_ids);
     let keep = inner.store.journal(job).await?.filling.map(|filling| filling.file);
     for pool in inner.pools.values() {
         let records = inner.store.pool_records(pool.name()).await?;
@@ -220,14 +222,34 @@ pub async fn sweep(inner: &Inner, job: JobId) -> Result<()> {
                     Some(unfinished) => around(Step::Unpublish, || pool.rename(&name, unfinished, false))?,
                     None => drop(pool.remove(&name)?),
                 },
-                FileName::Trash(file) if records.iter().any(|r| r.file == file && images.contains(&r.image.id)) => {
-                    around(Step::BringBack, || pool.rename(&name, &file, false))?;
+                FileName::Trash(file) => {
+                    let ours = |r: &&ImageRecord| r.file == file && images.contains(&r.image.id);
+                    match records.iter().find(ours) {
+                        // The job holds the image: nobody else can have put the file aside.
+                        Some(_) if open => around(Step::BringBack, || pool.rename(&name, &file, false))?,
+                        Some(record) => bring_back(inner, pool, &name, record).await?,
+                        None => {}
+                    }
                 }
                 _ => {}
             }
         }
     }
     Ok(())
+}
+
+/// Brings back a file that was put aside, unless its image is gone or somebody is deleting it just now. The transaction keeps both from
+/// beginning in between.
+///
+/// # Errors
+/// What the database and the folder say.
+pub async fn bring_back(inner: &Inner, pool: &PoolFolder, trash: &str, record: &ImageRecord) -> Result<()> {
+    let mut tx = inner.store.begin().await?;
+    let id = record.image.id;
+    if tx.is_locked_exclusively(id).await? || tx.any_image(id).await?.is_none() {
+        return Ok(());
+    }
+    around(Step::BringBack, || pool.rename(trash, &record.file, false))
 }
 
 /// Opens a chain, waiting a little for locks of others to go.

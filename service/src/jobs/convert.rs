@@ -1,5 +1,7 @@
 //! Convert: a new image with the content of another.
 
+pub(super) mod foresee;
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -15,7 +17,7 @@ use vdisk_engine::{Chain, Control, OpenEnv};
 use super::context::{open_patiently, pool_of};
 use super::fill::{Fill, Filling, space_for};
 use super::sources::DifferenceTo;
-use super::{JobContext, JobRunner, note_digest, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
 use crate::clock::Timestamp;
 use crate::disk::{
     Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, file_facts, keyring, open_chain,
@@ -129,6 +131,10 @@ impl JobRunner for Convert {
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         run(context, payload).boxed()
     }
+
+    fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
+        foresee::foresee(foresight, payload).boxed()
+    }
 }
 
 pub(super) async fn run(context: JobContext, payload: Value) -> Result<Done> {
@@ -225,7 +231,8 @@ impl Fill for Work {
     }
 
     fn copy(&self, staged: &NewFile, segments: &Segments<'_>, control: &Control) -> Result<()> {
-        let source = self.at_snapshot(open_patiently(&self.source, &self.reading(), control)?)?;
+        let source = open_patiently(&self.source, &self.reading(), control)?;
+        let source = at_snapshot(source, self.request.snapshot.as_deref())?;
         let options = CopyOptions {
             workers: self.threads,
             compress: self.request.compress,
@@ -253,32 +260,35 @@ impl Fill for Work {
     }
 }
 
+/// A chain as it was at a snapshot of its top.
+fn at_snapshot(chain: Chain, name: Option<&str>) -> Result<Chain> {
+    let Some(name) = name else {
+        return Ok(chain);
+    };
+    let none = || ServiceError::not_found("snapshot", name).with_field("snapshot");
+    let old = chain
+        .top()
+        .snapshots()
+        .ok_or_else(none)?
+        .open(name)
+        .map_err(|_| none())?;
+    let mut layers = chain.into_layers();
+    if let Some(top) = layers.first_mut() {
+        *top = old;
+    }
+    Ok(Chain::from_layers(layers)?)
+}
+
 impl Work {
     fn reading(&self) -> Opening<'_> {
         Opening::read(&self.limits, &self.secrets)
     }
 
     fn open_source(&self) -> Result<Chain> {
-        self.at_snapshot(open_chain(&self.source, &self.reading())?)
-    }
-
-    /// The source as it was at the wanted snapshot.
-    fn at_snapshot(&self, chain: Chain) -> Result<Chain> {
-        let Some(name) = &self.request.snapshot else {
-            return Ok(chain);
-        };
-        let none = || ServiceError::not_found("snapshot", name).with_field("snapshot");
-        let old = chain
-            .top()
-            .snapshots()
-            .ok_or_else(none)?
-            .open(name)
-            .map_err(|_| none())?;
-        let mut layers = chain.into_layers();
-        if let Some(top) = layers.first_mut() {
-            *top = old;
-        }
-        Ok(Chain::from_layers(layers)?)
+        at_snapshot(
+            open_chain(&self.source, &self.reading())?,
+            self.request.snapshot.as_deref(),
+        )
     }
 
     fn create_target(&self, virtual_size: u64) -> Result<NewFile> {

@@ -4,7 +4,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
-use super::{JobContext, JobRunner, convert, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, convert, plan};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
 use crate::queue::Done;
@@ -75,5 +75,9 @@ impl JobRunner for Encrypt {
 
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         convert::run(context, payload).boxed()
+    }
+
+    fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
+        convert::foresee::foresee(foresight, payload).boxed()
     }
 }

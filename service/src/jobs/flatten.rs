@@ -4,7 +4,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
-use super::{JobContext, JobRunner, parse, plan, rebase};
+use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan, rebase};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
 use crate::queue::Done;
@@ -48,5 +48,9 @@ impl JobRunner for Flatten {
 
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { rebase::run(context, parse(payload)?).await }.boxed()
+    }
+
+    fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
+        rebase::foresee::foresee(foresight, payload).boxed()
     }
 }

@@ -1,6 +1,8 @@
 //! Import: a file becomes an image. One that lies in the pool's folder stays where it is; what is fetched, or converted on the way in, is
 //! made anew by `fetch`.
 
+mod foresee;
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -11,7 +13,7 @@ use vdisk_engine::{Control, Limits};
 
 use super::context::pool_of;
 use super::fetch::{Fetch, Source};
-use super::{JobContext, JobRunner, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan};
 use crate::disk::Look;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -104,6 +106,10 @@ impl JobRunner for Import {
 
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { run(context, parse(payload)?).await }.boxed()
+    }
+
+    fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
+        foresee::foresee(foresight, payload).boxed()
     }
 }
 

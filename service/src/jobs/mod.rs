@@ -12,6 +12,7 @@ mod encrypt;
 mod fetch;
 mod fill;
 mod flatten;
+mod foresee;
 mod import;
 mod plan;
 mod rebase;
@@ -25,7 +26,8 @@ mod verify;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
-pub use context::{JobContext, sweep};
+pub use context::{JobContext, bring_back, sweep};
+pub use foresee::{Foreseen, Foresight};
 
 use crate::error::{Result, ServiceError};
 use crate::model::JobKind;
@@ -58,6 +60,8 @@ pub trait JobRunner: Sync {
     fn kind(&self) -> JobKind;
     /// Does it. May be called again with the same payload after a worker died at any point of an earlier call.
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>>;
+    /// Says what it would do: for a dry run, which changes nothing.
+    fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>>;
 }
 
 /// All kinds.

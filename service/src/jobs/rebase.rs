@@ -3,6 +3,8 @@
 //! After a crash the header says how far it came: while it names the old base nothing is decided and the work is done
 //! again; once it names the new one all data is in place and only the record is missing.
 
+pub(super) mod foresee;
+
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -13,7 +15,7 @@ use vdisk_engine::{Chain, Control, formats, ops};
 
 use super::context::open_patiently;
 use super::verify::{digest_before, require_digest};
-use super::{JobContext, JobRunner, note_digest, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -105,6 +107,10 @@ impl JobRunner for Rebase {
 
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { run(context, parse(payload)?).await }.boxed()
+    }
+
+    fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
+        foresee::foresee(foresight, payload).boxed()
     }
 }
 

@@ -5,6 +5,8 @@
 //! noted before the first one is emptied; an attempt that finds them noted empties what is left of them. A key that opens already
 //! is not added again. The format sees to it that each slot holds a key or is empty after a crash at any write.
 
+mod foresee;
+
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -19,7 +21,7 @@ use vdisk_engine::ops::keys::opened_by;
 use vdisk_engine::{Control, ErrorKind, Limits};
 
 use super::context::open_patiently;
-use super::{JobContext, JobRunner, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts, fill_random};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind, SecretId};
@@ -126,6 +128,10 @@ impl JobRunner for Rekey {
 
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { run(context, parse(payload)?).await }.boxed()
+    }
+
+    fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
+        foresee::foresee(foresight, payload).boxed()
     }
 }
 

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{JobContext, JobRunner, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan};
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::fault::Step;
 use crate::model::JobKind;
 use crate::queue::Done;
 use crate::request::RotateMasterKeyRequest;
@@ -54,6 +55,11 @@ impl JobRunner for RotateMasterKey {
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { run(context, parse(payload)?).await }.boxed()
     }
+
+    /// The database is changed, no image.
+    fn foresee(&self, _foresight: Foresight, _payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
+        async { Ok(Foreseen::of_no_image()) }.boxed()
+    }
 }
 
 async fn run(context: JobContext, payload: Payload) -> Result<Done> {
@@ -64,7 +70,7 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     context.step(&format!("sealing under master key {key_id}")).await?;
     let mut tx = context.begin().await?;
     tx.set_sealing_key(&key_id).await?;
-    tx.commit().await?;
+    tx.commit_as(Step::MakeMasterKey).await?;
     let mut resealed = 0_u64;
     for what in Sealed::ALL {
         let mut after = Uuid::nil();
@@ -92,7 +98,7 @@ async fn reseal(context: &JobContext, what: Sealed, key_id: &str, after: Uuid) -
         let value = vault.open_secret(*id, sealed)?;
         tx.reseal(what, *id, &vault.seal(Some(key_id), *id, &value)?).await?;
     }
-    tx.commit().await?;
+    tx.commit_as(Step::CreateSecret).await?;
     let count = u64::try_from(values.len()).unwrap_or(u64::MAX);
     Ok(values.last().map(|(id, _)| (*id, count)))
 }

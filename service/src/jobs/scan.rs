@@ -1,5 +1,7 @@
 //! Scan: files found in a pool become images, with their chains.
 
+mod foresee;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use uuid::Uuid;
 use vdisk_engine::{Control, Limits};
 
 use super::context::pool_of;
-use super::{JobContext, JobRunner, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan};
 use crate::disk::Look;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{JobKind, Labels};
@@ -49,6 +51,10 @@ impl JobRunner for Scan {
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { run(context, parse(payload)?).await }.boxed()
     }
+
+    fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
+        foresee::foresee(foresight, payload).boxed()
+    }
 }
 
 async fn run(context: JobContext, payload: Payload) -> Result<Done> {
@@ -57,6 +63,12 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     context.step("looking for files").await?;
     let scanner = Scanner::new(pool, records, &context.inner);
     context.blocking(move |control| scanner.run(control)).await
+}
+
+/// Whether a file may become an image: it is shown, and none yet.
+fn is_candidate(file: &str, records: &[ImageRecord]) -> bool {
+    let shown = matches!(FileName::parse(file), FileName::Foreign | FileName::Published(_));
+    shown && !records.iter().any(|record| record.file == file)
 }
 
 struct Scanner {
@@ -101,8 +113,7 @@ impl Scanner {
     fn run(mut self, control: &Control) -> Result<Done> {
         for file in self.pool.file_names()? {
             control.check_cancelled()?;
-            let ours = matches!(FileName::parse(&file), FileName::Foreign | FileName::Published(_));
-            if !ours || self.records.iter().any(|record| record.file == file) {
+            if !is_candidate(&file, &self.records) {
                 continue;
             }
             match self.look_at(&file, control) {

@@ -8,6 +8,7 @@ mod inspection;
 mod job;
 mod layout;
 mod page;
+mod plan;
 mod pool;
 mod secret;
 mod snapshot;
@@ -22,6 +23,7 @@ pub use inspection::{Detected, Finding, FoundReference, Inspection, InspectionLi
 pub use job::{Job, JobError, JobId, JobKind, JobProgress, JobState, JobStep};
 pub use layout::{ChainLayer, Extent, MapPage, MeasureReport};
 pub use page::Page;
+pub use plan::{Amount, Bound, JobPlan, Loss, LossKind};
 pub use pool::Pool;
 pub use secret::{Secret, SecretId};
 pub use snapshot::Snapshot;

@@ -104,6 +104,12 @@ impl JobControl {
         self.lock().stop
     }
 
+    /// Whether it is held back.
+    #[cfg(test)]
+    pub fn is_paused(&self) -> bool {
+        self.lock().paused
+    }
+
     /// How far the job is, with the speed of the last seconds.
     pub fn progress(&self) -> JobProgress {
         let done = self.done.load(Ordering::Relaxed);

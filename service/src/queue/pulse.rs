@@ -26,7 +26,7 @@ pub struct Pulse {
 /// The heartbeat of one running job.
 pub struct Heartbeat {
     end: CancellationToken,
-    task: JoinHandle<()>,
+    task: Option<JoinHandle<()>>,
 }
 
 impl Pulse {
@@ -57,6 +57,7 @@ impl Pulse {
         let (store, end) = (self.store.clone(), CancellationToken::new());
         let ended = end.clone();
         let task = self.runtime.spawn(async move { supervise(&store, &job, &ended).await });
+        let task = Some(task);
         Heartbeat { end, task }
     }
 
@@ -73,11 +74,26 @@ impl Pulse {
 
 impl Heartbeat {
     /// Ends it, after the beat that is under way.
-    pub async fn end(self) {
+    pub async fn end(mut self) {
         self.end.cancel();
-        if let Err(error) = self.task.await {
+        if let Some(task) = self.task.take()
+            && let Err(error) = task.await
+        {
             tracing::error!(%error, "a heartbeat ended badly");
         }
+    }
+}
+
+/// A worker that is gone keeps no job.
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.end.cancel();
+    }
+}
+
+impl Drop for Pulse {
+    fn drop(&mut self) {
+        self.end.cancel();
     }
 }
 

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::error::Result;
 use crate::fault::{Step, around};
+use crate::jobs::bring_back;
 use crate::model::{ImageId, ImageState};
 use crate::pool::{FileName, PoolFolder};
 use crate::service::Inner;
@@ -49,12 +50,16 @@ async fn recover_pool(inner: &Inner, pool: &Arc<PoolFolder>, alone: bool) -> Res
                 continue;
             }
             FileName::Published(image) => {
-                if !by_id.contains_key(&image) {
-                    tracing::warn!(
+                match by_id.get(&image) {
+                    Some(record) if record.image.state == ImageState::Uploading => {
+                        hide(inner, pool, &name, image).await?
+                    }
+                    Some(_) => {}
+                    None => tracing::warn!(
                         pool = pool.name(),
                         file = name,
                         "a file without a record; a scan registers it"
-                    );
+                    ),
                 }
                 continue;
             }
@@ -65,8 +70,20 @@ async fn recover_pool(inner: &Inner, pool: &Arc<PoolFolder>, alone: bool) -> Res
             pool.remove(&name)?;
         }
     }
-    drop_dead_reservations(inner, &records, alone, &open_jobs).await?;
+    drop_dead_reservations(inner, pool, &records, alone, &open_jobs).await?;
     note_missing(inner, pool, &records).await
+}
+
+/// A complete upload that has its name, but no record of that: one step back, so that its client can send it again.
+async fn hide(inner: &Inner, pool: &PoolFolder, name: &str, image: ImageId) -> Result<()> {
+    if is_locked(inner, image).await? {
+        return Ok(());
+    }
+    let upload = FileName::upload(image);
+    if pool.stat(&upload)?.is_some() {
+        return pool.remove(name).map(drop);
+    }
+    around(Step::HideUpload, || pool.rename(name, &upload, false))
 }
 
 /// A file on its way out comes back if its record is still there: the deletion had not been decided.
@@ -74,18 +91,12 @@ async fn undelete(inner: &Inner, pool: &PoolFolder, trash: &str, file: &str, rec
     let Some(record) = records.iter().find(|record| record.file == file) else {
         return pool.remove(trash).map(drop);
     };
-    let mut tx = inner.store.begin().await?;
-    let deleting = tx.is_locked_exclusively(record.image.id).await?;
-    drop(tx);
-    if deleting {
-        return Ok(());
-    }
-    tracing::info!(
-        pool = pool.name(),
-        file,
-        "bringing back a file whose deletion was not completed"
-    );
-    around(Step::BringBack, || pool.rename(trash, file, false))
+    bring_back(inner, pool, trash, record).await
+}
+
+/// Whether somebody alive changes an image.
+async fn is_locked(inner: &Inner, image: ImageId) -> Result<bool> {
+    inner.store.begin().await?.is_locked_exclusively(image).await
 }
 
 async fn is_live(inner: &Inner, maker: Uuid, open_jobs: &[Uuid]) -> Result<bool> {
@@ -95,14 +106,25 @@ async fn is_live(inner: &Inner, maker: Uuid, open_jobs: &[Uuid]) -> Result<bool>
     inner.store.begin().await?.holds_lock(maker).await
 }
 
-/// Rows that a dead request had reserved. Jobs keep theirs: they run again.
-async fn drop_dead_reservations(inner: &Inner, records: &[ImageRecord], alone: bool, open_jobs: &[Uuid]) -> Result<()> {
+/// Rows that a dead request had reserved, and the file if it had its name already. Jobs keep theirs: they run again.
+async fn drop_dead_reservations(
+    inner: &Inner,
+    pool: &PoolFolder,
+    records: &[ImageRecord],
+    alone: bool,
+    open_jobs: &[Uuid],
+) -> Result<()> {
     for record in records {
         let Some(holder) = record.reserved_by.as_deref().and_then(|id| id.parse::<Uuid>().ok()) else {
             continue;
         };
         if open_jobs.contains(&holder) || (!alone && is_live(inner, holder, open_jobs).await?) {
             continue;
+        }
+        // The file first: without the row nobody knew whose it is.
+        let published = FileName::published(record.image.id, 1);
+        if record.file == published {
+            pool.remove(&published)?;
         }
         let mut tx = inner.store.begin().await?;
         tx.delete_reserved(holder).await?;

@@ -14,6 +14,9 @@ use crate::model::JobProgress;
 use crate::store::Store;
 use crate::store::jobs::Fence;
 
+/// How often wishes are looked for at least.
+const LISTEN: Duration = Duration::from_millis(400);
+
 /// A running job, as its supervisor knows it.
 pub struct Supervised {
     /// What entitles to write.
@@ -48,6 +51,7 @@ impl Supervised {
 pub async fn supervise(store: &Store, job: &Supervised, end: &CancellationToken) {
     let (fence, control) = (job.fence, &job.control);
     let mut renewed = Instant::now();
+    let mut looked = renewed;
     let mut shown = JobProgress::default();
     let mut ticks = tokio::time::interval(job.interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -60,8 +64,14 @@ pub async fn supervise(store: &Store, job: &Supervised, end: &CancellationToken)
         let progress = control.progress();
         let moved = (progress.done_bytes, progress.total_bytes) != (shown.done_bytes, shown.total_bytes);
         if !(asked || moved || renewed.elapsed() >= job.heartbeat) {
+            // Who runs the job is poked by its own users; those of another process are heard of here.
+            if looked.elapsed() >= LISTEN {
+                looked = Instant::now();
+                listen(store, job).await;
+            }
             continue;
         }
+        looked = Instant::now();
         let asked_at = Instant::now();
         match report(store, job, moved.then_some(&progress)).await {
             Ok(()) => {
@@ -78,6 +88,16 @@ pub async fn supervise(store: &Store, job: &Supervised, end: &CancellationToken)
         if renewed.elapsed() >= job.lease {
             return control.stop(StopReason::LeaseLost);
         }
+    }
+}
+
+/// Takes over what the user wants, without renewing anything.
+async fn listen(store: &Store, job: &Supervised) {
+    match store.wishes(job.fence).await {
+        Ok(Some(wishes)) => job.control.wish(wishes),
+        // The next report finds the lease lost.
+        Ok(None) => {}
+        Err(error) => tracing::debug!(job = %job.fence.job, %error, "what is wanted of the job could not be read"),
     }
 }
 

@@ -142,7 +142,11 @@ async fn settle(inner: &Arc<Inner>, claimed: &Claimed, control: &JobControl, out
     if let Ending::Failed(error) = &ending {
         tracing::warn!(job = %fence.job, kind = %claimed.kind, %error, "job failed");
     }
-    end(store, fence, &ending).await.map(drop)
+    match end(store, fence, &ending).await {
+        // The room that was kept for this is free by now.
+        Err(error) if error.code == ErrorCode::InsufficientStorage => end(store, fence, &ending).await.map(drop),
+        ended => ended.map(drop),
+    }
 }
 
 /// The last word on the progress, so that a job that ended well does not look unfinished.
@@ -177,6 +181,7 @@ pub async fn housekeeping(inner: Arc<Inner>) {
 }
 
 async fn keep_house(inner: &Inner, prune: bool) -> Result<()> {
+    inner.store.keep_ballast();
     let mut tx = inner.store.begin().await?;
     let expires = tx.now.after(inner.config.lease);
     tx.renew_request_locks(inner.process, expires).await?;

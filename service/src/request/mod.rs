@@ -5,6 +5,7 @@ mod image;
 mod job;
 mod keys;
 mod list;
+mod plan;
 mod transfer;
 mod values;
 mod webhook;
@@ -17,6 +18,7 @@ pub use job::{
 };
 pub use keys::{DecryptRequest, EncryptRequest, KeyChange, RekeyRequest, RotateMasterKeyRequest};
 pub use list::{Call, EventFilter, MapLayer, MapRequest, PageRequest};
+pub use plan::JobRequest;
 pub use transfer::{ByteRange, Checksum, UploadPart, UploadStatus};
 pub use values::{NewSecret, Options, SecretForm, SecretRefs};
 pub use webhook::NewWebhook;

@@ -13,6 +13,7 @@ mod jobs;
 mod locks;
 mod open;
 mod paging;
+mod plans;
 mod pools;
 #[cfg(test)]
 mod postgres_tests;

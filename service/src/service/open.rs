@@ -18,7 +18,7 @@ use crate::error::{ErrorCode, Result, ServiceError};
 use crate::pool::{PoolFolder, check_image_name};
 use crate::queue::{Pulse, housekeeping, recover, worker};
 use crate::secrets::{Vault, not_at_hand};
-use crate::store::{Store, sqlite_url};
+use crate::store::{Ballast, Store, sqlite_url};
 use crate::webhooks::deliverer;
 
 impl Service {
@@ -39,9 +39,12 @@ impl Service {
         let owner = url.starts_with("sqlite:").then(|| own(&config.data_dir)).transpose()?;
         let vault = Vault::open(&config)?;
         let pools = open_pools(&config.pools)?;
-        let store = Store::open(&url, config.clock.clone()).await?;
+        let mut store = Store::open(&url, config.clock.clone()).await?;
         if let Some(missing) = store.sealing_key().await?.filter(|key_id| !vault.has(key_id)) {
             return Err(not_at_hand(&missing));
+        }
+        if owner.is_some() {
+            store = store.with_ballast(Ballast::new(&config.data_dir, config.ballast_bytes));
         }
         let limits = Limits {
             chain_depth: config.limits.chain_depth,

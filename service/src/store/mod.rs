@@ -6,6 +6,7 @@
 //! numbers are in commit order.
 
 pub mod audit;
+mod ballast;
 pub mod events;
 pub mod idempotency;
 pub mod images;
@@ -28,6 +29,7 @@ pub mod webhooks;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use ballast::Ballast;
 pub use open::sqlite_url;
 use sqlx::{Any, AnyPool, Transaction};
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
@@ -60,6 +62,7 @@ pub struct Store {
     url: Arc<str>,
     /// Who writes to SQLite next: its own waiting is not fair.
     turns: Arc<Mutex<()>>,
+    ballast: Option<Arc<Ballast>>,
 }
 
 /// A write transaction. Dropping it without [`Tx::commit`] undoes it.
@@ -68,6 +71,7 @@ pub struct Tx {
     /// The moment all changes of this transaction happen at.
     pub now: Timestamp,
     changes: watch::Sender<u64>,
+    ballast: Option<Arc<Ballast>>,
     /// Given back after the transaction.
     _turn: Option<OwnedMutexGuard<()>>,
 }
@@ -102,6 +106,7 @@ impl Store {
             inner,
             now: self.clock.now(),
             changes: self.changes.clone(),
+            ballast: self.ballast.clone(),
             _turn: turn,
         })
     }
@@ -121,6 +126,22 @@ impl Store {
                 Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
             }
             begun => Ok(begun?),
+        }
+    }
+
+    /// Keeps room for the database on a full disk.
+    pub fn with_ballast(self, ballast: Ballast) -> Self {
+        ballast.keep();
+        Self {
+            ballast: Some(Arc::new(ballast)),
+            ..self
+        }
+    }
+
+    /// Sets the room aside again, once there is some.
+    pub fn keep_ballast(&self) {
+        if let Some(ballast) = &self.ballast {
+            ballast.keep();
         }
     }
 
@@ -148,7 +169,13 @@ impl Tx {
     /// Makes the changes durable as one step, and wakes who waits for changes.
     pub async fn commit_as(self, step: Step) -> Result<()> {
         reach(step, Side::Before)?;
-        self.inner.commit().await?;
+        if let Err(error) = self.inner.commit().await {
+            let error = ServiceError::from(error);
+            if let Some(ballast) = self.ballast.filter(|_| error.code == ErrorCode::InsufficientStorage) {
+                ballast.give_up();
+            }
+            return Err(error);
+        }
         self.changes.send_modify(|count| *count = count.wrapping_add(1));
         reach(step, Side::After)
     }

@@ -28,6 +28,8 @@ enum Step {
     Pause(usize),
     Resume(usize),
     Advance(i64),
+    /// The process dies and another one starts.
+    Crash,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -43,6 +45,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<usize>().prop_map(Step::Resume),
         3 => (0..40_000_i64).prop_map(Step::Advance),
         1 => prop_oneof![Just(Step::Advance(3_600_000)), Just(Step::Advance(-3_600_000))],
+        1 => Just(Step::Crash),
     ];
     proptest::collection::vec(step, 100..200)
 }
@@ -129,6 +132,7 @@ async fn play(test: &TestStore, model: &mut Model, step: &Step) {
             test.clock.advance(by);
             model.now += by;
         }
+        Step::Crash => crash(test, model).await,
         Step::Renew(n) | Step::Report(n) | Step::Finish(n, _) | Step::HandBack(n) => {
             let Some(fence) = model.pick_claim(n) else { return };
             let expected = model.held(fence).is_some();
@@ -206,6 +210,35 @@ async fn claim(test: &TestStore, model: &mut Model) {
     model.claims.push(claimed.fence);
 }
 
+async fn crash(test: &TestStore, model: &mut Model) {
+    let mut tx = test.store.begin().await.unwrap();
+    let dead = tx.expire_all_leases().await.unwrap();
+    tx.commit().await.unwrap();
+    let running = |job: &&mut ModelJob| matches!(job.stand, Stand::Running { .. });
+    let mut count = 0;
+    for job in model.jobs.values_mut().filter(running) {
+        // Before any moment of the test's clock.
+        job.stand = Stand::Running { until: 0 };
+        count += 1;
+    }
+    assert_eq!(dead, count);
+}
+
+/// Whatever happened: with workers that live, every job comes to its one end.
+async fn drain(test: &TestStore, model: &mut Model) {
+    for number in 0..model.jobs.len() {
+        play(test, model, &Step::Resume(number)).await;
+    }
+    // No wait before a next attempt, and no lease, is longer.
+    play(test, model, &Step::Advance(2 * 3_600_000 + LEASE_MS)).await;
+    while model.next().is_some() {
+        play(test, model, &Step::Claim).await;
+        play(test, model, &Step::Finish(model.claims.len() - 1, true)).await;
+    }
+    let open = model.jobs.values().filter(|job| !matches!(job.stand, Stand::Ended(_)));
+    assert_eq!(open.count(), 0, "jobs that never end");
+}
+
 async fn as_worker(test: &TestStore, step: &Step, fence: Fence) -> Result<()> {
     let mut tx = test.store.begin().await.unwrap();
     match step {
@@ -273,6 +306,8 @@ proptest! {
             for step in &history {
                 play(&test, &mut model, step).await;
             }
+            compare(&test, &model).await;
+            drain(&test, &mut model).await;
             compare(&test, &model).await;
         });
     }

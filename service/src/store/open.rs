@@ -61,6 +61,7 @@ impl Store {
             changes: watch::Sender::new(0),
             url: url.into(),
             turns: Arc::default(),
+            ballast: None,
         })
     }
 

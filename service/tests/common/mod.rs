@@ -200,6 +200,7 @@ pub fn quick_config(data_dir: &Path) -> ServiceConfig {
         heartbeat: Duration::from_millis(500),
         progress_interval: Duration::from_millis(50),
         poll_interval: Duration::from_millis(100),
+        ballast_bytes: 0,
         ..ServiceConfig::new(data_dir)
     }
 }

@@ -8,7 +8,8 @@ use vdisk_service::model::{Job, JobState, Role};
 use vdisk_service::request::{Call, ImportOutcome, ImportSource, UpdateJob, UploadPart, UploadStatus};
 use vdisk_service::{Audited, ErrorCode, Result, Service, ServiceError};
 
-use crate::common::{OVERLAY, body, import, json, new_image, quick_config};
+use crate::child::case_config;
+use crate::common::{Lab, OVERLAY, body, import, json, new_image};
 use crate::images::{SIZE, base};
 use crate::scene::{Scene, Verb};
 
@@ -31,7 +32,7 @@ pub async fn act(scene: &mut Scene, round: u32) -> Result<()> {
 }
 
 async fn request(scene: &mut Scene, call: &Call) -> Result<()> {
-    let service = &scene.lab.service;
+    let service = &scene.lab().service;
     let size = Some(SIZE as u64);
     match scene.verb {
         Verb::Create | Verb::CreateFails => {
@@ -60,7 +61,10 @@ async fn request(scene: &mut Scene, call: &Call) -> Result<()> {
             done_if(deleted, ErrorCode::NotFound)
         }
         Verb::SnapshotApply => service.apply_snapshot(scene.id("disk"), "s1", call).await.map(drop),
-        Verb::Start => restart(scene).await,
+        Verb::Start => {
+            restart(scene).await;
+            Ok(())
+        }
         Verb::Secret => {
             let request = json(json!({"name": "new", "value": "sesame"}));
             created(service.create_secret(request, call).await)?;
@@ -87,10 +91,13 @@ async fn request(scene: &mut Scene, call: &Call) -> Result<()> {
 
 /// Something to tell, until it was told or the target was found out to be down.
 async fn webhook(scene: &Scene, call: &Call) -> Result<()> {
-    let service = &scene.lab.service;
+    let service = &scene.lab().service;
     let request =
         json(json!({"url": "http://127.0.0.1:9/", "secret": "0123456789abcdef", "events": ["image.deleted"]}));
-    let second = service.create_webhook(request, call).await;
+    let other = Call {
+        idempotency_key: call.idempotency_key.as_ref().map(|key| format!("{key}-hook")),
+    };
+    let second = service.create_webhook(request, &other).await;
     created(
         service
             .create_image(new_image("made", "raw", Some(512), None), call)
@@ -135,22 +142,30 @@ async fn audit(service: &Service) -> Result<()> {
     Err(ServiceError::internal("the entry was not written"))
 }
 
-async fn restart(scene: &mut Scene) -> Result<()> {
-    let dir = scene.lab.dir.path().to_owned();
-    scene.lab.service.shutdown(Duration::ZERO).await;
-    let mut opened = Service::open(quick_config(&dir)).await;
-    for _ in 0..3 {
-        // A start that failed is tried again, as whoever looks after the process does.
-        if opened.is_err() {
-            opened = Service::open(quick_config(&dir)).await;
+/// Ends the service and starts it again.
+pub async fn restart(scene: &mut Scene) {
+    let Some(lab) = scene.lab.take() else {
+        panic!("there is no service to start again")
+    };
+    let Lab { dir, service } = lab;
+    service.shutdown(Duration::ZERO).await;
+    drop(service);
+    let mut tries = 0;
+    let service = loop {
+        // A start that fails is tried again, as whoever looks after the process does; and what a request left to be done may hold the
+        // folder for a moment.
+        match Service::open(case_config(dir.path())).await {
+            Ok(service) => break service,
+            Err(error) if tries == 100 => panic!("{error:?}"),
+            Err(_) => tries += 1,
         }
-    }
-    scene.lab.service = opened?;
-    Ok(())
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    scene.lab = Some(Lab { dir, service });
 }
 
 async fn upload(scene: &Scene, call: &Call) -> Result<()> {
-    let service = &scene.lab.service;
+    let service = &scene.lab().service;
     let (format, bytes) = match scene.verb {
         Verb::UploadRefused => (OVERLAY, vec![7; 4096]),
         _ => ("raw", base()),
@@ -212,7 +227,7 @@ async fn job(scene: &Scene, call: &Call) -> Result<()> {
 }
 
 async fn queue(scene: &Scene, call: &Call) -> Result<Job> {
-    let (service, id) = (&scene.lab.service, |name: &str| scene.id(name));
+    let (service, id) = (&scene.lab().service, |name: &str| scene.id(name));
     let convert = async |from: &str, request| service.convert_image(id(from), json(request), call).await;
     match scene.verb {
         Verb::Import => fetch(service, call, ImportSource::PoolFile("found.raw".into()), None).await,
@@ -293,14 +308,14 @@ async fn fetch(service: &Service, call: &Call, source: ImportSource, target: Opt
 
 async fn steer(scene: &mut Scene, call: &Call) -> Result<()> {
     let request = json(json!({"name": "made", "format": OVERLAY, "rate_limit": SLOW}));
-    let queued = scene.lab.service.convert_image(scene.id("base"), request, call).await;
+    let queued = scene.lab().service.convert_image(scene.id("base"), request, call).await;
     let job = match queued {
         Err(error) if error.code == ErrorCode::NameTaken => return Ok(()),
         queued => queued?,
     };
     if scene.verb == Verb::Cancel {
-        started(&scene.lab.service, &job).await?;
-        let asked = scene.lab.service.cancel_job(job.id, &Call::default()).await;
+        started(&scene.lab().service, &job).await?;
+        let asked = scene.lab().service.cancel_job(job.id, &Call::default()).await;
         done_if(asked, ErrorCode::JobStateConflict)?;
         return match ended(scene, Ok(job)).await {
             Err(error) if error.code == ErrorCode::Cancelled => Ok(()),
@@ -308,15 +323,15 @@ async fn steer(scene: &mut Scene, call: &Call) -> Result<()> {
         };
     }
     if scene.verb == Verb::HandBack {
-        started(&scene.lab.service, &job).await?;
-        restart(scene).await?;
+        started(&scene.lab().service, &job).await?;
+        restart(scene).await;
     } else {
         done_if(
-            scene.lab.service.pause_job(job.id, &Call::default()).await,
+            scene.lab().service.pause_job(job.id, &Call::default()).await,
             ErrorCode::JobStateConflict,
         )?;
         done_if(
-            scene.lab.service.resume_job(job.id, &Call::default()).await,
+            scene.lab().service.resume_job(job.id, &Call::default()).await,
             ErrorCode::JobStateConflict,
         )?;
     }
@@ -325,7 +340,7 @@ async fn steer(scene: &mut Scene, call: &Call) -> Result<()> {
         priority: None,
     };
     done_if(
-        scene.lab.service.update_job(job.id, unlimited).await,
+        scene.lab().service.update_job(job.id, unlimited).await,
         ErrorCode::JobStateConflict,
     )?;
     ended(scene, Ok(job)).await
@@ -343,7 +358,7 @@ async fn started(service: &Service, job: &Job) -> Result<()> {
 
 /// Waits for a job, and for its worker to have put everything away.
 async fn ended(scene: &Scene, queued: Result<Job>) -> Result<()> {
-    let done = scene.lab.finish(queued?).await;
+    let done = scene.lab().finish(queued?).await;
     match (done.state, done.error) {
         (JobState::Succeeded, _) => Ok(()),
         (JobState::Cancelled, _) => Err(ServiceError::new(ErrorCode::Cancelled, "cancelled")),
@@ -354,7 +369,7 @@ async fn ended(scene: &Scene, queued: Result<Job>) -> Result<()> {
 
 async fn find(scene: &Scene, name: &str) -> Result<vdisk_service::model::Image> {
     let images = scene
-        .lab
+        .lab()
         .service
         .list_images(&Default::default(), &Default::default())
         .await?;

@@ -1,12 +1,12 @@
 //! The process that things happen to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use vdisk_service::Service;
 use vdisk_service::fault::{self, Action, Plan, Reached, Side, Step};
+use vdisk_service::{Service, ServiceConfig};
 
-use crate::act::act;
+use crate::act::{act, restart};
 use crate::common::{Folder, Lab, quick_config};
 use crate::prepare::prepare;
 use crate::scene::{Ids, Scene, Verb};
@@ -84,14 +84,14 @@ async fn case() {
             if case.verb.trouble().is_empty() {
                 outcome.unwrap();
             }
-            scene.lab.service.shutdown(std::time::Duration::from_secs(5)).await;
+            scene.lab().service.shutdown(std::time::Duration::from_secs(5)).await;
             println!("{}", serde_json::to_string(&points(fault::disarm())).unwrap());
         }
         What::Die(point) => {
             let mut scene = ready(&case, &[point.plan(Action::Kill)]).await;
             drop(act(&mut scene, 0).await);
             // Not reached this time: the parent takes it for a kill at the end.
-            scene.lab.service.shutdown(std::time::Duration::from_secs(5)).await;
+            scene.lab().service.shutdown(std::time::Duration::from_secs(5)).await;
         }
         What::Live => {
             let mut scene = ready(&case, &[]).await;
@@ -123,7 +123,7 @@ async fn ready(case: &Case, plans: &[Plan]) -> Scene {
     }
     let mut scene = open(case).await;
     if !case.goes_on {
-        scene.ids = prepare(case.verb, &scene.lab).await;
+        scene.ids = prepare(case.verb, scene.lab()).await;
         std::fs::write(case.dir.join(IDS), serde_json::to_vec(&scene.ids).unwrap()).unwrap();
         arm();
         println!("{READY}");
@@ -131,14 +131,21 @@ async fn ready(case: &Case, plans: &[Plan]) -> Scene {
     scene
 }
 
+/// How the service of a case is configured: it reaches the servers of this program.
+pub fn case_config(dir: &Path) -> ServiceConfig {
+    ServiceConfig {
+        import_from_private: true,
+        webhooks_anywhere: true,
+        ..quick_config(dir)
+    }
+}
+
 /// The service on the folder of a case, with what is known of it.
 pub async fn open(case: &Case) -> Scene {
-    let mut config = quick_config(&case.dir);
-    (config.import_from_private, config.webhooks_anywhere) = (true, true);
-    let lab = Lab {
+    let lab = Some(Lab {
         dir: Folder::Lent(case.dir.clone()),
-        service: Service::open(config).await.unwrap(),
-    };
+        service: Service::open(case_config(&case.dir)).await.unwrap(),
+    });
     let ids =
         std::fs::read(case.dir.join(IDS)).map_or_else(|_| Ids::new(), |ids| serde_json::from_slice(&ids).unwrap());
     Scene {
@@ -166,11 +173,7 @@ async fn fail_twice(case: &Case, point: Point) {
     // A file that could not be removed stays until the next start.
     if !settles(&scene).await {
         println!("needs a start: {:?}", leftovers(&scene).await);
-        scene.lab.service.shutdown(std::time::Duration::ZERO).await;
-        scene = Scene {
-            ids: scene.ids.clone(),
-            ..open(case).await
-        };
+        restart(&mut scene).await;
     }
     third.unwrap();
     verify(&scene, true).await;

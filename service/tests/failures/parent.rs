@@ -139,7 +139,7 @@ async fn looks() {
     let mut scene = open(&case).await;
     act(&mut scene, 0).await.unwrap();
     verify(&scene, false).await;
-    scene.lab.service.shutdown(Duration::from_secs(5)).await;
+    scene.lab().service.shutdown(Duration::from_secs(5)).await;
 }
 
 /// Does something for each item, several at the same time.

@@ -121,6 +121,7 @@ fn die((verb, first, point): &Death, disk: &str) -> bool {
 }
 
 #[test]
+#[ignore = "takes minutes: run by hand"]
 fn a_kill_at_any_point_loses_nothing() {
     if !fault::COMPILED {
         return eprintln!("skipped: the points are not in this build");
@@ -158,6 +159,7 @@ fn a_kill_at_any_point_loses_nothing() {
 }
 
 #[test]
+#[ignore = "takes minutes: run by hand"]
 fn every_step_may_fail_twice() {
     if !fault::COMPILED {
         return eprintln!("skipped: the points are not in this build");
@@ -214,6 +216,7 @@ fn killed_at_random(verb: Verb, most: Duration, disk: &str, state: &mut u64) -> 
 }
 
 #[test]
+#[ignore = "takes minutes: run by hand"]
 fn a_kill_at_any_moment_loses_nothing() {
     let (began, disk) = (Instant::now(), serve());
     let (kills, seed) = (number("VDISK_KILLS", 3), number("VDISK_SEED", 1));

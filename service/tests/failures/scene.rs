@@ -93,11 +93,16 @@ impl Verb {
 /// A service with what the verb needs.
 pub struct Scene {
     pub verb: Verb,
-    pub lab: Lab,
+    /// `None` between two starts.
+    pub lab: Option<Lab>,
     pub ids: Ids,
 }
 
 impl Scene {
+    pub fn lab(&self) -> &Lab {
+        self.lab.as_ref().expect("the service was started again")
+    }
+
     pub fn id(&self, name: &str) -> Uuid {
         self.ids[name]
     }

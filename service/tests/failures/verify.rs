@@ -22,7 +22,7 @@ pub async fn verify(scene: &Scene, failures_wanted: bool) {
 /// What holds at any time between requests.
 pub async fn always(scene: &Scene, failures_wanted: bool) {
     let jobs = scene
-        .lab
+        .lab()
         .service
         .list_jobs(&Default::default(), &Default::default())
         .await
@@ -38,7 +38,7 @@ pub async fn always(scene: &Scene, failures_wanted: bool) {
         .iter()
         .filter(|image| image.state == ImageState::Ready)
     {
-        scene.lab.data(image.id).await;
+        scene.lab().data(image.id).await;
         if image.format == OVERLAY {
             sound(scene, image).await;
         }
@@ -69,7 +69,7 @@ pub async fn no_leftovers(scene: &Scene) {
 /// Files that should not be there, and records whose file is not.
 pub async fn leftovers(scene: &Scene) -> BTreeSet<String> {
     let files: BTreeSet<String> = scene
-        .lab
+        .lab()
         .files()
         .into_iter()
         .filter(|file| file != "found.raw")
@@ -94,12 +94,12 @@ pub async fn leftovers(scene: &Scene) -> BTreeSet<String> {
 
 async fn sound(scene: &Scene, image: &Image) {
     let job = scene
-        .lab
+        .lab()
         .service
         .check_image(image.id, json(json!({})), &NONE)
         .await
         .unwrap();
-    let found = scene.lab.succeed(job).await.result.unwrap();
+    let found = scene.lab().succeed(job).await.result.unwrap();
     assert_eq!(
         (&found["corruptions"], &found["check-errors"]),
         (&json!(0), &json!(0)),
@@ -150,7 +150,7 @@ async fn outcome(scene: &Scene) {
         Verb::UploadRefused => assert_eq!(named(scene, "made").await.unwrap().state, ImageState::Failed),
         Verb::Delete | Verb::DeleteFails => assert!(named(scene, "base").await.is_none()),
         Verb::SnapshotCreate | Verb::SnapshotDelete | Verb::SnapshotApply => {
-            let snapshots = scene.lab.service.snapshots(scene.id("disk")).await.unwrap();
+            let snapshots = scene.lab().service.snapshots(scene.id("disk")).await.unwrap();
             assert_eq!(snapshots.len(), usize::from(scene.verb != Verb::SnapshotDelete));
         }
         Verb::Scan => assert!(content(scene, "found.raw").await == base()),
@@ -160,7 +160,7 @@ async fn outcome(scene: &Scene) {
         Verb::Cancel => {
             // Cancelled, or through before it heard of it.
             let jobs = scene
-                .lab
+                .lab()
                 .service
                 .list_jobs(&Default::default(), &Default::default())
                 .await
@@ -172,20 +172,32 @@ async fn outcome(scene: &Scene) {
             assert_eq!(named(scene, "made").await.is_some(), made);
         }
         Verb::Secret => {
-            let secrets = scene.lab.service.list_secrets(&Default::default()).await.unwrap().items;
+            let secrets = scene
+                .lab()
+                .service
+                .list_secrets(&Default::default())
+                .await
+                .unwrap()
+                .items;
             assert_eq!(
                 secrets.iter().map(|secret| secret.name.as_str()).collect::<Vec<_>>(),
                 ["new"]
             );
         }
         Verb::Token => {
-            let tokens = scene.lab.service.list_tokens(&Default::default()).await.unwrap().items;
+            let tokens = scene
+                .lab()
+                .service
+                .list_tokens(&Default::default())
+                .await
+                .unwrap()
+                .items;
             assert_eq!(
                 tokens.iter().map(|token| token.name.as_str()).collect::<Vec<_>>(),
                 ["kept"]
             );
         }
-        Verb::Webhook | Verb::WebhookDown => assert_eq!(scene.lab.service.list_webhooks().await.unwrap().len(), 1),
+        Verb::Webhook | Verb::WebhookDown => assert_eq!(scene.lab().service.list_webhooks().await.unwrap().len(), 1),
         Verb::Start => {
             assert_eq!(named(scene, "gone").await.unwrap().state, ImageState::Missing);
             assert_eq!(named(scene, "kept").await.unwrap().state, ImageState::Ready);
@@ -208,12 +220,12 @@ async fn in_place(scene: &Scene) {
         }
         Verb::Repair => {
             let job = scene
-                .lab
+                .lab()
                 .service
                 .check_image(scene.id("disk"), json(json!({})), &NONE)
                 .await
                 .unwrap();
-            assert_eq!(scene.lab.succeed(job).await.result.unwrap()["clean"], true);
+            assert_eq!(scene.lab().succeed(job).await.result.unwrap()["clean"], true);
         }
         _ => {}
     }
@@ -221,7 +233,7 @@ async fn in_place(scene: &Scene) {
 
 async fn images(scene: &Scene) -> Vec<Image> {
     scene
-        .lab
+        .lab()
         .service
         .list_images(&Default::default(), &Default::default())
         .await
@@ -236,5 +248,5 @@ async fn named(scene: &Scene, name: &str) -> Option<Image> {
 async fn content(scene: &Scene, name: &str) -> Vec<u8> {
     let image = named(scene, name).await.unwrap_or_else(|| panic!("no image '{name}'"));
     assert_eq!(image.state, ImageState::Ready, "{image:?}");
-    scene.lab.data(image.id).await
+    scene.lab().data(image.id).await
 }

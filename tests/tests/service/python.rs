@@ -8,14 +8,18 @@ use e2e::corpus;
 use crate::vdiskd::{Vdiskd, folder};
 
 /// Versions that were tried; newer ones may generate other names.
-const PACKAGES: [&str; 2] = ["openapi-python-client==0.29.1", "openapi-spec-validator==0.9.0"];
+const PACKAGES: [&str; 3] = [
+    "openapi-python-client==0.29.1",
+    "openapi-spec-validator==0.9.0",
+    "schemathesis==4.32.5",
+];
 
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// The folder of a Python environment with the generator and the validator, made once below `target/`.
-fn environment() -> Option<PathBuf> {
+/// The folder of a Python environment with the generator, the validator and the tester, made once below `target/`.
+pub fn environment() -> Option<PathBuf> {
     let folder = root().join("target/e2e-python");
     std::fs::create_dir_all(&folder).unwrap();
     let lock = std::fs::File::create(folder.join("lock")).unwrap();

@@ -8,7 +8,7 @@ use crate::proto;
 /// The pairs of an enum, read in both directions.
 macro_rules! pairs {
     ($to:ident, $from:ident, $field:literal, $model:ident { $($variant:ident),* }) => {
-        fn $to(value: $model) -> proto::$model {
+        pub(super) fn $to(value: $model) -> proto::$model {
             match value {
                 $($model::$variant => proto::$model::$variant,)*
             }

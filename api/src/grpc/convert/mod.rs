@@ -5,6 +5,7 @@ mod access;
 mod image;
 mod inspection;
 mod job;
+mod plan;
 mod rest;
 mod value;
 mod verb;

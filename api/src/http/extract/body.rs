@@ -45,7 +45,7 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalB
 }
 
 /// Insisting on the type also keeps web pages of other sites out: they cannot send it without asking first.
-fn require_json(headers: &HeaderMap) -> Answer<()> {
+pub(super) fn require_json(headers: &HeaderMap) -> Answer<()> {
     let given = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -61,7 +61,7 @@ fn require_json(headers: &HeaderMap) -> Answer<()> {
     Err(Problem::transport(TransportCode::UnsupportedMediaType, detail))
 }
 
-async fn collect(body: axum::body::Body) -> Answer<Bytes> {
+pub(super) async fn collect(body: axum::body::Body) -> Answer<Bytes> {
     let limited = Limited::new(body, JSON_LIMIT);
     let Ok(collected) = tokio::time::timeout(BODY_TIME, limited.collect()).await else {
         let detail = format!("a JSON body arrives within {} seconds", BODY_TIME.as_secs());
@@ -80,7 +80,7 @@ async fn collect(body: axum::body::Body) -> Answer<Bytes> {
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -99,6 +99,15 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
         )
     })?;
     Ok(value)
+}
+
+/// Reads a request from JSON that was taken apart before.
+pub(super) fn parse_value<T: DeserializeOwned>(value: serde_json::Value) -> Answer<T> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let detail = error.into_inner().to_string();
+        ServiceError::invalid(&field_at(&path, &detail), detail).into()
+    })
 }
 
 /// The path of the field at fault. For a missing field the path is that of the object it is missing in.

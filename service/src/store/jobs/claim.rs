@@ -7,8 +7,8 @@ use serde_json::Value;
 use super::{Claimed, Fence, Wish, Wishes, WorkerId, lease_end, lease_lost};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{EventKind, Job, JobId, JobProgress};
-use crate::store::Tx;
 use crate::store::row::{Columns, json_text, stored, stored_or_null};
+use crate::store::{Store, Tx};
 
 /// How a job ends.
 #[derive(Debug)]
@@ -167,6 +167,19 @@ impl Tx {
         self.unlock(job).await?;
         self.drop_journal(job).await?;
         self.delete_reserved(job).await
+    }
+}
+
+impl Store {
+    /// What the user wants of a running job; `None` when it is no longer this worker's.
+    pub async fn wishes(&self, fence: Fence) -> Result<Option<Wishes>> {
+        let sql = "SELECT wish, rate_limit FROM jobs WHERE id = $1 AND token = $2 AND state = 'running'";
+        let row = sqlx::query(sql)
+            .bind(fence.job.to_string())
+            .bind(fence.token)
+            .fetch_optional(&self.readers)
+            .await?;
+        row.as_ref().map(wishes).transpose()
     }
 }
 

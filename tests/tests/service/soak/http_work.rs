@@ -63,7 +63,7 @@ async fn round(soak: &Soak, calls: &Calls, round: u64) {
         .run(soak, &verb(&overlay, "compare"), json!({"other": disk}))
         .await;
     assert_eq!(compared["result"]["identical"], true, "{compared}");
-    let end = if round % 2 == 0 {
+    let end = if round.is_multiple_of(2) {
         json!({"drop": true})
     } else {
         json!({"verify": true})

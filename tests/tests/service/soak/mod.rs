@@ -1,7 +1,7 @@
 //! Mixed work over both transports while the program is killed again and again. In the end every accepted job has ended, once, the
 //! content was right all along, no file is left over, and the program has not grown.
 //!
-//! Seconds long as an ordinary test; `VDISK_SOAK_MINUTES=60` makes it an hour with a kill a minute.
+//! Seconds long, by hand; `VDISK_SOAK_MINUTES=60` makes it an hour with a kill a minute.
 
 mod calls;
 mod grpc_work;
@@ -59,6 +59,7 @@ fn times() -> (Duration, Duration) {
 const OPTIONS: &[&str] = &["--workers", "3", "--lease-seconds", "30"];
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by hand"]
 async fn nothing_is_lost_under_mixed_work_and_kills() {
     let (long, between) = times();
     let data = folder();
