@@ -93,12 +93,15 @@ fn region(bytes: &[u8], guid: [u8; 4]) -> i64 {
 const BAT: [u8; 4] = [0x66, 0x77, 0xc2, 0x2d];
 const METADATA: [u8; 4] = [0x06, 0xa2, 0x7c, 0x8b];
 
+/// First bytes of the GUID, field, place in the item, width, values.
+type Item = ([u8; 4], &'static str, i64, usize, &'static [u64]);
+
 /// The metadata table and its items. An item is found by the first bytes of its GUID.
 fn metadata() -> Vec<Case> {
     const FILE_PARAMETERS: [u8; 4] = [0x37, 0x67, 0xa1, 0xca];
     const DISK_SIZE: [u8; 4] = [0x24, 0x42, 0xa5, 0x2f];
     const LOGICAL_SECTOR: [u8; 4] = [0x1d, 0xbf, 0x41, 0x81];
-    let items: &[([u8; 4], &str, i64, usize, &[u64])] = &[
+    let items: &[Item] = &[
         (
             FILE_PARAMETERS,
             "block size",
