@@ -22,6 +22,11 @@ update:
 interop:
     VDISK_REQUIRE=all cargo nextest run -p vdisk-engine -p vdisk-cli
 
+# every fuzz target for some seconds (docs/how-to/fuzz.md)
+fuzz SECONDS="60":
+    RUSTC_BOOTSTRAP=1 cargo fuzz build --sanitizer none
+    fuzz/all {{SECONDS}}
+
 # the service against the engine, two workers against one, tiny jobs
 bench-whole *ARGS:
     cargo build --release -p vdisk-cli -p vdisk-api

@@ -12,12 +12,12 @@ pub mod json;
 pub mod keys;
 pub mod keyval;
 pub mod name;
-mod nbd;
+pub mod nbd;
 mod null;
 pub mod open;
 pub mod protocol;
 pub mod shown;
-mod url;
+pub mod url;
 mod vvfat;
 
 pub use access::Access;

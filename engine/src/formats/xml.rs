@@ -6,8 +6,10 @@ use crate::{Error, Result};
 
 /// Nodes of a document at most.
 const MAX_NODES: u32 = 1 << 20;
-/// Elements inside each other at most: the parser calls itself for each.
+/// Elements inside each other at most.
 const MAX_DEPTH: usize = 64;
+/// Bytes of a tag at most.
+const MAX_TAG: usize = 1024;
 
 /// Parses a document. `what` names it in messages; NULs at its end are padding.
 ///
@@ -21,18 +23,19 @@ pub(super) fn parse<'a>(xml: &'a [u8], what: &str) -> Result<Document<'a>> {
     if text.contains("<!ENTITY") || text.contains("<![CDATA[") {
         return Err(Error::corrupt(format!("the {what} declares entities or hides text")));
     }
-    check_depth(text, what)?;
+    check_tags(text, what)?;
     let options = ParsingOptions {
         allow_dtd: true,
         nodes_limit: MAX_NODES,
         ..ParsingOptions::default()
     };
     Document::parse_with_options(text, options)
-        .map_err(|e| Error::corrupt(format!("the {what} cannot be parsed")).because(e))
+        // The parser quotes what it found, whatever that is.
+        .map_err(|e| Error::corrupt(format!("the {what} cannot be parsed: {}", e.to_string().escape_debug())))
 }
 
-/// Counts how deep elements stand in each other, without a parser.
-fn check_depth(text: &str, what: &str) -> Result<()> {
+/// Counts how deep elements stand in each other, and refuses long tags: the parser compares each attribute with all before it.
+fn check_tags(text: &str, what: &str) -> Result<()> {
     let mut depth = 0usize;
     let bytes = text.as_bytes();
     for (at, _) in text.match_indices('<') {
@@ -40,8 +43,11 @@ fn check_depth(text: &str, what: &str) -> Result<()> {
             Some(b'/') => depth = depth.saturating_sub(1),
             Some(b'!' | b'?') => {}
             _ => {
-                let end = text.get(at..).and_then(|t| t.find('>')).unwrap_or(1);
-                if bytes.get(at + end - 1) != Some(&b'/') {
+                let tag = bytes.get(at..).unwrap_or_default();
+                let end = tag.iter().take(MAX_TAG).position(|b| *b == b'>').ok_or_else(|| {
+                    Error::corrupt(format!("the {what} has a tag of more than {MAX_TAG} bytes at {at:#x}"))
+                })?;
+                if tag.get(end - 1) != Some(&b'/') {
                     depth += 1;
                 }
             }

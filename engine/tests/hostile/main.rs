@@ -2,12 +2,19 @@
 //! bytes changed at random. Through info, check, map, read, convert and writing each gives a typed error or a clean answer, quickly, in
 //! little memory, and opens no second file.
 //!
+//! [`cases`] is the catalogue by number; [`kept`] answers what the fuzzer (`fuzz/`) found.
+//!
 //! `VDISK_MUTATIONS` sets the number of random changes of each format (30 without it), `VDISK_SEED` which.
 
 #![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
 
+mod cases;
 mod corpus;
 mod exercise;
 mod fields;
+mod inputs;
+mod kept;
+mod names;
 mod samples;
+mod seeds;
 mod sweeps;

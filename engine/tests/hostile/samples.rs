@@ -1,27 +1,30 @@
 //! A small valid image of every format: the byte 3 in the first 128 KiB, zeroes behind.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use vdisk_engine::env::{CreateSpec, Secrets};
+use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::{DenyAll, Node};
 use vdisk_engine::ops::{self, convert::CopyOptions};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::MemoryStorage;
-use vdisk_engine::{Chain, Control, CreateEnv, Limits, OpenEnv, Result};
+use vdisk_engine::{Chain, Control, CreateEnv, Limits, OpenEnv};
+
+use crate::inputs::Passphrase;
 
 /// Bytes that a guest sees in a sample.
 pub const GUEST: [u8; 2] = [0, 3];
 const SIZE: usize = 1 << 20;
 
-struct Passphrase;
-
-impl Secrets for Passphrase {
-    fn get(&self, _id: &str) -> Result<zeroize::Zeroizing<Vec<u8>>> {
-        Ok(b"open sesame".to_vec().into())
-    }
+/// The sample of a format; made once.
+pub fn sample(format: &'static str) -> Vec<u8> {
+    static MADE: Mutex<BTreeMap<&str, Vec<u8>>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    made.entry(format).or_insert_with(|| sample_with(format, &[])).clone()
 }
 
-pub fn sample(format: &str) -> Vec<u8> {
+/// The sample of a format with create options.
+pub fn sample_with(format: &str, options: &[(&str, &str)]) -> Vec<u8> {
     let mut guest = vec![0; SIZE];
     guest[..128 << 10].fill(3);
     let limits = Limits::default();
@@ -29,10 +32,11 @@ pub fn sample(format: &str) -> Vec<u8> {
     let source = Chain::open(raw, &OpenEnv::closed(&limits)).unwrap();
     let storage = Arc::new(MemoryStorage::empty());
     let keyed = format == "luks";
-    let options = match keyed {
+    let mut create = match keyed {
         true => Options::new().with("key-secret", "key").with("iterations", "1000"),
         false => Options::new(),
     };
+    options.iter().for_each(|(name, value)| create.set(*name, *value));
     let env = CreateEnv {
         gate: &DenyAll,
         limits: &limits,
@@ -42,7 +46,7 @@ pub fn sample(format: &str) -> Vec<u8> {
     };
     let spec = CreateSpec {
         virtual_size: SIZE as u64,
-        options,
+        options: create,
         backing: None,
     };
     ops::create::create(storage.clone(), format, &spec, &env).unwrap();
@@ -53,6 +57,7 @@ pub fn sample(format: &str) -> Vec<u8> {
     }
     let target = Chain::open(node, &env).unwrap();
     ops::convert::convert(&source, target.top(), &CopyOptions::default(), &Control::default()).unwrap();
+    target.top().close().unwrap();
     drop(target);
     storage.contents()
 }

@@ -5,9 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use vdisk_engine::gate::{Gate, Node, Reference, Role};
 use vdisk_engine::image::ImageInfo;
-use vdisk_engine::{Chain, Control, Error, Limits, OpenEnv, StorageRef, formats, ops};
+use vdisk_engine::{Chain, Control, Error, Limits, OpenEnv, StorageRef, formats, ops, storage};
 
-use super::{OpenSecrets, check_structures, file_stamp};
+use super::{OpenSecrets, check_structures, content, file_stamp};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{Detected, Finding, FoundReference, Inspection, InspectionLimits, ParsedIn, Severity, Verdict};
 use crate::pool::PoolFolder;
@@ -115,6 +115,7 @@ pub fn look(storage: &StorageRef, look: &Look, limits: &Limits, control: &Contro
     };
     let report = &mut looked.inspection;
     report.judge_formats(look);
+    report.judge_content(storage, look)?;
     if !report.is_refused() {
         looked.backing = report.read_headers(storage, limits);
     }
@@ -201,6 +202,30 @@ impl Inspection {
                 self.refuse(ErrorCode::FormatMismatch, text);
             }
         }
+    }
+
+    /// An archive that nobody called a raw disk is refused: unpacked it may be an image, as it is it is none.
+    fn judge_content(&mut self, storage: &StorageRef, look: &Look) -> Result<()> {
+        if self.format != "raw" {
+            return Ok(());
+        }
+        let mut head = [0; content::HEAD];
+        storage::read_padded(storage.as_ref(), 0, &mut head)?;
+        if let Some(archive) = content::archive(&head) {
+            match look.claimed {
+                None => self.refuse(
+                    ErrorCode::Unsupported,
+                    format!(
+                        "the file is {archive} and no disk image; unpack it first, or say that its format is 'raw'"
+                    ),
+                ),
+                Some(_) => self.note("content", format!("the content looks like {archive}")),
+            }
+        }
+        if let Some(odd) = content::odd_partitions(&head) {
+            self.note("partition_table", odd);
+        }
+        Ok(())
     }
 
     /// Opens the layer with a gate that notes every name and opens none. Gives back the base that the header names.
@@ -454,6 +479,46 @@ mod tests {
                 (found.verdict, codes(&found)),
                 (Verdict::Refused, vec!["format_mismatch"]),
                 "{found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn archives_are_refused_unless_they_are_called_raw() {
+        let mut appliance = vec![0; 4096];
+        appliance[257..262].copy_from_slice(b"ustar");
+        for (file, name) in [
+            (appliance, "tar"),
+            (b"\x1f\x8b\x08\0".repeat(200), "gzip"),
+            (b"PK\x03\x04".repeat(200), "zip"),
+            (b"\xfd7zXZ\0".repeat(200), "xz"),
+        ] {
+            let found = report(file.clone(), None, true);
+            assert_eq!(
+                (found.verdict, codes(&found)),
+                (Verdict::Refused, vec!["unsupported"]),
+                "{name}"
+            );
+            assert!(found.findings[0].text.contains(name), "{found:?}");
+            let raw = report(file, Some("raw"), true);
+            assert_eq!(
+                (raw.verdict, codes(&raw)),
+                (Verdict::Accepted, vec!["content"]),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_false_claim_is_refused() {
+        let known = formats::DRIVERS.iter().map(|driver| driver.name());
+        for claimed in known.filter(|name| !["qcow2", "raw"].contains(name)) {
+            let found = report(qcow2(), Some(claimed), true);
+            assert_eq!(codes(&found), ["format_mismatch"], "{claimed}");
+            assert_eq!(
+                report(vec![7; 65_536], Some(claimed), true).verdict,
+                Verdict::Refused,
+                "{claimed}"
             );
         }
     }

@@ -1,6 +1,7 @@
 //! From records of the inventory to open chains of the engine. The only place of the service where images are opened.
 
 mod check;
+mod content;
 mod create;
 mod error;
 mod facts;

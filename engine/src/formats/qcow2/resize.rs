@@ -34,6 +34,11 @@ impl Qcow2 {
         if snapshots > 0 && version < 3 {
             return Err(Error::unsupported("can't resize a v2 image which has snapshots"));
         }
+        if new == 0 && !self.bitmap_directory()?.is_empty() {
+            return Err(Error::unsupported(
+                "an image with bitmaps cannot shrink to nothing: the format has no bitmap of no bytes; remove them first",
+            ));
+        }
         self.hold_all_bitmaps(&mut writer)?;
         if new < old {
             self.shrink(&mut writer, old, to)?;

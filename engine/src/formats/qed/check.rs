@@ -3,11 +3,13 @@
 //! A table or cluster that cannot be where the tables say is dropped by a repair (the range reads through the layer below again), as
 //! QEMU does. Two users of one cluster cannot be told apart and stay a corruption. Leaks cannot be freed: the format has no free list.
 
+use std::collections::BTreeMap;
+
 use super::layout::NEED_CHECK;
 use super::open::QedImage;
 use crate::formats::common::lock;
 use crate::image::{CheckReport, Repair};
-use crate::{Control, Error, Result};
+use crate::{Control, Result};
 
 /// Sentences that a report holds at most.
 const MAX_MESSAGES: usize = 100;
@@ -18,7 +20,8 @@ struct Checker<'a> {
     image: &'a QedImage,
     fix: bool,
     report: CheckReport,
-    used: Vec<u64>,
+    /// Bits of 64 clusters each, where one is used: a sparse file can have more clusters than memory has bits.
+    used: BTreeMap<u64, u64>,
     clusters: u64,
     cluster: u64,
     last: u64,
@@ -29,7 +32,6 @@ pub(super) fn check(image: &QedImage, repair: Repair, control: &Control) -> Resu
     image.map.flush()?;
     let header = *lock(&image.header);
     let clusters = image.map.file().len()? / header.cluster;
-    let words = usize::try_from(clusters.div_ceil(64)).map_err(|_| Error::limit("the file is too large to check"))?;
     let mut checker = Checker {
         image,
         fix: repair == Repair::All,
@@ -39,7 +41,7 @@ pub(super) fn check(image: &QedImage, repair: Repair, control: &Control) -> Resu
             fragmented_clusters: Some(0),
             ..CheckReport::default()
         },
-        used: vec![0; words],
+        used: BTreeMap::new(),
         clusters,
         cluster: header.cluster,
         last: 0,
@@ -70,9 +72,10 @@ impl Checker<'_> {
         let mut fresh = true;
         for cluster in at / self.cluster..(at + bytes) / self.cluster {
             let bit = 1u64 << (cluster % 64);
-            let Some(word) = usize::try_from(cluster / 64).ok().and_then(|w| self.used.get_mut(w)) else {
+            if cluster >= self.clusters {
                 return false;
-            };
+            }
+            let word = self.used.entry(cluster / 64).or_default();
             fresh &= *word & bit == 0;
             *word |= bit;
         }
@@ -146,11 +149,14 @@ impl Checker<'_> {
     }
 
     fn count_leaks(&mut self, first: u64) {
-        for cluster in first..self.clusters {
-            let word = usize::try_from(cluster / 64).ok().and_then(|w| self.used.get(w));
-            if word.is_none_or(|w| w >> (cluster % 64) & 1 == 0) {
-                self.report.leaks += 1;
-            }
-        }
+        let used_from_first = self.used.iter().map(|(word, bits)| {
+            let before = first.saturating_sub(word * 64).min(64);
+            let counted = if before == 64 { 0 } else { bits >> before };
+            u64::from(counted.count_ones())
+        });
+        self.report.leaks = self
+            .clusters
+            .saturating_sub(first)
+            .saturating_sub(used_from_first.sum());
     }
 }

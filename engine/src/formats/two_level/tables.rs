@@ -107,6 +107,13 @@ impl<C: Codec> TwoLevel<C> {
                 self.shape.first_free
             )));
         }
+        let l1 = self.shape.l1_offset..self.shape.l1_offset.saturating_add(self.shape.l1_entries * 8);
+        if at < l1.end && at + bytes > l1.start {
+            let (start, end) = (l1.start, l1.end);
+            return Err(Error::corrupt(format!(
+                "{what} of {bytes} bytes at {at:#x} lies over the L1 table at {start:#x}..{end:#x}"
+            )));
+        }
         Ok(at)
     }
 

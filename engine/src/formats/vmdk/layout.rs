@@ -119,7 +119,7 @@ impl RawHeader {
             return Err(bad("entries_per_table", u64::from(entries), "1 to 512"));
         }
         let directory = self.directory_offset.get();
-        Ok(Header {
+        let header = Header {
             version,
             capacity: bytes("capacity", self.capacity.get())?,
             grain: grain * SECTOR,
@@ -134,7 +134,9 @@ impl RawHeader {
             compressed: flags & COMPRESSED != 0,
             markers: flags & MARKERS != 0,
             raw: *self,
-        })
+        };
+        header.check_descriptor_room()?;
+        Ok(header)
     }
 
     fn checked_descriptor(&self) -> Result<Option<(u64, u64)>> {
@@ -158,6 +160,27 @@ impl RawHeader {
 }
 
 impl Header {
+    /// The descriptor is written as a whole, with zeroes behind its text: nothing else may be in its room.
+    fn check_descriptor_room(&self) -> Result<()> {
+        let Some((at, len)) = self.descriptor else {
+            return Ok(());
+        };
+        let inside = |place: &u64| (at..at.saturating_add(len)).contains(place);
+        match [self.directory, self.redundant].into_iter().flatten().find(inside) {
+            Some(place) => Err(Error::corrupt(format!(
+                "the descriptor's {len} bytes at {at:#x} reach over the grain directory at {place:#x}"
+            ))
+            .at("header.descriptor_size")),
+            None if !self.compressed && self.overhead > 0 && at.saturating_add(len) > self.overhead => {
+                Err(Error::corrupt(format!(
+                    "the descriptor's {len} bytes at {at:#x} reach over the first grains at {:#x}",
+                    self.overhead
+                ))
+                .at("header.descriptor_size"))
+            }
+            None => Ok(()),
+        }
+    }
     /// Guest bytes that one grain table covers.
     pub fn table_covers(&self) -> u64 {
         self.grain * self.entries

@@ -78,9 +78,7 @@ fn fixed(image: &VpcImage, now: u64, to: &Resize, footer: Footer) -> Result<()> 
     let old_footer = file.len()?.saturating_sub(FOOTER);
     file.write_at(size, footer.raw.as_bytes())?;
     file.flush()?;
-    if size < now {
-        file.set_len(size + FOOTER)?;
-    } else if size > now {
+    if size > now {
         // Old footer, and what was between the data and it.
         let end = size.min(old_footer + FOOTER);
         if end > now {
@@ -91,6 +89,10 @@ fn fixed(image: &VpcImage, now: u64, to: &Resize, footer: Footer) -> Result<()> 
             Preallocation::Falloc => file.allocate(now, size - now)?,
             Preallocation::Full => crate::storage::write_zero_bytes(file, now, size - now)?,
         }
+    }
+    // The data end where the geometry says, and the file may have gone on: the footer that counts is the one at its end.
+    if file.len()? > size + FOOTER {
+        file.set_len(size + FOOTER)?;
     }
     file.flush()
 }

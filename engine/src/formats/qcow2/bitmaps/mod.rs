@@ -240,6 +240,9 @@ impl Bitmaps for Qcow2 {
         if self.read_shared().header.version < 3 {
             return Err(Error::unsupported("dirty bitmaps need compat=1.1 or above"));
         }
+        if self.read_shared().header.virtual_size == 0 {
+            return Err(Error::unsupported("an image of no bytes cannot have dirty bitmaps"));
+        }
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
         self.hold_bitmaps(&mut writer, |b| b.auto)?;
