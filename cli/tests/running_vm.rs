@@ -149,12 +149,15 @@ fn ours(folder: &Path, question: &str) -> (bool, String) {
     (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
 }
 
+/// Starts a program that holds the images of a folder.
+type Hold<'a> = &'a dyn Fn(&Path) -> Holder;
+
 #[test]
 fn the_images_of_a_running_guest_are_left_alone() {
     if !have(&["qemu-img", "qemu-system-x86_64", "qemu-storage-daemon", "qemu-nbd"]) {
         return;
     }
-    let holders: [(&str, &dyn Fn(&Path) -> Holder); 3] = [
+    let holders: [(&str, Hold<'_>); 3] = [
         ("qemu-system-x86_64 -S", &|folder| {
             vm(
                 folder,

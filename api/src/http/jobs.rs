@@ -6,9 +6,9 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use vdisk_service::{Service, ServiceError};
 use vdisk_service::model::Job;
 use vdisk_service::request::{UpdateJob, WaitUntil};
+use vdisk_service::{Service, ServiceError};
 
 use super::documented::problems;
 use super::extract::{IdempotencyKey, JobPath, JsonBody, Query, Wait};
@@ -50,7 +50,8 @@ impl WaitQuery {
         let Some(version) = self.after_version else {
             return Ok(WaitUntil::StateChanges);
         };
-        let version = u64::try_from(version).map_err(|_| ServiceError::invalid("after_version", "expected 0 or more"))?;
+        let version =
+            u64::try_from(version).map_err(|_| ServiceError::invalid("after_version", "expected 0 or more"))?;
         Ok(WaitUntil::VersionAfter(version))
     }
 }
