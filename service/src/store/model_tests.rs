@@ -229,8 +229,14 @@ async fn drain(test: &TestStore, model: &mut Model) {
     for number in 0..model.jobs.len() {
         play(test, model, &Step::Resume(number)).await;
     }
-    // No wait before a next attempt, and no lease, is longer.
-    play(test, model, &Step::Advance(2 * 3_600_000 + LEASE_MS)).await;
+    // However far the clock was put back.
+    let last = model.jobs.values().filter_map(|job| match job.stand {
+        Stand::Queued { from } => Some(from),
+        Stand::Running { until } => Some(until),
+        Stand::Ended(_) => None,
+    });
+    let wait = last.max().map_or(0, |last| last.saturating_sub(model.now).max(0));
+    play(test, model, &Step::Advance(wait)).await;
     while model.next().is_some() {
         play(test, model, &Step::Claim).await;
         play(test, model, &Step::Finish(model.claims.len() - 1, true)).await;

@@ -182,6 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_check_at_the_start_is_stopped_when_it_takes_too_long() {
+        DRIVERS.call_once(sqlx::any::install_default_drivers);
         let dir = tempfile::tempdir().unwrap();
         let url = sqlite_url(&dir.path().join("large.db"));
         let pool = connect(&url, Database::Sqlite, 1).await.unwrap();
