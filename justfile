@@ -37,6 +37,7 @@ bench-growth *ARGS:
     cargo build --release -p vdisk-cli
     bench/growth.py {{ARGS}}
 
-# codecs, XTS, zero detection, look-ups
+# codecs, XTS, zero detection, look-ups; the queue
 bench-micro *ARGS:
     cargo bench -p vdisk-engine {{ARGS}}
+    cargo bench -p vdisk-service --bench queue {{ARGS}}

@@ -15,6 +15,8 @@ mod jobs;
 pub mod model;
 mod pool;
 mod queue;
+#[doc(hidden)]
+pub mod queue_sample;
 pub mod request;
 pub mod sandbox;
 mod secrets;

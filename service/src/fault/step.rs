@@ -20,8 +20,6 @@ text_enum! {
         WriteJournal = "job.write_journal",
         /// Room for a new file.
         ReserveSpace = "job.reserve_space",
-        /// The last word on the progress.
-        LastProgress = "job.last_progress",
         /// A job ends well, with its effects.
         SucceedJob = "job.succeed",
         /// A job ends otherwise.

@@ -98,6 +98,9 @@ impl JobContext {
     /// # Errors
     /// `base_changed`.
     pub async fn prepare_changes(&self) -> Result<()> {
+        if !self.inner.store.holds_exclusively(self.job()).await? {
+            return Ok(());
+        }
         let images = self.inner.store.job(self.job()).await?.image_ids;
         let mut tx = self.inner.store.begin().await?;
         tx.require_fence(self.fence).await?;
@@ -149,6 +152,9 @@ impl JobContext {
     /// Removes what an earlier attempt of this job left, but for the file that it can go on with, and brings back what it was about to
     /// delete.
     pub async fn sweep(&self) -> Result<()> {
+        if self.fence.is_first() {
+            return undelete(&self.inner, self.job()).await;
+        }
         sweep(&self.inner, self.job()).await
     }
 
@@ -173,11 +179,18 @@ impl JobContext {
     /// `insufficient_storage`, `lease_lost`.
     pub async fn reserve(&self, pool: &PoolFolder, bytes: u64) -> Result<()> {
         let mut tx = self.inner.store.begin().await?;
-        let mut promised = 0_u64;
-        for (job, reserved) in tx.reservations(pool.name(), self.job()).await? {
-            promised = promised.saturating_add(reserved.saturating_sub(pool.staged_bytes(job)?));
-        }
+        let reservations = tx.reservations(pool.name(), self.job()).await?;
+        let mut promised = reservations
+            .iter()
+            .fold(0_u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
         let free = pool.space()?.free;
+        // Only where it is tight the pool is searched for what they have written.
+        if bytes > free.saturating_sub(promised) {
+            promised = 0;
+            for (job, reserved) in reservations {
+                promised = promised.saturating_add(reserved.saturating_sub(pool.staged_bytes(job)?));
+            }
+        }
         if bytes > free.saturating_sub(promised) {
             let public = format!(
                 "the new image needs {bytes} bytes; pool '{}' has {free} free, {promised} of them promised to other jobs",
@@ -198,13 +211,45 @@ impl JobContext {
     }
 }
 
+/// Before a job's first attempt: there is nothing of its own yet, but a request that died may have put a file of its images aside.
+async fn undelete(inner: &Inner, job: JobId) -> Result<()> {
+    for record in inner.store.job_records(job).await? {
+        let Some(pool) = inner.pools.get(&record.image.pool) else {
+            continue;
+        };
+        let trash = FileName::trash(&record.file);
+        if record.reserved_by.is_none() && pool.stat(&trash)?.is_some() {
+            around(Step::BringBack, || pool.rename(&trash, &record.file, false))?;
+        }
+    }
+    Ok(())
+}
+
+/// Before a job ends without success: a new file that got its name and then failed to be what it should goes while the record still
+/// tells whose it is. The name is that of this attempt alone, so that a worker that lost its job harms no other.
+pub async fn unpublish(inner: &Inner, fence: Fence) {
+    let removed = async {
+        let ours = fence.job.to_string();
+        for record in inner.store.job_records(fence.job).await? {
+            let pool = inner.pools.get(&record.image.pool);
+            if let Some(pool) = pool.filter(|_| record.reserved_by.as_ref() == Some(&ours)) {
+                pool.remove(&FileName::published(record.image.id, fence.token))?;
+            }
+        }
+        Ok::<_, ServiceError>(())
+    };
+    if let Err(error) = removed.await {
+        tracing::warn!(job = %fence.job, %error, "a new file of a job that failed was not removed");
+    }
+}
+
 /// Removes what a job left that nobody goes on with, and brings back what it was about to delete.
 pub async fn sweep(inner: &Inner, job: JobId) -> Result<()> {
-    let record = inner.store.job(job).await?;
-    let (open, images) = (!record.is_finished(), record.image_ids);
+    let open = !inner.store.job(job).await?.is_finished();
     let keep = inner.store.journal(job).await?.filling.map(|filling| filling.file);
+    let all = inner.store.job_records(job).await?;
     for pool in inner.pools.values() {
-        let records = inner.store.pool_records(pool.name()).await?;
+        let records: Vec<&ImageRecord> = all.iter().filter(|record| record.image.pool == pool.name()).collect();
         let made = |image| {
             let ours = job.to_string();
             records
@@ -223,8 +268,7 @@ pub async fn sweep(inner: &Inner, job: JobId) -> Result<()> {
                     None => drop(pool.remove(&name)?),
                 },
                 FileName::Trash(file) => {
-                    let ours = |r: &&ImageRecord| r.file == file && images.contains(&r.image.id);
-                    match records.iter().find(ours) {
+                    match records.iter().find(|record| record.file == file) {
                         // The job holds the image: nobody else can have put the file aside.
                         Some(_) if open => around(Step::BringBack, || pool.rename(&name, &file, false))?,
                         Some(record) => bring_back(inner, pool, &name, record).await?,

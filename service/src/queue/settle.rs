@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
-use crate::model::{ImageId, Job, JobId, JobState};
+use crate::model::{ImageId, Job, JobId, JobProgress, JobState};
 use crate::pool::PoolFolder;
 use crate::store::images::{Backing, FileFacts, NewImage, Origin};
 use crate::store::jobs::{Ending, Fence};
@@ -101,8 +101,8 @@ async fn register(tx: &mut Tx, job: JobId, new: &NewImage, facts: &FileFacts) ->
 ///
 /// # Errors
 /// `lease_lost` when the job is another worker's by now: nothing was recorded, and what was published is removed.
-pub async fn succeed(store: &Store, fence: Fence, done: Done) -> Result<Job> {
-    match record(store, fence, &done).await {
+pub async fn succeed(store: &Store, fence: Fence, done: Done, progress: &JobProgress) -> Result<Job> {
+    match record(store, fence, &done, progress).await {
         Ok(job) => {
             remove_files(&done.obsolete);
             Ok(job)
@@ -130,9 +130,9 @@ async fn after_failed_record(store: &Store, fence: Fence, done: &Done, error: Se
     }
 }
 
-async fn record(store: &Store, fence: Fence, done: &Done) -> Result<Job> {
+async fn record(store: &Store, fence: Fence, done: &Done, progress: &JobProgress) -> Result<Job> {
     let mut tx = store.begin().await?;
-    tx.require_fence(fence).await?;
+    tx.record_progress(fence, progress).await?;
     for effect in &done.effects {
         effect.record(&mut tx, fence.job).await?;
     }

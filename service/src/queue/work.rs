@@ -12,6 +12,7 @@ use super::{Done, JobControl, StopReason};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
 use crate::jobs::{self, JobContext};
+use crate::model::JobProgress;
 use crate::service::Inner;
 use crate::store::jobs::{Claimed, Ending, Wish};
 
@@ -77,7 +78,9 @@ async fn run(inner: &Arc<Inner>, claimed: Claimed) {
     heartbeat.end().await;
     let outcome = outcome.unwrap_or_else(|_| Err(ServiceError::internal("the job panicked")));
     match settle(inner, &claimed, &control, outcome).await {
-        Ok(()) => clear_away(inner, fence.job).await,
+        // What a first attempt made became an image or went with the attempt.
+        Ok(Settled::Well) if fence.is_first() => {}
+        Ok(_) => clear_away(inner, fence.job).await,
         Err(error) => tracing::warn!(job = %fence.job, %error, "the job could not be settled; it will be taken over"),
     }
     inner.running().remove(&fence.job);
@@ -113,19 +116,24 @@ async fn attempt(inner: &Arc<Inner>, claimed: &Claimed, control: &Arc<JobControl
     jobs::find(claimed.kind)?.run(context, claimed.payload.clone()).await
 }
 
-async fn settle(inner: &Arc<Inner>, claimed: &Claimed, control: &JobControl, outcome: Result<Done>) -> Result<()> {
+/// How an attempt was put on record.
+enum Settled {
+    /// The job succeeded.
+    Well,
+    /// It ended otherwise, or goes back to the queue.
+    Otherwise,
+}
+
+async fn settle(inner: &Arc<Inner>, claimed: &Claimed, control: &JobControl, outcome: Result<Done>) -> Result<Settled> {
     let (store, fence) = (&inner.store, claimed.fence);
     let error = match outcome {
-        Ok(done) => {
-            record_last_progress(inner, claimed, control).await;
-            match succeed(store, fence, done).await {
-                Ok(job) => {
-                    tracing::info!(job = %fence.job, kind = %job.kind, "job succeeded");
-                    return Ok(());
-                }
-                Err(error) => error,
+        Ok(done) => match succeed(store, fence, done, &last_progress(control)).await {
+            Ok(job) => {
+                tracing::info!(job = %fence.job, kind = %job.kind, "job succeeded");
+                return Ok(Settled::Well);
             }
-        }
+            Err(error) => error,
+        },
         Err(error) => error,
     };
     let ending = match control.stop_reason() {
@@ -135,34 +143,29 @@ async fn settle(inner: &Arc<Inner>, claimed: &Claimed, control: &JobControl, out
             let mut tx = store.begin().await?;
             tx.hand_back(fence, Duration::ZERO).await?;
             tracing::info!(job = %fence.job, "job handed back");
-            return tx.commit_as(Step::HandBackJob).await;
+            return tx.commit_as(Step::HandBackJob).await.map(|()| Settled::Otherwise);
         }
         _ => Ending::of_error(error),
     };
     if let Ending::Failed(error) = &ending {
         tracing::warn!(job = %fence.job, kind = %claimed.kind, %error, "job failed");
     }
+    jobs::unpublish(inner, fence).await;
     match end(store, fence, &ending).await {
         // The room that was kept for this is free by now.
-        Err(error) if error.code == ErrorCode::InsufficientStorage => end(store, fence, &ending).await.map(drop),
-        ended => ended.map(drop),
-    }
+        Err(error) if error.code == ErrorCode::InsufficientStorage => end(store, fence, &ending).await?,
+        ended => ended?,
+    };
+    Ok(Settled::Otherwise)
 }
 
 /// The last word on the progress, so that a job that ended well does not look unfinished.
-async fn record_last_progress(inner: &Inner, claimed: &Claimed, control: &JobControl) {
+fn last_progress(control: &JobControl) -> JobProgress {
     let mut progress = control.progress();
     if let Some(total) = progress.total_bytes {
         progress.done_bytes = total;
     }
-    let write = async {
-        let mut tx = inner.store.begin().await?;
-        tx.record_progress(claimed.fence, &progress).await?;
-        tx.commit_as(Step::LastProgress).await
-    };
-    if let Err(error) = write.await {
-        tracing::debug!(job = %claimed.fence.job, %error, "the last progress was not written");
-    }
+    progress
 }
 
 /// Renews the locks of this process's requests and forgets what is too old.

@@ -5,8 +5,8 @@
 
 use uuid::Uuid;
 
-use super::Tx;
 use super::row::Columns;
+use super::{Store, Tx};
 use crate::clock::Timestamp;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobId};
@@ -53,6 +53,18 @@ impl Holder {
     }
 }
 
+impl Store {
+    /// Whether a holder may change any image.
+    pub async fn holds_exclusively(&self, holder: Uuid) -> Result<bool> {
+        let sql = "SELECT image_id FROM image_locks WHERE holder = $1 AND mode = 'exclusive' LIMIT 1";
+        let lock = sqlx::query(sql)
+            .bind(holder.to_string())
+            .fetch_optional(&self.readers)
+            .await?;
+        Ok(lock.is_some())
+    }
+}
+
 impl Tx {
     /// Takes locks for a holder, all or none. An image named twice gets the stronger mode.
     ///
@@ -73,16 +85,24 @@ impl Tx {
     }
 
     async fn is_lock_blocked(&mut self, image: ImageId, mode: LockMode, holder: Uuid) -> Result<bool> {
-        let sql = "SELECT COUNT(*) AS blockers FROM image_locks WHERE image_id = $1 AND holder <> $2 \
-             AND (expires_at IS NULL OR expires_at > $3) AND ($4 = 'exclusive' OR mode = 'exclusive')";
-        let row = sqlx::query(sql)
+        // Who reads is not in the way of who reads, and there may be many.
+        let sql = match mode {
+            LockMode::Shared => {
+                "SELECT holder FROM image_locks WHERE image_id = $1 AND mode = 'exclusive' AND holder <> $2 \
+                 AND (expires_at IS NULL OR expires_at > $3) LIMIT 1"
+            }
+            LockMode::Exclusive => {
+                "SELECT holder FROM image_locks WHERE image_id = $1 AND holder <> $2 \
+                 AND (expires_at IS NULL OR expires_at > $3) LIMIT 1"
+            }
+        };
+        let blocker = sqlx::query(sql)
             .bind(image.to_string())
             .bind(holder.to_string())
             .bind(self.now.0)
-            .bind(mode.as_str())
-            .fetch_one(&mut *self.inner)
+            .fetch_optional(&mut *self.inner)
             .await?;
-        Ok(row.number("blockers")? > 0)
+        Ok(blocker.is_some())
     }
 
     async fn insert_lock(&mut self, holder: Holder, image: ImageId, mode: LockMode) -> Result<()> {

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::{ImageRecord, record, select_images};
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::model::{Image, ImageId, ImageState};
+use crate::model::{Image, ImageId, ImageState, JobId};
 use crate::request::ImageFilter;
 use crate::store::row::Columns;
 use crate::store::{Store, Tx};
@@ -86,6 +86,20 @@ impl Store {
             Ok((row.text("pool")?, sum))
         };
         rows.iter().map(sum).collect()
+    }
+
+    /// The records that a job names or has reserved.
+    pub async fn job_records(&self, job: JobId) -> Result<Vec<ImageRecord>> {
+        let sql = select_images!(
+            "WHERE i.reserved_by = $1 OR i.id IN (SELECT m.image_id FROM job_images m WHERE m.job_id = $1) ORDER BY i.id"
+        );
+        sqlx::query(sql)
+            .bind(job.to_string())
+            .fetch_all(&self.readers)
+            .await?
+            .iter()
+            .map(record)
+            .collect()
     }
 
     /// Every record of a pool, the reserved ones too.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{Claimed, Fence, Wish, Wishes, WorkerId, lease_end, lease_lost};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{EventKind, Job, JobId, JobProgress};
-use crate::store::row::{Columns, json_text, stored, stored_or_null};
+use crate::store::row::{Columns, json_text};
 use crate::store::{Store, Tx};
 
 /// How a job ends.
@@ -22,13 +22,15 @@ pub enum Ending {
 }
 
 impl Tx {
-    /// Takes the next job: waiting and due, or running with a lease that ran out. Paused jobs stay where they are.
+    /// Takes the next job: waiting and due, or running with a lease that ran out. Paused jobs stay where they are. Each half of the
+    /// question is answered by an index in its order: the length of the queue does not matter.
     pub async fn claim(&mut self, worker: WorkerId, lease: Duration) -> Result<Option<Claimed>> {
         let sql = "UPDATE jobs SET state = 'running', token = token + 1, attempt = attempt + 1, version = version + 1, \
              worker = $1, lease_until = $2, started_at = COALESCE(started_at, $3) \
-             WHERE id = (SELECT id FROM jobs WHERE wish <> 'pause' \
-             AND (state = 'queued' AND run_after <= $3 OR state = 'running' AND lease_until <= $3) \
-             ORDER BY priority DESC, id LIMIT 1) \
+             WHERE id = (SELECT next.id FROM (SELECT * FROM (SELECT id, priority FROM jobs WHERE state = 'queued' \
+             AND wish <> 'pause' AND run_after <= $3 ORDER BY priority DESC, id LIMIT 1) waiting UNION ALL SELECT * FROM \
+             (SELECT id, priority FROM jobs WHERE state = 'running' AND wish <> 'pause' AND lease_until <= $3 \
+             ORDER BY priority DESC, id LIMIT 1) abandoned) next ORDER BY next.priority DESC, next.id LIMIT 1) \
              RETURNING id, kind, payload, attempt, token, wish, rate_limit";
         let row = sqlx::query(sql)
             .bind(worker.to_string())
@@ -81,11 +83,7 @@ impl Tx {
             .bind(self.now.0)
             .execute(&mut *self.inner)
             .await?;
-        if changed.rows_affected() == 1 {
-            Ok(())
-        } else {
-            Err(lease_lost(fence))
-        }
+        require_ours(changed.rows_affected(), fence)
     }
 
     /// Notes how far a job is.
@@ -93,15 +91,18 @@ impl Tx {
     /// # Errors
     /// `lease_lost`.
     pub async fn record_progress(&mut self, fence: Fence, progress: &JobProgress) -> Result<()> {
-        self.require_fence(fence).await?;
-        let sql = "UPDATE jobs SET done_bytes = $2, total_bytes = $3, bytes_per_second = $4 WHERE id = $1";
-        sqlx::query(sql)
+        let sql = "UPDATE jobs SET done_bytes = $4, total_bytes = $5, bytes_per_second = $6, version = version + 1 \
+             WHERE id = $1 AND token = $2 AND state = 'running' AND lease_until > $3";
+        let changed = sqlx::query(sql)
             .bind(fence.job.to_string())
-            .bind(stored(progress.done_bytes)?)
-            .bind(stored_or_null(progress.total_bytes)?)
-            .bind(stored_or_null(progress.bytes_per_second)?)
+            .bind(fence.token)
+            .bind(self.now.0)
+            .bind(shown(progress.done_bytes))
+            .bind(progress.total_bytes.map(shown))
+            .bind(progress.bytes_per_second.map(shown))
             .execute(&mut *self.inner)
             .await?;
+        require_ours(changed.rows_affected(), fence)?;
         self.job_event(EventKind::JobProgress, fence.job).await.map(drop)
     }
 
@@ -126,7 +127,7 @@ impl Tx {
             Ending::Cancelled => ("cancelled", None, None, None),
         };
         let sql = "UPDATE jobs SET state = $2, wish = 'run', result = $3, error_code = $4, error_detail = $5, \
-             finished_at = $6, worker = NULL, lease_until = NULL WHERE id = $1";
+             finished_at = $6, worker = NULL, lease_until = NULL, reserved_bytes = 0 WHERE id = $1";
         sqlx::query(sql)
             .bind(fence.job.to_string())
             .bind(state)
@@ -181,6 +182,16 @@ impl Store {
             .await?;
         row.as_ref().map(wishes).transpose()
     }
+}
+
+/// A number that is only for show: one that the database cannot hold does not fail a job.
+fn shown(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Whether a write that the fence guards found its row.
+pub(super) fn require_ours(rows: u64, fence: Fence) -> Result<()> {
+    if rows == 1 { Ok(()) } else { Err(lease_lost(fence)) }
 }
 
 fn wishes(row: &sqlx::any::AnyRow) -> Result<Wishes> {

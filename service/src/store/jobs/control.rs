@@ -4,7 +4,7 @@ use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{EventKind, Job, JobId, JobState};
 use crate::request::UpdateJob;
 use crate::store::Tx;
-use crate::store::row::{Columns, stored_or_null};
+use crate::store::row::stored_or_null;
 
 impl Tx {
     /// Cancels a job that no worker has, or asks the worker to undo it.
@@ -18,7 +18,7 @@ impl Tx {
             JobState::Succeeded | JobState::Failed => return Err(has_ended(&job)),
             _ => {}
         }
-        let sql = "UPDATE jobs SET state = 'cancelled', wish = 'run', finished_at = $2, version = version + 1 \
+        let sql = "UPDATE jobs SET state = 'cancelled', wish = 'run', finished_at = $2, version = version + 1, reserved_bytes = 0 \
              WHERE id = $1 AND state = 'queued'";
         let ended = sqlx::query(sql)
             .bind(id.to_string())
@@ -107,15 +107,10 @@ impl Tx {
 
     /// Adds a line to a job's log.
     pub(super) async fn append_step(&mut self, id: JobId, text: &str) -> Result<()> {
-        let next = "SELECT COALESCE(MAX(position), -1) + 1 AS next FROM job_steps WHERE job_id = $1";
-        let next = sqlx::query(next)
+        let sql = "INSERT INTO job_steps (job_id, position, at, text) \
+             SELECT $1, COALESCE(MAX(position), -1) + 1, $2, $3 FROM job_steps WHERE job_id = $1";
+        sqlx::query(sql)
             .bind(id.to_string())
-            .fetch_one(&mut *self.inner)
-            .await?
-            .number("next")?;
-        sqlx::query("INSERT INTO job_steps (job_id, position, at, text) VALUES ($1, $2, $3, $4)")
-            .bind(id.to_string())
-            .bind(next)
             .bind(self.now.0)
             .bind(text)
             .execute(&mut *self.inner)

@@ -1,6 +1,6 @@
 use super::NewJob;
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::model::{EventKind, ImageId, Job, JobId};
+use crate::model::{EventKind, ImageId, Job, JobId, JobState};
 use crate::store::Tx;
 use crate::store::locks::Holder;
 use crate::store::row::{Columns, json_text, stored_or_null};
@@ -19,6 +19,17 @@ impl Tx {
         self.lock_images(Holder::Job(new.id), &new.locks).await?;
         self.insert_job_images(new.id, &new.images).await?;
         self.job_event(EventKind::JobQueued, new.id).await
+    }
+
+    /// Adds jobs without images, of five priorities, all at once: for the benchmark of the queue, on SQLite.
+    pub async fn fill_queue(&mut self, state: JobState, count: u32) -> Result<()> {
+        let sql = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $2) \
+             INSERT INTO jobs (id, kind, state, wish, priority, image_ids, request, payload, done_bytes, attempt, token, run_after, \
+             version, created_at) SELECT printf('%08x-0000-7000-8000-%012x', length($1), i), 'convert', $1, 'run', i % 5, '[]', '{}', '{}', 0, 0, 0, 0, 1, 0 FROM n \
+             WHERE i <= $2";
+        let filled = sqlx::query(sql).bind(state.as_str()).bind(i64::from(count));
+        filled.execute(&mut *self.inner).await?;
+        Ok(())
     }
 
     async fn require_room(&mut self, open_jobs: u64) -> Result<()> {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Fence;
+use super::claim::require_ours;
 use crate::error::Result;
 use crate::model::JobId;
 use crate::store::row::{Columns, json_text};
@@ -62,20 +63,21 @@ impl Tx {
     /// # Errors
     /// `lease_lost`.
     pub async fn reserve_space(&mut self, fence: Fence, bytes: u64) -> Result<()> {
-        self.require_fence(fence).await?;
-        let sql = "UPDATE jobs SET reserved_bytes = $2 WHERE id = $1";
-        sqlx::query(sql)
+        let sql = "UPDATE jobs SET reserved_bytes = $4, version = version + 1 \
+             WHERE id = $1 AND token = $2 AND state = 'running' AND lease_until > $3";
+        let changed = sqlx::query(sql)
             .bind(fence.job.to_string())
+            .bind(fence.token)
+            .bind(self.now.0)
             .bind(crate::store::row::stored(bytes)?)
             .execute(&mut *self.inner)
             .await?;
-        Ok(())
+        require_ours(changed.rows_affected(), fence)
     }
 
-    /// What the other open jobs of a pool have reserved, by job.
+    /// What the other jobs of a pool have reserved, by job. Those that have ended have nothing.
     pub async fn reservations(&mut self, pool: &str, except: JobId) -> Result<Vec<(JobId, u64)>> {
-        let sql = "SELECT id, reserved_bytes FROM jobs WHERE pool = $1 AND id <> $2 AND reserved_bytes > 0 \
-             AND state IN ('queued', 'running')";
+        let sql = "SELECT id, reserved_bytes FROM jobs WHERE pool = $1 AND id <> $2 AND reserved_bytes > 0";
         let rows = sqlx::query(sql)
             .bind(pool)
             .bind(except.to_string())

@@ -62,6 +62,13 @@ pub struct Fence {
     pub token: i64,
 }
 
+impl Fence {
+    /// Whether no worker had the job before.
+    pub fn is_first(self) -> bool {
+        self.token == 1
+    }
+}
+
 /// A job in a worker's hands.
 #[derive(Clone, Debug)]
 pub struct Claimed {
