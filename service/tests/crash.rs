@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{Lab, MIB, OVERLAY, json, quick_config, sample};
 use serde_json::json;
-use vdisk_service::model::{ImageId, Job, JobState, SecretId};
+use vdisk_service::model::{ImageId, ImageState, Job, JobState, SecretId};
 use vdisk_service::request::{Call, UpdateJob};
 use vdisk_service::{Result, Service};
 
@@ -211,7 +211,7 @@ fn spawn_service(dir: &Path) -> Child {
 /// Waits until another process has the job and is some way into it.
 async fn wait_until_running(dir: &Path) {
     let log = dir.join("vdiskd.lock.running");
-    for _ in 0..400 {
+    for _ in 0..10_000 {
         if log.exists() {
             return;
         }
@@ -439,4 +439,30 @@ async fn full_of_others(small: &Path) {
         lab.service.delete_image(id).await.unwrap();
     }
     lab.service.shutdown(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_whose_file_a_dead_job_put_aside_is_not_missing() {
+    let lab = reopen(Lab::new().await, 0).await;
+    let base = lab
+        .upload("base", Some("raw"), &common::sample(1 << 20, 5))
+        .await
+        .unwrap();
+    let overlay = lab.overlay("overlay", base.id).await;
+    let commit = json(json!({"drop": true}));
+    let job = lab.service.commit_image(overlay.id, commit, &NONE).await.unwrap();
+    let file = overlay.id.to_string();
+    let Lab { dir, service } = lab;
+    service.shutdown(Duration::from_secs(5)).await;
+    drop(service);
+    // So far it had come, and no further.
+    let pool = dir.path().join("pools/default");
+    std::fs::rename(pool.join(&file), pool.join(format!(".{file}.trash"))).unwrap();
+    let service = open(dir.path(), 0).await.unwrap();
+    let lab = Lab { dir, service };
+    assert_eq!(lab.service.image(overlay.id).await.unwrap().state, ImageState::Busy);
+    lab.service.cancel_job(job.id, &NONE).await.unwrap();
+    assert_eq!(lab.service.image(overlay.id).await.unwrap().state, ImageState::Ready);
+    assert!(lab.data(overlay.id).await == common::sample(1 << 20, 5));
+    lab.assert_tidy().await;
 }

@@ -137,6 +137,9 @@ async fn drop_dead_reservations(
 
 async fn note_missing(inner: &Inner, pool: &PoolFolder, records: &[ImageRecord]) -> Result<()> {
     for record in records.iter().filter(|record| record.reserved_by.is_none()) {
+        if pool.stat(&FileName::trash(&record.file))?.is_some() {
+            continue; // A job of an ended process put it aside: it runs again, and brings it back.
+        }
         let there = pool.stat(&record.file)?.is_some();
         let change = match record.image.state {
             ImageState::Ready | ImageState::Busy if !there => {

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
@@ -105,6 +106,9 @@ impl Service {
     }
 }
 
+/// Before each try to clear an unfinished image away: its name is taken until one succeeds.
+const FORGET_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_secs(2)];
+
 /// What a new image starts from.
 struct Plan {
     id: ImageId,
@@ -118,11 +122,18 @@ async fn create(inner: &Arc<Inner>, mut request: CreateImage, key: Option<Idempo
     let locks = RequestLocks::new(inner);
     let driver = creatable(&request.format, &request.options)?;
     let roles = take_roles(driver, &mut request.options, &request.secrets);
-    let plan = match reserve(inner, &locks, &request, roles, key.as_ref()).await? {
-        Ok(plan) => plan,
-        Err(existing) => return already_made(inner, existing).await,
+    let (id, holder) = (Uuid::now_v7(), locks.id);
+    let plan = match reserve(inner, (id, &locks), &request, roles, key.as_ref()).await {
+        Ok(Ok(plan)) => plan,
+        Ok(Err(existing)) => return already_made(inner, existing).await,
+        Err(error) => {
+            // A commit that failed may have been carried out all the same: the name would be taken by nobody.
+            if locks.may_be_held() {
+                forget(inner, id, holder).await;
+            }
+            return Err(error);
+        }
     };
-    let (id, holder) = (plan.id, locks.id);
     let made = async {
         let secrets = inner.open_secrets(&request.secrets).await?;
         let (limits, now) = (inner.limits.clone(), inner.store.now());
@@ -145,7 +156,7 @@ async fn create(inner: &Arc<Inner>, mut request: CreateImage, key: Option<Idempo
 /// Reserves the name, or finds the image that the same request led to before.
 async fn reserve(
     inner: &Arc<Inner>,
-    locks: &RequestLocks,
+    (id, locks): (ImageId, &RequestLocks),
     request: &CreateImage,
     secrets: SecretRefs,
     key: Option<&IdempotentRequest>,
@@ -162,8 +173,7 @@ async fn reserve(
         }
         None => None,
     };
-    let plan = plan(inner, request, base)?;
-    let id = plan.id;
+    let plan = plan(inner, id, request, base)?;
     let name = |base: &ImageRecord| Backing {
         id: base.image.id,
         generation: base.image.generation,
@@ -189,7 +199,7 @@ async fn reserve(
     Ok(Ok(plan))
 }
 
-fn plan(inner: &Inner, request: &CreateImage, base: Option<ImageRecord>) -> Result<Plan> {
+fn plan(inner: &Inner, id: ImageId, request: &CreateImage, base: Option<ImageRecord>) -> Result<Plan> {
     let driver = creatable(&request.format, &request.options)?;
     let pool = match (&request.pool, &base) {
         (Some(pool), _) => pool.clone(),
@@ -218,7 +228,7 @@ fn plan(inner: &Inner, request: &CreateImage, base: Option<ImageRecord>) -> Resu
         return Err(ServiceError::new(ErrorCode::LimitExceeded, public).with_field("virtual_size"));
     }
     Ok(Plan {
-        id: Uuid::now_v7(),
+        id,
         pool: inner.pool(&pool)?,
         virtual_size,
         base,
@@ -281,22 +291,28 @@ async fn already_made(inner: &Inner, id: ImageId) -> Result<Image> {
 
 /// Undoes a reservation; what cannot be undone now is undone at the next start.
 async fn forget(inner: &Inner, id: ImageId, holder: Uuid) {
-    let undo = async {
-        let mut tx = inner.store.begin().await?;
-        tx.delete_reserved(holder).await?;
-        tx.forget_outcome(Outcome::Image(id)).await?;
-        tx.unlock(holder).await?;
-        tx.commit_as(Step::ForgetImage).await?;
-        // A commit that failed may have been carried out all the same: a file on record stays.
-        let recorded = inner.store.begin().await?.any_image(id).await?.is_some();
-        for pool in inner.pools.values().filter(|_| !recorded) {
-            pool.remove(&FileName::published(id, 1))?;
+    for pause in FORGET_PAUSES {
+        tokio::time::sleep(pause).await;
+        match try_to_forget(inner, id, holder).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(image = %id, %error, "an unfinished image was not cleared away"),
         }
-        Ok::<_, ServiceError>(())
-    };
-    if let Err(error) = undo.await {
-        tracing::warn!(image = %id, %error, "an unfinished image was not cleared away; the next start does it");
     }
+    tracing::warn!(image = %id, "the next start clears it away");
+}
+
+async fn try_to_forget(inner: &Inner, id: ImageId, holder: Uuid) -> Result<()> {
+    let mut tx = inner.store.begin().await?;
+    tx.delete_reserved(holder).await?;
+    tx.forget_outcome(Outcome::Image(id)).await?;
+    tx.unlock(holder).await?;
+    tx.commit_as(Step::ForgetImage).await?;
+    // A commit that failed may have been carried out all the same: a file on record stays.
+    let recorded = inner.store.begin().await?.any_image(id).await?.is_some();
+    for pool in inner.pools.values().filter(|_| !recorded) {
+        pool.remove(&FileName::published(id, 1))?;
+    }
+    Ok(())
 }
 
 /// The file is put aside, then the row goes, then the file: at each point a new start knows what to do.
@@ -310,12 +326,29 @@ async fn delete(inner: &Arc<Inner>, id: ImageId) -> Result<()> {
     tx.commit_as(Step::BeginDelete).await?;
     let removed = remove(inner, &record).await;
     let (locks, tx) = locks.with(removed).await?;
-    locks.release_and_commit(tx, Step::RecordDelete).await?;
     let pool = inner.pool(&record.image.pool)?;
+    if let Err(error) = locks.release_and_commit(tx, Step::RecordDelete).await {
+        if let Err(error) = undo_delete(inner, &pool, &record).await {
+            tracing::error!(image = %id, %error, "the image's file is aside; the next start brings it back");
+        }
+        return Err(error);
+    }
     for leftover in [FileName::trash(&record.file), FileName::upload(id)] {
         pool.remove(&leftover)?;
     }
     Ok(())
+}
+
+/// A commit that failed may have been carried out all the same: only the database knows whether the file comes back or goes. The locks of
+/// the request are still held.
+async fn undo_delete(inner: &Inner, pool: &PoolFolder, record: &ImageRecord) -> Result<()> {
+    let trash = FileName::trash(&record.file);
+    let recorded = inner.store.begin().await?.any_image(record.image.id).await?.is_some();
+    match pool.stat(&trash)? {
+        Some(_) if recorded => around(Step::BringBack, || pool.rename(&trash, &record.file, false)),
+        Some(_) => pool.remove(&trash).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Locks a file that is about to go, so that no other program is using it, a guest for one; `None` when there is no file that could be

@@ -60,6 +60,11 @@ impl RequestLocks {
         Ok(locks)
     }
 
+    /// Whether locks were taken, if the transaction that took them was carried out.
+    pub fn may_be_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
+    }
+
     /// Lets go now.
     pub async fn release(self) {
         self.held.store(false, Ordering::Relaxed);
@@ -81,7 +86,7 @@ impl RequestLocks {
     }
 
     /// Lets go as part of the transaction that records what was done, and commits it.
-    pub async fn release_and_commit(self, mut tx: Tx, step: Step) -> Result<()> {
+    pub async fn release_and_commit(&self, mut tx: Tx, step: Step) -> Result<()> {
         tx.unlock(self.id).await?;
         tx.commit_as(step).await?;
         self.held.store(false, Ordering::Relaxed);
