@@ -75,7 +75,8 @@ async fn delete_secret(State(service): State<Service>, SecretPath(id): SecretPat
 /// Rotate the master key.
 ///
 /// Seals every secret under the new master key: the one that the operator gave beside the old one, or one that the service makes where
-/// it keeps its own. Both open until the job has succeeded; whoever starts the service next needs the new one alone.
+/// it keeps its own. Both open until the job has succeeded; whoever starts the service next needs the new one alone. There is no dry run
+/// of it: the job touches no image, takes no space in a pool and loses nothing, and it is about every secret and webhook there is.
 #[utoipa::path(post, path = "/v1/master-key/rotate", operation_id = "rotate_master_key", tag = "secrets",
     params(IdempotencyKey), request_body = RotateMasterKeyRequest,
     responses((status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),

@@ -342,7 +342,7 @@ async fn the_audit_log_says_who_did_what() {
         ("eyes", "http", "POST /v1/images", "403"),
     ];
     let mut found = Vec::new();
-    for _ in 0..50 {
+    for _ in 0..2000 {
         let answer = send(Method::GET, "/v1/audit?page_size=100", &admin, Value::Null)
             .await
             .unwrap();
@@ -379,7 +379,7 @@ async fn the_audit_log_is_bounded() {
             .await
             .problem(404, "not_found");
     }
-    for _ in 0..50 {
+    for _ in 0..2000 {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         let items = server.get("/v1/audit?page_size=100").await.body["items"]
             .as_array()

@@ -98,7 +98,7 @@ async fn what_arrived_before_a_client_hung_up_is_kept() {
     socket.flush().await.unwrap();
     drop(socket);
     let received = async || server.put(&path, &[("content-range", "bytes */1000000")], "").await;
-    for _ in 0..100 {
+    for _ in 0..2000 {
         if received().await.body["received_bytes"].as_u64() == Some(200_000) {
             break;
         }
@@ -129,7 +129,7 @@ async fn two_uploads_of_one_image_do_not_mix() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     server.put(&path, &[], vec![2; 8192]).await.problem(409, "image_busy");
     slow.write_all(&[1; 4096]).await.unwrap();
-    for _ in 0..100 {
+    for _ in 0..2000 {
         if server.get(&format!("/v1/images/{id}")).await.body["state"] == "ready" {
             break;
         }

@@ -28,7 +28,7 @@ impl Target {
     }
 
     fn next(&self) -> (String, Value) {
-        let (head, body) = self.taken.recv_timeout(Duration::from_secs(20)).unwrap();
+        let (head, body) = self.taken.recv_timeout(Duration::from_secs(90)).unwrap();
         (head, serde_json::from_str(&body).unwrap())
     }
 }
@@ -149,7 +149,7 @@ async fn a_restart_loses_no_event() {
     let image = server.create("disk", json!({"virtual_size": 1_048_576})).await;
     let hook = format!("/v1/webhooks/{id}");
     let mut failed = Value::Null;
-    for _ in 0..100 {
+    for _ in 0..2000 {
         failed = server.get(&hook).await.expect(StatusCode::OK).body;
         if failed["failures"].as_u64() > Some(0) {
             break;
@@ -177,7 +177,7 @@ async fn this_machine_is_no_target_unless_allowed() {
         .unwrap()
         .to_owned();
     server.create("disk", json!({"virtual_size": 1_048_576})).await;
-    for _ in 0..100 {
+    for _ in 0..2000 {
         let hook = server.get(&format!("/v1/webhooks/{id}")).await.body;
         if let Some(problem) = hook["problem"].as_str() {
             assert!(problem.contains("may not be connected to"), "{problem}");

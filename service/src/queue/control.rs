@@ -239,7 +239,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(20));
         control.wish(wishes(Wish::Run, None));
         thread.join().unwrap();
-        assert!(start.elapsed() < Duration::from_secs(20));
+        assert!(start.elapsed() < Duration::from_secs(300));
     }
 
     #[test]

@@ -59,7 +59,7 @@ async fn convert(service: &Service, name: &str, rate_limit: Option<u64>) -> Job 
 
 async fn finish(service: &Service, job: &Job) -> Job {
     service
-        .wait_job(job.id, WaitUntil::Finished, Duration::from_secs(30))
+        .wait_job(job.id, WaitUntil::Finished, Duration::from_secs(120))
         .await
         .unwrap()
 }

@@ -143,7 +143,7 @@ impl Lab {
 
     /// Waits until a worker has the job. (A wait for a change of state would miss one that was there already.)
     pub async fn until_running(&self, job: &Job) {
-        for _ in 0..1000 {
+        for _ in 0..20_000 {
             if self.service.job(job.id).await.unwrap().state == JobState::Running {
                 return;
             }

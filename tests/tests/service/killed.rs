@@ -37,7 +37,7 @@ async fn caught_at_work(client: &Http, content: &[u8]) -> String {
             },
         )
         .await;
-    for _ in 0..400 {
+    for _ in 0..4_000 {
         if client.done_bytes(&job).await > 4 << 20 {
             return job;
         }
@@ -78,7 +78,7 @@ async fn a_terminated_process_hands_its_job_back() {
     let job = caught_at_work(&Http::new(&first.url), &content).await;
     let began = std::time::Instant::now();
     assert_eq!(first.terminate(), 0);
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     let second = Vdiskd::start(data.path(), &[]);
     assert_finished_right(&Http::new(&second.url), &job, &content, data.path()).await;
 }

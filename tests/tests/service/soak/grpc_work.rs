@@ -31,6 +31,7 @@ pub async fn work(soak: Arc<Soak>) {
     };
     while soak.goes_on() {
         work.round(soak.round()).await;
+        soak.rest().await;
     }
 }
 

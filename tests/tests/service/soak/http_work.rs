@@ -26,6 +26,7 @@ pub async fn work(soak: Arc<Soak>) {
     let calls = Calls::new(&soak.url);
     while soak.goes_on() {
         round(&soak, &calls, soak.round()).await;
+        soak.rest().await;
     }
 }
 

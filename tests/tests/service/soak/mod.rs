@@ -1,7 +1,7 @@
 //! Mixed work over both transports while the program is killed again and again. In the end every accepted job has ended, once, the
 //! content was right all along, no file is left over, and the program has not grown.
 //!
-//! Seconds long, by hand; `VDISK_SOAK_MINUTES=60` makes it an hour with a kill a minute.
+//! Seconds long, by hand; `VDISK_SOAK_MINUTES=60` makes it an hour with a kill a minute, at a rate that leaves room for others.
 
 mod calls;
 mod grpc_work;
@@ -29,6 +29,8 @@ pub struct Soak {
     pub rounds: AtomicU64,
     /// Jobs that were accepted.
     pub accepted: std::sync::Mutex<Vec<String>>,
+    /// Between the rounds of a worker.
+    pause: Duration,
 }
 
 impl Soak {
@@ -43,16 +45,24 @@ impl Soak {
     pub fn round(&self) -> u64 {
         self.rounds.fetch_add(1, Ordering::Relaxed)
     }
+
+    pub async fn rest(&self) {
+        tokio::time::sleep(self.pause).await;
+    }
 }
 
-/// How long, and how often the program is killed.
-fn times() -> (Duration, Duration) {
+/// How long, how often the program is killed, and the pause between rounds.
+fn times() -> (Duration, Duration, Duration) {
     match std::env::var("VDISK_SOAK_MINUTES")
         .ok()
         .and_then(|minutes| minutes.parse::<u64>().ok())
     {
-        Some(minutes) => (Duration::from_secs(60 * minutes), Duration::from_secs(60)),
-        None => (Duration::from_secs(16), Duration::from_secs(4)),
+        Some(minutes) => (
+            Duration::from_secs(60 * minutes),
+            Duration::from_secs(60),
+            Duration::from_secs(1),
+        ),
+        None => (Duration::from_secs(16), Duration::from_secs(4), Duration::ZERO),
     }
 }
 
@@ -61,7 +71,7 @@ const OPTIONS: &[&str] = &["--workers", "3", "--lease-seconds", "30"];
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by hand"]
 async fn nothing_is_lost_under_mixed_work_and_kills() {
-    let (long, between) = times();
+    let (long, between, pause) = times();
     let data = folder();
     let mut program = Vdiskd::start(data.path(), OPTIONS);
     let listen = program.url.strip_prefix("http://").unwrap().to_owned();
@@ -70,6 +80,7 @@ async fn nothing_is_lost_under_mixed_work_and_kills() {
         over: AtomicBool::new(false),
         rounds: AtomicU64::new(0),
         accepted: Default::default(),
+        pause,
     });
     let mut workers = tokio::task::JoinSet::new();
     for _ in 0..2 {
