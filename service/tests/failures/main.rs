@@ -11,6 +11,7 @@ mod common;
 mod act;
 mod child;
 mod images;
+mod jobs;
 mod parent;
 mod points;
 mod prepare;

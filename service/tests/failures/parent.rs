@@ -11,7 +11,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::act::act;
-use crate::child::{CASE, Case, READY, What, open};
+use crate::child::{CASE, Case, READY, What, end_with_the_first_panic, open};
 use crate::images::base;
 use crate::scene::Verb;
 use crate::verify::verify;
@@ -135,6 +135,7 @@ pub fn look(case: &Case, disk: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn looks() {
     let Ok(case) = std::env::var(CASE) else { return };
+    end_with_the_first_panic();
     let case: Case = serde_json::from_str(&case).unwrap();
     let mut scene = open(&case).await;
     act(&mut scene, 0).await.unwrap();
@@ -146,7 +147,7 @@ async fn looks() {
 pub fn side_by_side<T: Send + Sync>(items: &[T], work: impl Fn(&T) + Sync) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..4 {
+        for _ in 0..std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8)) {
             scope.spawn(|| {
                 while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
                     work(item);

@@ -1,6 +1,6 @@
 //! Every named point, one by one; and any moment at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,16 @@ const FIRST_DEATHS: &[(Verb, Step, bool)] = &[
     (Verb::Upload, Step::ShowUpload, true),
     (Verb::Rebase, Step::WriteBytes, false),
     (Verb::Grow, Step::FlushBytes, true),
+];
+
+/// Failures that left something behind once.
+const MENDED: &[(Verb, Step, bool)] = &[
+    (Verb::Create, Step::ReserveImage, true),
+    (Verb::CreateFails, Step::ForgetImage, false),
+    (Verb::Delete, Step::RecordDelete, false),
+    (Verb::Delete, Step::RecordDelete, true),
+    (Verb::ConvertOnto, Step::PublishFile, true),
+    (Verb::Steer, Step::SteerJob, true),
 ];
 
 /// A process that dies at a point, after another that died, or alone.
@@ -120,30 +130,64 @@ fn die((verb, first, point): &Death, disk: &str) -> bool {
     ending == Ending::Killed
 }
 
+/// How often each point of each verb is taken, when all are asked for. Otherwise each point is taken once, in one verb.
+fn hits() -> Option<u64> {
+    std::env::var("VDISK_POINT_HITS").ok()?.parse().ok()
+}
+
+/// One list for each point, of the places where it is reached: first the verb that has been taken least often. With `all`, a list for
+/// each place.
+fn spread<T: Clone>(places: Vec<T>, all: bool, what: impl Fn(&T) -> (Verb, Point)) -> Vec<Vec<T>> {
+    if all {
+        return places.into_iter().map(|place| vec![place]).collect();
+    }
+    let mut by_point = BTreeMap::<(Step, bool), Vec<T>>::new();
+    for place in places {
+        let point = what(&place).1;
+        by_point.entry((point.step, point.after)).or_default().push(place);
+    }
+    let mut lists: Vec<Vec<T>> = by_point.into_values().collect();
+    // Points of few verbs first: the others have a choice.
+    lists.sort_by_key(Vec::len);
+    let mut taken = BTreeMap::<Verb, usize>::new();
+    for list in &mut lists {
+        list.sort_by_key(|place| taken.get(&what(place).0).copied().unwrap_or_default());
+        if let Some(first) = list.first() {
+            *taken.entry(what(first).0).or_default() += 1;
+        }
+    }
+    lists
+}
+
 #[test]
-#[ignore = "takes minutes: run by hand"]
 fn a_kill_at_any_point_loses_nothing() {
     if !fault::COMPILED {
         return eprintln!("skipped: the points are not in this build");
     }
     let (began, disk) = (Instant::now(), serve());
-    let mut deaths: Vec<Death> = all_points(&disk, number("VDISK_POINT_HITS", 2))
+    let mut places: Vec<Death> = all_points(&disk, hits().unwrap_or(2))
         .into_iter()
         .map(|(v, p)| (v, None, p))
         .collect();
-    deaths.extend(second_deaths(&disk));
-    let died = Mutex::new(BTreeMap::<(Step, bool), u64>::new());
-    side_by_side(&deaths, |death| {
-        if die(death, &disk) {
-            *died.lock().unwrap().entry((death.2.step, death.2.after)).or_default() += 1;
+    places.extend(second_deaths(&disk));
+    let lists = spread(places, hits().is_some(), |death| (death.0, death.2));
+    let died = Mutex::new(BTreeMap::<(Step, bool), BTreeMap<Verb, u64>>::new());
+    side_by_side(&lists, |list| {
+        // A point that is not reached this time is looked for in another verb.
+        if let Some((verb, _, point)) = list.iter().find(|death| die(death, &disk)) {
+            let mut died = died.lock().unwrap();
+            let of_point = died.entry((point.step, point.after)).or_default();
+            *of_point.entry(*verb).or_default() += 1;
         }
     });
     let died = died.into_inner().unwrap();
-    let kills: u64 = died.values().sum();
+    let kills: u64 = died.values().flat_map(BTreeMap::values).sum();
+    let verbs_hit: BTreeSet<Verb> = died.values().flat_map(BTreeMap::keys).copied().collect();
     println!(
-        "{} named points, {kills} kills of {} planned, in {} s",
+        "{} named points, {kills} kills of {} planned, in {} verbs, in {} s",
         died.len(),
-        deaths.len(),
+        lists.len(),
+        verbs_hit.len(),
         began.elapsed().as_secs()
     );
     let missed: Vec<String> = Step::ALL
@@ -159,28 +203,55 @@ fn a_kill_at_any_point_loses_nothing() {
 }
 
 #[test]
-#[ignore = "takes minutes: run by hand"]
+#[ignore = "not all of them are survived without a start yet: run by hand"]
 fn every_step_may_fail_twice() {
     if !fault::COMPILED {
         return eprintln!("skipped: the points are not in this build");
     }
     let (began, disk) = (Instant::now(), serve());
-    let points = all_points(&disk, number("VDISK_POINT_HITS", 2));
-    let started = Mutex::new(Vec::new());
-    side_by_side(&points, |(verb, point)| {
+    let lists = spread(all_points(&disk, hits().unwrap_or(2)), hits().is_some(), |place| *place);
+    let (started, wrong) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    side_by_side(&lists, |list| {
+        let Some((verb, point)) = list.first() else { return };
         let (_dir, case) = new_case(*verb, What::FailTwice(*point));
         let (said, ending) = Process::start(&case, &disk).end();
-        assert_eq!(ending, Ending::Well, "{verb:?} {point}\n{}", errors(&case));
+        if ending != Ending::Well {
+            wrong
+                .lock()
+                .unwrap()
+                .push(format!("{verb:?} {point}: {ending:?}\n{}", errors(&case)));
+        }
         if said.contains("needs a start") {
             started.lock().unwrap().push(format!("{verb:?} {point}"));
         }
     });
+    let wrong = wrong.into_inner().unwrap();
+    assert!(
+        wrong.is_empty(),
+        "{} failures were not survived:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     let started = started.into_inner().unwrap();
     println!(
         "{} failures, each twice, in {} s; cleared away by the next start: {started:?}",
-        points.len(),
+        lists.len(),
         began.elapsed().as_secs()
     );
+}
+
+#[test]
+fn failures_that_were_not_survived_once() {
+    if !fault::COMPILED {
+        return eprintln!("skipped: the points are not in this build");
+    }
+    let disk = serve();
+    side_by_side(MENDED, |&(verb, step, after)| {
+        let point = Point { step, after, nth: 1 };
+        let (_dir, case) = new_case(verb, What::FailTwice(point));
+        let ending = Process::start(&case, &disk).end().1;
+        assert_eq!(ending, Ending::Well, "{verb:?} {point}\n{}", errors(&case));
+    });
 }
 
 /// Numbers that differ from run to run only with the seed.
@@ -216,7 +287,6 @@ fn killed_at_random(verb: Verb, most: Duration, disk: &str, state: &mut u64) -> 
 }
 
 #[test]
-#[ignore = "takes minutes: run by hand"]
 fn a_kill_at_any_moment_loses_nothing() {
     let (began, disk) = (Instant::now(), serve());
     let (kills, seed) = (number("VDISK_KILLS", 3), number("VDISK_SEED", 1));

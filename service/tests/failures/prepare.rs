@@ -66,6 +66,21 @@ pub async fn prepare(verb: Verb, lab: &Lab) -> Ids {
             note("base", raw(lab, "base", &base()).await);
             note("changed", raw(lab, "changed", &changed()).await);
         }
+        Verb::Encrypt => {
+            note("base", raw(lab, "base", &base()).await);
+            note("key", secret(lab, "key").await);
+        }
+        Verb::Decrypt | Verb::RotateMasterKey => _ = closed(lab, &mut ids).await,
+        Verb::KeyAdd | Verb::KeyChange | Verb::KeyErase => {
+            let image = closed(lab, &mut ids).await;
+            let new = secret(lab, "new").await;
+            ids.insert("new".to_owned(), new);
+            if verb == Verb::KeyErase {
+                let request = json(json!({"change": "add", "new_secret": new, "iterations": 1000}));
+                let job = lab.service.rekey_image(image, request, &NONE).await.unwrap();
+                lab.succeed(job).await;
+            }
+        }
         Verb::Start => start(lab, &mut ids).await,
         Verb::Secret => {
             let request = json(json!({"name": "old", "value": "swordfish"}));
@@ -101,6 +116,23 @@ async fn start(lab: &Lab, ids: &mut Ids) {
     ] {
         std::fs::write(pool.join(name), vec![1; SIZE]).unwrap();
     }
+}
+
+async fn secret(lab: &Lab, name: &str) -> Uuid {
+    let request = json(json!({"name": name, "value": format!("value of {name}")}));
+    lab.service.create_secret(request, &NONE).await.unwrap().id
+}
+
+/// A LUKS image, and the secret that opens it.
+async fn closed(lab: &Lab, ids: &mut Ids) -> Uuid {
+    let key = secret(lab, "key").await;
+    let plain = raw(lab, "to-encrypt", &base()).await;
+    let request = json(json!({"name": "closed", "secret": key, "options": {"iter-time": 10}}));
+    let job = lab.service.encrypt_image(plain, request, &NONE).await.unwrap();
+    let closed = lab.succeed(job).await.result_image_id().unwrap();
+    lab.service.delete_image(plain).await.unwrap();
+    ids.extend([("key".to_owned(), key), ("closed".to_owned(), closed)]);
+    closed
 }
 
 async fn raw(lab: &Lab, name: &str, bytes: &[u8]) -> Uuid {

@@ -56,7 +56,7 @@ pub async fn always(scene: &Scene, failures_wanted: bool) {
 pub async fn no_leftovers(scene: &Scene) {
     // A request is answered before the last of its locks is let go, a job before its slot is cleared.
     let mut files = leftovers(scene).await;
-    for _ in 0..200 {
+    for _ in 0..6_000 {
         if files.is_empty() {
             break;
         }
@@ -118,6 +118,9 @@ fn contents(verb: Verb) -> Option<(&'static str, Vec<u8>, Vec<u8>)> {
         Verb::Grow => ("disk", changed(), sized(changed(), SIZE * 2)),
         Verb::Shrink => ("disk", changed(), sized(changed(), SIZE / 2)),
         Verb::Start => ("kept", base(), base()),
+        Verb::Decrypt | Verb::KeyAdd | Verb::KeyChange | Verb::KeyErase | Verb::RotateMasterKey => {
+            ("closed", base(), base())
+        }
         Verb::Cancel | Verb::Steer | Verb::HandBack | Verb::ConvertQcow2 => ("base", base(), base()),
         Verb::ConvertRaw | Verb::ConvertCompressed => ("overlay", changed(), changed()),
         Verb::ConvertOnto | Verb::Compare => ("changed", changed(), changed()),
@@ -140,7 +143,13 @@ async fn outcome(scene: &Scene) {
         Verb::CreateOverlay | Verb::Upload | Verb::UploadInParts | Verb::UploadNotRecorded | Verb::Import => {
             assert!(content(scene, "made").await == base());
         }
-        Verb::ImportConverted | Verb::ImportFetched | Verb::ConvertQcow2 | Verb::Steer | Verb::HandBack => {
+        Verb::ImportConverted
+        | Verb::ImportFetched
+        | Verb::ConvertQcow2
+        | Verb::Steer
+        | Verb::HandBack
+        | Verb::Encrypt
+        | Verb::Decrypt => {
             assert!(content(scene, "made").await == base());
         }
         Verb::Update => {
@@ -214,6 +223,13 @@ async fn in_place(scene: &Scene) {
     match scene.verb {
         Verb::Rebase | Verb::RebaseUnsafe => assert_eq!(backing("overlay").await, Some(scene.id("other"))),
         Verb::Flatten => assert_eq!(backing("overlay").await, None),
+        Verb::KeyAdd | Verb::KeyChange | Verb::KeyErase => keys(scene).await,
+        Verb::RotateMasterKey => {
+            assert!(
+                !scene.lab().dir.path().join("master.key.next").exists(),
+                "two master keys"
+            );
+        }
         Verb::Commit | Verb::CommitDrop => {
             assert!(content(scene, "base").await == changed());
             assert_eq!(named(scene, "overlay").await.is_some(), scene.verb == Verb::Commit);
@@ -229,6 +245,17 @@ async fn in_place(scene: &Scene) {
         }
         _ => {}
     }
+}
+
+/// How many keys open the image, and which one it names.
+async fn keys(scene: &Scene) {
+    let image = named(scene, "closed").await.unwrap();
+    let info = scene.lab().service.image_info(image.id).await.unwrap();
+    let slots = info["format-specific"]["data"]["slots"].as_array().unwrap();
+    let active = slots.iter().filter(|slot| slot["active"] == true).count();
+    assert_eq!(active, if scene.verb == Verb::KeyAdd { 2 } else { 1 }, "{info}");
+    let own = if scene.verb == Verb::KeyChange { "new" } else { "key" };
+    assert_eq!(image.secrets["key-secret"], scene.id(own));
 }
 
 async fn images(scene: &Scene) -> Vec<Image> {
