@@ -38,7 +38,7 @@ pub fn rebase(
     let top = chain.top();
     let below = chain.below(0);
     let old = BelowOverlay::new(chain);
-    let unit = top.info()?.cluster_size.unwrap_or(4096);
+    let unit = top.subcluster_size().or(top.info()?.cluster_size).unwrap_or(4096);
     let source = Difference {
         chain,
         old,
