@@ -41,7 +41,7 @@ pub fn rebase(
         new: new_base,
     };
     let old = BelowOverlay::new(chain);
-    let unit = top.info()?.cluster_size.unwrap_or(4096);
+    let unit = top.subcluster_size().or(top.info()?.cluster_size).unwrap_or(4096);
     let source = Difference {
         chain,
         old,
