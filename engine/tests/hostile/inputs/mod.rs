@@ -4,8 +4,10 @@
 //! place of large files. Checksums are put right before the image is looked at, unless the input says otherwise.
 
 mod build;
+mod bundle;
 mod changes;
 mod look;
+mod nbd;
 pub mod packed;
 pub mod seal;
 mod sparse;
@@ -37,6 +39,8 @@ macro_rules! images {
             Target { name: "vhdx_log", run: build::vhdx_log },
             Target { name: "dmg_plist", run: |xml| alone("dmg", build::dmg_with_plist(xml)) },
             Target { name: "dmg_tables", run: |data| alone("dmg", build::dmg_with_tables(data)) },
+            Target { name: "parallels_bundle", run: bundle::look },
+            Target { name: "nbd", run: nbd::serve },
             Target { name: "detect", run: detect },
             Target { name: "options", run: options },
         ]
