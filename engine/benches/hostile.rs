@@ -9,7 +9,7 @@ mod cases;
 #[path = "../tests/hostile/exercise.rs"]
 mod exercise;
 #[path = "../tests/hostile/inputs/mod.rs"]
-#[expect(dead_code, reason = "the targets are for the tests")]
+#[expect(dead_code, unused_imports, reason = "the targets are for the tests")]
 mod inputs;
 #[path = "../tests/hostile/samples.rs"]
 mod samples;

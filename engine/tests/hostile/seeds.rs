@@ -8,8 +8,8 @@ use std::sync::Arc;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::{DenyAll, Node};
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::MemoryStorage;
-use vdisk_engine::{Chain, CreateEnv, Limits, OpenEnv, Result, ops};
+use vdisk_engine::storage::{MemoryStorage, read_vec};
+use vdisk_engine::{Chain, CreateEnv, Limits, OpenEnv, Result, Storage, ops};
 
 use crate::inputs::{self, Passphrase, packed};
 
@@ -316,7 +316,29 @@ fn parts() -> usize {
         .map(|xml| keep("parallels_bundle", xml.as_bytes()))
         .sum::<usize>();
     count += servers().iter().map(|lines| keep("nbd", lines)).sum::<usize>();
+    for (flags, version) in [(4, 1), (8, 2)] {
+        count += PROGRAMS
+            .iter()
+            .map(|then| keep("luks", &over_luks(flags, version, then)))
+            .sum::<usize>();
+    }
     count + keep("vhdx_log", &log_entry())
+}
+
+/// The header's first sectors, of version 2 also those of the JSON, over a new volume: what a fuzzer can change without losing the keys.
+fn over_luks(flags: u8, version: u8, then: &[u8]) -> Vec<u8> {
+    let volume = inputs::new_luks(version);
+    let len = volume.len().unwrap();
+    let mut input = vec![1 | flags];
+    input.extend(u32::try_from(len / 512).unwrap().to_le_bytes());
+    input.extend([0, 0, 2]);
+    for (sector, bytes) in [(0u32, 592u16), (8, 1024)] {
+        input.extend(sector.to_le_bytes());
+        input.extend(bytes.to_le_bytes());
+        input.extend(read_vec(volume, u64::from(sector) * 512, usize::from(bytes)).unwrap());
+    }
+    input.extend(then);
+    input
 }
 
 fn log_entry() -> Vec<u8> {

@@ -2,14 +2,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use vdisk_engine::env::{CreateSpec, NoSecrets};
-use vdisk_engine::gate::{DenyAll, Gate, Node, Reference};
+use vdisk_engine::gate::{Gate, Node, Reference};
 use vdisk_engine::image::Repair;
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::MemoryStorage;
-use vdisk_engine::{Chain, Control, CreateEnv, Error, Limits, OpenEnv, Result, StorageRef, ops};
+use vdisk_engine::{Chain, Control, Error, OpenEnv, Result, StorageRef, ops};
 
-use super::{SparseStorage, limits, look::typed};
+use super::{SparseStorage, build, limits, look::typed};
 
 /// Bytes of each file's guest.
 const SIZE: u64 = 64 << 10;
@@ -24,12 +22,12 @@ impl Gate for Beside {
             !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0']),
             "{name:?} is asked for, which is not in the bundle's folder"
         );
-        let bytes = match name {
-            "p" => vec![1; SIZE as usize],
+        let file = match name {
+            "p" => SparseStorage::of(&[1; SIZE as usize]),
             "h" | "i" => expandable().clone(),
             _ => return Err(Error::denied(format!("{name:?}"))),
         };
-        Ok(Node::new(Arc::new(MemoryStorage::new(name, bytes)), "raw"))
+        Ok(Node::new(Arc::new(file), "raw"))
     }
     fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
         Err(Error::denied(format!("{:?}", reference.name)))
@@ -37,35 +35,25 @@ impl Gate for Beside {
 }
 
 /// An expandable file whose first cluster is written.
-fn expandable() -> &'static Vec<u8> {
-    static MADE: OnceLock<Vec<u8>> = OnceLock::new();
+fn expandable() -> &'static SparseStorage {
+    static MADE: OnceLock<SparseStorage> = OnceLock::new();
     MADE.get_or_init(|| match make() {
-        Ok(bytes) => bytes,
-        Err(error) => panic!("cannot create an image: {error:?}"),
+        Ok(file) => file,
+        Err(error) => panic!("cannot write to a new image: {error:?}"),
     })
 }
 
-fn make() -> Result<Vec<u8>> {
-    let (storage, limits) = (Arc::new(MemoryStorage::empty()), Limits::default());
-    let env = CreateEnv {
-        gate: &DenyAll,
-        limits: &limits,
-        secrets: &NoSecrets,
-        random: &|buf| buf.fill(0x5a),
-        now: 1_700_000_000,
-    };
-    let spec = CreateSpec {
-        virtual_size: SIZE,
-        options: Options::new().with("cluster_size", "4096"),
-        backing: None,
-    };
-    ops::create::create(storage.clone(), "parallels", &spec, &env)?;
-    let node = Node::new(storage.clone(), "parallels");
-    let chain = Chain::open(node, &OpenEnv::closed(&limits).writable())?;
+fn make() -> Result<SparseStorage> {
+    let options = Options::new().with("cluster_size", "4096");
+    let file = Arc::new(build::created("parallels", SIZE, options));
+    let limits = limits();
+    let chain = Chain::open(
+        Node::new(file.clone(), "parallels"),
+        &OpenEnv::closed(&limits).writable(),
+    )?;
     chain.write(0, &[2; 4096])?;
     chain.top().close()?;
-    drop(chain);
-    Ok(storage.contents())
+    Ok(file.as_ref().clone())
 }
 
 /// Looks at the bundle of this descriptor.
