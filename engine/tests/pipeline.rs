@@ -60,6 +60,24 @@ fn several_sources_come_one_after_the_other() {
     assert!(copied(&all, &CopyOptions::default()) == expected);
 }
 
+fn new_image(storage: StorageRef, format: &'static str, size: u64, options: &Options) -> vdisk_engine::Result<Chain> {
+    let spec = CreateSpec {
+        virtual_size: size,
+        options: options.clone(),
+        backing: None,
+    };
+    let limits = Limits::default();
+    let env = CreateEnv {
+        gate: &DenyAll,
+        limits: &limits,
+        secrets: &NoSecrets,
+        random: &|bytes| bytes.fill(7),
+        now: 0,
+    };
+    create(storage.clone(), format, &spec, &env)?;
+    Chain::open(Node::new(storage, format), &OpenEnv::closed(&limits).writable())
+}
+
 /// A device cannot be emptied: what it held must not be taken for the zeroes of the source.
 #[test]
 fn a_new_image_on_a_device_full_of_other_data_equals_its_source() {
@@ -81,25 +99,11 @@ fn a_new_image_on_a_device_full_of_other_data_equals_its_source() {
         let old = vec![0xa5; 24 << 20];
         let behind = Arc::new(MemoryStorage::new("device", old.clone()));
         let device: StorageRef = Arc::new(SliceStorage::new(behind.clone(), 0, 24 << 20).unwrap());
-        let spec = CreateSpec {
-            virtual_size: bytes.len() as u64,
-            options: options.clone(),
-            backing: None,
-        };
-        let env = CreateEnv {
-            gate: &DenyAll,
-            limits: &Limits::default(),
-            secrets: &NoSecrets,
-            random: &|bytes| bytes.fill(7),
-            now: 0,
-        };
-        if create(device.clone(), format, &spec, &env).is_err() {
+        let Ok(target) = new_image(device, format, bytes.len() as u64, &options) else {
             assert!(behind.contents() == old, "{format} is refused after a change");
             continue;
-        }
+        };
         made.push(format);
-        let limits = Limits::default();
-        let target = Chain::open(Node::new(device, format), &OpenEnv::closed(&limits).writable()).unwrap();
         convert(&source, target.top(), &CopyOptions::default(), &Control::default()).unwrap();
         let mut seen = vec![1; bytes.len()];
         target.read(0, &mut seen).unwrap();
@@ -109,6 +113,30 @@ fn a_new_image_on_a_device_full_of_other_data_equals_its_source() {
         ["raw", "qcow2", "vdi"].iter().all(|format| made.contains(format)),
         "{made:?}"
     );
+}
+
+/// The file does not grow: clusters that the image has already are not given up for new ones.
+#[test]
+fn what_was_preallocated_is_filled() {
+    let mut bytes = vec![0; 9 << 20];
+    bytes[100..300_000].fill(1);
+    bytes[5 << 20..(6 << 20) + 1].fill(3);
+    let source = raw(Arc::new(MemoryStorage::new("in", bytes.clone())), false);
+    for (mode, sparse) in [("metadata", 4096), ("falloc", 4096), ("full", 4096), ("falloc", 0)] {
+        let file = Arc::new(MemoryStorage::new("out", Vec::new()));
+        let options = Options::new().with("preallocation", mode);
+        let target = new_image(file.clone(), "qcow2", bytes.len() as u64, &options).unwrap();
+        let before = file.len().unwrap();
+        let options = CopyOptions {
+            sparse,
+            ..CopyOptions::default()
+        };
+        convert(&source, target.top(), &options, &Control::default()).unwrap();
+        let mut seen = vec![1; bytes.len()];
+        target.read(0, &mut seen).unwrap();
+        assert!(seen == bytes, "{mode}");
+        assert_eq!(file.len().unwrap(), before, "{mode}");
+    }
 }
 
 #[test]

@@ -90,13 +90,18 @@ impl Watched {
             .as_str()
             .unwrap_or_else(|| panic!("{path}: {queued}"))
             .to_owned();
+        self.ended(&id).await
+    }
+
+    /// A job as it ended. Key derivation takes its time where other tests run as well.
+    async fn ended(&mut self, id: &str) -> Value {
         for _ in 0..20 {
             let job = self.get(&format!("/v1/jobs/{id}?wait=30s")).await;
             if ["succeeded", "failed"].contains(&job["state"].as_str().unwrap()) {
                 return job;
             }
         }
-        panic!("{path}: the job does not end");
+        panic!("job {id} does not end");
     }
 
     async fn succeed(&mut self, path: &str, body: Value) -> Value {
@@ -234,7 +239,7 @@ async fn over_grpc(vdiskd: &mut Watched, disk: &str) {
         ..Default::default()
     };
     let job = images.encrypt_image(encrypt).await.unwrap().into_inner();
-    let ended = vdiskd.get(&format!("/v1/jobs/{}?wait=30s", job.id)).await;
+    let ended = vdiskd.ended(&job.id).await;
     assert_eq!(ended["state"], "succeeded", "{ended}");
     let image = text(&ended["result"]["image_id"]);
     let decrypt = proto::DecryptImageRequest {
@@ -250,7 +255,7 @@ async fn over_grpc(vdiskd: &mut Watched, disk: &str) {
     let refused = images.rekey_image(rekey).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
     let job = images.decrypt_image(decrypt).await.unwrap().into_inner();
-    let ended = vdiskd.get(&format!("/v1/jobs/{}?wait=30s", job.id)).await;
+    let ended = vdiskd.ended(&job.id).await;
     assert_eq!(ended["state"], "succeeded", "{ended}");
 }
 

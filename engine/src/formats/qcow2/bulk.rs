@@ -37,12 +37,12 @@ impl BulkWrite for Qcow2 {
         }
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
-        let (at, stored) = match encoded {
-            Some(stored) => (self.place_packed(&mut writer, offset, stored), stored),
-            None => (self.place_row(&mut writer, offset, len), len),
+        let placed = match encoded {
+            Some(stored) => self.place_packed(&mut writer, offset, stored).map(|at| (at, stored)),
+            None => self.place_row(&mut writer, offset, len),
         };
-        let at = self.settle(&mut writer, at)?;
-        self.note_write(&mut writer, offset, len)?;
+        let (at, stored) = self.settle(&mut writer, placed)?;
+        self.note_write(&mut writer, offset, if encoded.is_some() { len } else { stored })?;
         self.write_back_if_full(&mut writer)?;
         let file = if encoded.is_some() { 0 } else { self.host.data_index() };
         Ok(Placement {
@@ -70,10 +70,18 @@ impl BulkWrite for Qcow2 {
 }
 
 impl Qcow2 {
-    /// Gives whole clusters a place in one row.
-    fn place_row(&self, writer: &mut Writer, offset: u64, len: u64) -> Result<u64> {
+    /// Gives whole clusters a place in one row: where the image was preallocated the one that they have, as far as it is one. Gives the
+    /// place and the bytes that have it.
+    fn place_row(&self, writer: &mut Writer, offset: u64, len: u64) -> Result<(u64, u64)> {
         let geometry = &self.geometry;
         let size = geometry.cluster_size();
+        let entry = self.entry(offset)?;
+        let first = len.min(size);
+        if let Some(at) = self.owns(writer, entry)?
+            && self.touches_only_data(entry, 0, first)
+        {
+            return Ok((at, self.run_in_place(writer, offset, at, len, first)?));
+        }
         let count = geometry.clusters(len);
         for index in geometry.l1_index(offset)..=geometry.l1_index(offset + len - 1) {
             self.ensure_table(writer, index)?;
@@ -100,6 +108,6 @@ impl Qcow2 {
             self.replace(writer, guest, &entries, false)?;
             done += here;
         }
-        Ok(at)
+        Ok((at, len))
     }
 }

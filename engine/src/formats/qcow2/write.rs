@@ -62,7 +62,7 @@ impl Qcow2 {
         Ok(part.len())
     }
 
-    fn touches_only_data(&self, entry: L2Entry, in_cluster: u64, len: u64) -> bool {
+    pub fn touches_only_data(&self, entry: L2Entry, in_cluster: u64, len: u64) -> bool {
         let touched = self.subclusters(in_cluster, in_cluster + len);
         matches!(entry, L2Entry::Standard { subs, .. } if subs.data & touched == touched)
     }
@@ -78,7 +78,7 @@ impl Qcow2 {
     }
 
     /// How far a write in place can go on into the next clusters.
-    fn run_in_place(&self, writer: &mut Writer, offset: u64, at: u64, len: u64, first: u64) -> Result<u64> {
+    pub fn run_in_place(&self, writer: &mut Writer, offset: u64, at: u64, len: u64, first: u64) -> Result<u64> {
         let size = self.geometry.cluster_size();
         let mut run = first;
         let start = self.geometry.cluster_start(offset);

@@ -14,7 +14,7 @@ pub struct CopyTarget<'a> {
     pub image: &'a dyn Image,
     /// What lies below it.
     pub below: &'a dyn Below,
-    /// Nothing is allocated in it yet.
+    /// Nothing is allocated in it yet but zeroes (preallocation).
     pub fresh: bool,
     /// What was not written reads as zeroes, so zeroes need not be written.
     pub is_zero: bool,
