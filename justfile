@@ -23,9 +23,8 @@ interop:
     VDISK_REQUIRE=all cargo nextest run -p vdisk-engine -p vdisk-cli
 
 # every fuzz target for some seconds (docs/how-to/fuzz.md)
-fuzz SECONDS="60":
-    RUSTC_BOOTSTRAP=1 cargo fuzz build --sanitizer none
-    fuzz/all {{SECONDS}}
+fuzz SECONDS="60" SANITIZER="none":
+    fuzz/all --sanitizer {{SANITIZER}} {{SECONDS}}
 
 # the service against the engine, two workers against one, tiny jobs
 bench-whole *ARGS:

@@ -64,6 +64,26 @@ impl Meter {
             }
         }
     }
+    /// Everything is done; what came of it may be told before [`end`](Self::end).
+    pub fn complete(&self) {
+        match &mut *self.shown.lock().unwrap_or_else(PoisonError::into_inner) {
+            Shown::Nothing => {}
+            Shown::Bar(bar) => bar.finish(),
+            Shown::Percent(last) if *last < 100.0 => {
+                *last = 100.0;
+                print_percent(100.0);
+            }
+            Shown::Percent(_) => {}
+        }
+    }
+    /// Nothing more is shown.
+    pub fn end(&self) {
+        match &*self.shown.lock().unwrap_or_else(PoisonError::into_inner) {
+            Shown::Nothing => {}
+            Shown::Bar(bar) => bar.abandon(),
+            Shown::Percent(_) => println!(),
+        }
+    }
 
     /// SIGUSR1 prints where the operation is; SIGINT and SIGTERM end it, so that nothing half-written stays.
     fn watch_signals(self: &Arc<Self>) {

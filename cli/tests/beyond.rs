@@ -133,6 +133,92 @@ fn a_failed_conversion_leaves_no_new_file() {
     assert!(!dir.path().join("new").exists());
 }
 
+/// Options alone can be wrong, and the system can refuse the file: in either case nothing is left of the two files.
+#[test]
+fn a_failed_creation_leaves_neither_image_nor_data_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = |extra: &str| format!("data_file=data{extra}");
+    let lines = [
+        (
+            options(""),
+            "1048576T",
+            "The image size is too large for file format 'qcow2'",
+        ),
+        (
+            options(",cluster_size=512"),
+            "8T",
+            "The image size is too large for file format 'qcow2'",
+        ),
+        (
+            options(",encrypt.format=luks,encrypt.key-secret=s,encrypt.cipher-alg=none"),
+            "1M",
+            "Cipher 'none' is not supported",
+        ),
+        // The data file is there when the system refuses its length.
+        (options(""), "64M", "File too large"),
+    ];
+    for (list, size, expected) in &lines {
+        let out = Command::new("sh")
+            .args([
+                "-c",
+                "trap '' XFSZ; ulimit -f 8192; exec \"$0\" \"$@\"",
+                env!("CARGO_BIN_EXE_vdisk"),
+            ])
+            .args([
+                "create",
+                "-q",
+                "--object",
+                "secret,id=s,data=x",
+                "-f",
+                "qcow2",
+                "-o",
+                list,
+                "new",
+                size,
+            ])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        let messages = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{list} {size}: {messages}");
+        assert!(messages.contains(expected), "{list} {size}: {messages}");
+        let left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert!(left.is_empty(), "{list} {size}: {left:?}");
+    }
+    // A data file that was there before is looked at last, and stays.
+    fs::write(dir.path().join("data"), "mine").unwrap();
+    fails(
+        dir.path(),
+        &["create", "-q", "-f", "qcow2", "-o", "data_file=data", "new", "1048576T"],
+    );
+    assert_eq!(fs::read(dir.path().join("data")).unwrap(), b"mine");
+}
+
+#[test]
+fn read_errors_are_told_with_their_place() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    let source = r#"json:{"driver":"raw","file":{"driver":"blkdebug","image":{"driver":"file","filename":"disk"},
+        "inject-error":[{"event":"read_aio","sector":2048}]}}"#;
+    let (_, messages) = fails(dir.path(), &["convert", "-m", "1", source, "out"]);
+    let place = messages
+        .split_once("error while reading at byte ")
+        .map(|(_, rest)| rest);
+    let (place, why) = place.and_then(|rest| rest.split_once(": ")).expect(&messages);
+    let place: u64 = place.parse().unwrap();
+    assert!(place <= 1 << 20 && place + (4 << 20) > 1 << 20, "{messages}");
+    assert_eq!(why, "Input/output error\n");
+    let input = format!("if={source}");
+    let (_, messages) = fails(dir.path(), &["dd", &input, "of=out"]);
+    assert!(
+        messages.ends_with("error while reading from input image file: Input/output error\n"),
+        "{messages}"
+    );
+}
+
 #[test]
 fn salvage_goes_on_after_read_errors() {
     let dir = tempfile::tempdir().unwrap();
@@ -299,4 +385,34 @@ fn messages_start_with_the_name_of_the_program() {
             .1
             .starts_with("vdisk: Could not open 'nofile'")
     );
+}
+
+#[test]
+fn the_last_line_of_a_comparison_is_its_result() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    fs::copy(dir.path().join("disk"), dir.path().join("other")).unwrap();
+    let shown = |files: [&str; 2]| {
+        let out = vdisk(
+            dir.path(),
+            &["compare", "-p", "-f", "raw", "-F", "raw", files[0], files[1]],
+        );
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let same = shown(["disk", "other"]);
+    assert!(
+        same.ends_with("    (100.00/100%)\rImages are identical.\n\n"),
+        "{same:?}"
+    );
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(dir.path().join("other"))
+        .unwrap();
+    file.write_all_at(&[9; 512], 2 << 20).unwrap();
+    let differ = shown(["disk", "other"]);
+    assert!(
+        differ.ends_with("%)\rContent mismatch at offset 2097152!\n\n"),
+        "{differ:?}"
+    );
+    assert!(!differ.contains("(100.00"), "{differ:?}");
 }

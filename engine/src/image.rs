@@ -183,6 +183,10 @@ pub trait Image: Send + Sync {
     fn virtual_size(&self) -> u64;
     /// The layer below as the header names it.
     fn backing(&self) -> Option<BackingReference>;
+    /// Guest bytes that can be stored for themselves, where that is less than a cluster.
+    fn subcluster_size(&self) -> Option<u64> {
+        None
+    }
     /// Facts for `info`.
     fn info(&self) -> Result<ImageInfo>;
     /// What was found and mended while it was opened, for people; mostly nothing.
@@ -415,6 +419,10 @@ pub struct BitmapInfo {
 
 /// Persistent dirty bitmaps of an image.
 pub trait Bitmaps {
+    /// Whether this image can have any: older versions of a format may not.
+    fn possible(&self) -> bool {
+        true
+    }
     /// All of them.
     fn list(&self) -> Result<Vec<BitmapInfo>>;
     /// Adds an empty one; granularity 0 takes the default.

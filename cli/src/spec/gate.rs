@@ -2,7 +2,7 @@
 //! them, `json:` names included.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vdisk_engine::gate::{Gate, Reference, Role};
@@ -20,6 +20,8 @@ pub struct Trail {
     names: Mutex<HashMap<String, String>>,
     /// Options for the layers that images name themselves, by the storage of the image.
     below: Mutex<HashMap<String, Keys>>,
+    /// Files that were made for a new image and were not there before.
+    made: Mutex<Vec<PathBuf>>,
 }
 
 #[derive(Debug, Clone)]
@@ -57,6 +59,13 @@ impl Trail {
     fn take_below(&self, storage: &str) -> Option<Keys> {
         let mut below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
         below.remove(storage)
+    }
+    /// Removes the files that were made for a new image: it failed.
+    pub fn remove_made(&self) {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        for path in made.drain(..) {
+            let _ = std::fs::remove_file(path);
+        }
     }
     fn count(&self) -> usize {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -96,7 +105,13 @@ impl Gate for CliGate<'_> {
     fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
         let path = path_of(reference);
         let path = path.strip_prefix("file:").unwrap_or(&path);
-        Ok(Arc::new(create_file(path)?))
+        let existed = std::fs::symlink_metadata(path).is_ok();
+        let file = create_file(path)?;
+        if !existed {
+            let mut made = self.trail.made.lock().unwrap_or_else(PoisonError::into_inner);
+            made.push(path.into());
+        }
+        Ok(Arc::new(file))
     }
 }
 

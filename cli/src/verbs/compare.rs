@@ -110,10 +110,11 @@ fn compare_files(args: &Args) -> Result<u8, Stop> {
             sizes_differ: behind && sizes[0] != sizes[1] && !args.quiet && !format.is_json(),
         }
     })?;
-    tell(&found, common, format, args.quiet);
-    if !args.quiet {
-        meter.finish();
+    if found.difference.is_none() {
+        meter.complete();
     }
+    tell(&found, common, format, args.quiet);
+    meter.end();
     Ok(u8::from(found.difference.is_some()))
 }
 

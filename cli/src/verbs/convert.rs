@@ -5,6 +5,7 @@ mod sources;
 mod streams;
 
 pub use run::run;
+pub use sources::Located;
 
 use super::Common;
 

@@ -4,6 +4,7 @@ use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, convert_into};
 use vdisk_engine::ops::{GuestSource, Walk};
 use vdisk_engine::{Chain, Result as EngineResult};
 
+use super::convert::Located;
 use super::{Common, create};
 use crate::app::{self, Failure, Outcome};
 use crate::output::Format;
@@ -60,13 +61,18 @@ impl Operands {
                 "if" => found.input = Some(value.to_owned()),
                 "of" => found.output = Some(value.to_owned()),
                 "bs" => found.block = size::size_between("bs", value, 1, i32::MAX as u64)?,
-                "count" => found.count = Some(size::size("count", value)?),
-                "skip" => found.skip = size::size("skip", value)?,
+                "count" => found.count = Some(number("count", value)?),
+                "skip" => found.skip = number("skip", value)?,
                 _ => return Err(Failure::new(format!("unrecognized operand {name}"))),
             }
         }
         Ok(found)
     }
+}
+
+/// A number of blocks, which takes no suffix.
+fn number(what: &str, text: &str) -> Result<u64, Failure> {
+    size::number_between(what, text, 0, i64::MAX as u64)
 }
 
 /// Copies.
@@ -109,8 +115,14 @@ pub fn run(args: &Args) -> Outcome {
         len: window.1,
     };
     let control = Meter::new(false, None).control();
-    convert_into(&part, &into, &CopyOptions::default(), &control)
-        .map_err(|e| Failure::from(e).context("error while copying"))?;
+    let located = Located::new(&part);
+    convert_into(&located, &into, &CopyOptions::default(), &control).map_err(|e| match located.failed() {
+        Some(_) => Failure::new(format!(
+            "error while reading from input image file: {}",
+            app::reason(&e)
+        )),
+        None => Failure::from(e).context("error while copying"),
+    })?;
     super::report(
         format,
         &[("filename", output.as_str().into()), ("virtual-size", window.1.into())],

@@ -52,7 +52,8 @@ fn fill(opener: &Opener, storage: StorageRef, format: &str, spec: &CreateSpec) -
             .unwrap_or_default()
             .as_secs(),
     };
-    Ok(vdisk_engine::ops::create::create(storage, format, spec, &env)?)
+    vdisk_engine::ops::create::create(storage, format, spec, &env).inspect_err(|_| trail.remove_made())?;
+    Ok(())
 }
 
 /// Whether the name is of something that is there already, with a size of its own, and that images are made in.

@@ -5,8 +5,8 @@ use super::pipeline::{self, CopyTarget};
 use super::source::Walk;
 use super::source::{BelowOverlay, SourceExtent, SourceKind};
 use super::{GuestSource, zeroes};
-use crate::chain::Cursor;
-use crate::image::{BackingReference, ExtentKind};
+use crate::chain::{Cursor, LayersBelow};
+use crate::image::{BackingReference, Below, ExtentKind};
 use crate::{Chain, Control, Image, Result};
 
 /// Changes what the header says about the base and nothing else: right only where the new base shows the same.
@@ -36,9 +36,12 @@ pub fn rebase(
     control: &Control,
 ) -> Result<()> {
     let top = chain.top();
-    let below = chain.below(0);
+    let below = ZeroOnBoth {
+        old: chain.below(0),
+        new: new_base,
+    };
     let old = BelowOverlay::new(chain);
-    let unit = top.info()?.cluster_size.unwrap_or(4096);
+    let unit = top.subcluster_size().or(top.info()?.cluster_size).unwrap_or(4096);
     let source = Difference {
         chain,
         old,
@@ -60,6 +63,34 @@ pub fn rebase(
         .and_then(|()| top.flush())
         .and_then(|()| top.set_backing_over(backing, new_base.map(Chain::top)));
     super::closed(top, done)
+}
+
+/// What the old base has. Zeroes count as known where the new base has them as well: elsewhere a driver must write them, not leave them to
+/// what is below.
+struct ZeroOnBoth<'a> {
+    old: LayersBelow<'a>,
+    new: Option<&'a Chain>,
+}
+
+impl Below for ZeroOnBoth<'_> {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.old.read(offset, buf)
+    }
+    fn is_zero(&self, offset: u64, len: u64) -> Result<bool> {
+        let Some(new) = self.new else {
+            return self.old.is_zero(offset, len);
+        };
+        let end = offset.saturating_add(len).min(new.virtual_size());
+        let mut at = offset;
+        while at < end {
+            let extent = new.extent(at, end - at)?;
+            if !extent.is_zero() {
+                return Ok(false);
+            }
+            at = at.saturating_add(extent.len.max(1));
+        }
+        self.old.is_zero(offset, len)
+    }
 }
 
 /// The ranges that the top does not have and that read differently on the new base.

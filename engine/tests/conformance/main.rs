@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
 
+mod chains;
 mod hostile;
 mod lifecycle;
 mod resume;

@@ -61,8 +61,24 @@ fn typed<T>(what: &str, verb: &str, result: Result<T>) -> Option<T> {
     }
 }
 
-/// Uses `bytes` as an image. With `guest`, what is read must be of these byte values.
+/// What all uses of an image together cost.
+#[derive(Debug, Clone, Copy)]
+pub struct Cost {
+    /// The processor's time.
+    pub time: Duration,
+    /// Bytes that the process grew by.
+    pub memory: u64,
+}
+
+/// Uses `bytes` as an image, which must not cost much. With `guest`, what is read must be of these byte values.
 pub fn exercise(format: &str, bytes: &[u8], guest: Option<&[u8]>, what: &str) {
+    let Cost { time, memory } = cost(format, bytes, guest, what);
+    assert!(time < TIME, "{what}: took {time:?}");
+    assert!(memory < MEMORY, "{what}: took {memory} bytes");
+}
+
+/// Uses `bytes` as [`exercise`] does, whatever it costs.
+pub fn cost(format: &str, bytes: &[u8], guest: Option<&[u8]>, what: &str) -> Cost {
     let start = processor_time();
     let before = peak_memory(true);
     let gate = Closed::default();
@@ -90,12 +106,10 @@ pub fn exercise(format: &str, bytes: &[u8], guest: Option<&[u8]>, what: &str) {
         convert(&chain, what);
     }
     write(format, bytes, &env.writable());
-    let (took, used) = (
-        processor_time().saturating_sub(start),
-        peak_memory(false).saturating_sub(before),
-    );
-    assert!(took < TIME, "{what}: took {took:?}");
-    assert!(used < MEMORY, "{what}: took {used} bytes");
+    Cost {
+        time: processor_time().saturating_sub(start),
+        memory: peak_memory(false).saturating_sub(before),
+    }
 }
 
 /// Writes into a real file: one that grows far is sparse there. The system may refuse what is too far.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::{DenyAll, Node};
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::MemoryStorage;
-use vdisk_engine::{Chain, CreateEnv, Limits, OpenEnv, Result, ops};
+use vdisk_engine::storage::{MemoryStorage, read_vec};
+use vdisk_engine::{Chain, CreateEnv, Limits, OpenEnv, Result, Storage, ops};
 
 use crate::inputs::{self, Passphrase, packed};
 
@@ -311,7 +311,34 @@ fn parts() -> usize {
         let len = u16::try_from(blob.len()).unwrap_or(0).to_be_bytes();
         count += keep("dmg_tables", &[&len[..], &blob, &[0x55; 64]].concat());
     }
+    count += DESCRIPTORS
+        .iter()
+        .map(|xml| keep("parallels_bundle", xml.as_bytes()))
+        .sum::<usize>();
+    count += servers().iter().map(|lines| keep("nbd", lines)).sum::<usize>();
+    for (flags, version) in [(4, 1), (8, 2)] {
+        count += PROGRAMS
+            .iter()
+            .map(|then| keep("luks", &over_luks(flags, version, then)))
+            .sum::<usize>();
+    }
     count + keep("vhdx_log", &log_entry())
+}
+
+/// The header's first sectors, of version 2 also those of the JSON, over a new volume: what a fuzzer can change without losing the keys.
+fn over_luks(flags: u8, version: u8, then: &[u8]) -> Vec<u8> {
+    let volume = inputs::new_luks(version);
+    let len = volume.len().unwrap();
+    let mut input = vec![1 | flags];
+    input.extend(u32::try_from(len / 512).unwrap().to_le_bytes());
+    input.extend([0, 0, 2]);
+    for (sector, bytes) in [(0u32, 592u16), (8, 1024)] {
+        input.extend(sector.to_le_bytes());
+        input.extend(bytes.to_le_bytes());
+        input.extend(read_vec(volume, u64::from(sector) * 512, usize::from(bytes)).unwrap());
+    }
+    input.extend(then);
+    input
 }
 
 fn log_entry() -> Vec<u8> {
@@ -326,4 +353,81 @@ fn log_entry() -> Vec<u8> {
     page[80..88].copy_from_slice(&(4u64 << 20).to_le_bytes());
     page[88] = 1;
     [&96u16.to_le_bytes()[..], &page].concat()
+}
+
+/// One file; two states in two parts.
+const DESCRIPTORS: &[&str] = &[
+    "<?xml version='1.0'?><Parallels_disk_image Version=\"1.0\"><Disk_Parameters><Disk_size>128</Disk_size></Disk_Parameters><StorageData><Storage>\
+     <Start>0</Start><End>128</End><Image><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID><Type>Compressed</Type><File>h</File></Image>\
+     </Storage></StorageData></Parallels_disk_image>",
+    "<Parallels_disk_image><Disk_Parameters><Disk_size>240</Disk_size><LogicSectorSize>512</LogicSectorSize><Padding>0</Padding></Disk_Parameters>\
+     <StorageData><Storage><Start>0</Start><End>128</End>\
+     <Image><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID><Type>Compressed</Type><File>h</File></Image>\
+     <Image><GUID>{11111111-2222-3333-4444-555555555555}</GUID><Type>Plain</Type><File>p</File></Image></Storage>\
+     <Storage><Start>128</Start><End>256</End>\
+     <Image><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID><Type>Compressed</Type><File>i</File></Image>\
+     <Image><GUID>{11111111-2222-3333-4444-555555555555}</GUID><Type>Compressed</Type><File>/x/h</File></Image></Storage></StorageData>\
+     <Snapshots><Shot><GUID>{5fbaabe3-6958-40ff-92a7-860e329aab41}</GUID><ParentGUID>{11111111-2222-3333-4444-555555555555}</ParentGUID></Shot>\
+     <Shot><GUID>{11111111-2222-3333-4444-555555555555}</GUID><ParentGUID>{00000000-0000-0000-0000-000000000000}</ParentGUID></Shot></Snapshots>\
+     </Parallels_disk_image>",
+];
+
+/// Size and flags (all but READ_ONLY) of an export of 4 KiB.
+const EXPORT: [u8; 10] = [0, 0, 0, 0, 0, 0, 16, 0, 0, 0x6d];
+
+/// What good NBD servers say (doc/proto.md): an oldstyle one, one that knows only export names, one with structured replies.
+fn servers() -> [Vec<u8>; 3] {
+    let simple = |cookies: std::ops::Range<u64>, data: usize| -> Vec<u8> {
+        let mut said = Vec::new();
+        for cookie in cookies {
+            said.extend([0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+            said.extend(cookie.to_be_bytes());
+            said.extend(vec![7; if cookie == 1 { data } else { 0 }]);
+        }
+        said
+    };
+    let mut old = b"\x01NBDMAGIC\x00\x00\x42\x02\x81\x86\x12\x53".to_vec();
+    old.extend(&EXPORT[..8]);
+    old.extend([0, 0, 0, 0x6d]);
+    old.extend([0; 124]);
+    old.extend(simple(1..6, 2048));
+    let mut named = b"\x03NBDMAGICIHAVEOPT\x00\x02".to_vec();
+    named.extend(EXPORT);
+    named.extend(simple(1..6, 2048));
+    let mut good = b"\x03NBDMAGICIHAVEOPT\x00\x03".to_vec();
+    good.extend(option(8, 1, &[]));
+    good.extend(option(10, 4, b"\0\0\0\x07base:allocation"));
+    good.extend(option(10, 1, &[]));
+    good.extend(option(7, 3, &[&[0, 0][..], &EXPORT].concat()));
+    good.extend(option(7, 3, &[0, 3, 0, 0, 2, 0, 0, 0, 16, 0, 1, 0, 0, 0]));
+    good.extend(option(7, 1, &[]));
+    good.extend(chunk(0, 1, 1, &[&[0; 8][..], &[7; 1024]].concat()));
+    good.extend(chunk(1, 2, 1, &[0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 4, 0]));
+    good.extend(chunk(
+        1,
+        5,
+        2,
+        &[0, 0, 0, 7, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 3],
+    ));
+    good.extend((3..7).flat_map(|cookie| chunk(1, 0, cookie, &[])));
+    [old, named, good]
+}
+
+/// An answer to an option.
+fn option(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
+    let mut said = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
+    for number in [option, kind, data.len() as u32] {
+        said.extend(number.to_be_bytes());
+    }
+    said.extend(data);
+    said
+}
+
+/// A part of a structured reply.
+fn chunk(flags: u8, kind: u8, cookie: u64, data: &[u8]) -> Vec<u8> {
+    let mut said = vec![0x66, 0x8e, 0x33, 0xef, 0, flags, 0, kind];
+    said.extend(cookie.to_be_bytes());
+    said.extend((data.len() as u32).to_be_bytes());
+    said.extend(data);
+    said
 }

@@ -125,3 +125,22 @@ fn a_volume_without_its_key_shows_metadata_and_no_data() {
     assert!(image.info().unwrap().encrypted);
     assert_eq!(image.read(0, &mut [0; 512]).unwrap_err().kind(), ErrorKind::WrongKey);
 }
+
+/// LUKS1 does not say how long its payload is: what is left of it can be read, and nothing behind it.
+#[test]
+fn a_truncated_payload_is_as_long_as_its_whole_sectors() {
+    let good = valid();
+    let payload = good.len() - (1 << 20);
+    let cut = |len: usize| Arc::new(MemoryStorage::new("cut", good[..len].to_vec()));
+    let image = open_on(cut(payload + 1000), b"letmein").unwrap();
+    assert_eq!(image.virtual_size(), 512);
+    let whole = open_on(cut(good.len()), b"letmein").unwrap();
+    let (mut found, mut expected) = ([0; 512], [0; 512]);
+    image.read(0, &mut found).unwrap();
+    whole.read(0, &mut expected).unwrap();
+    assert_eq!(found, expected);
+    let error = image.read(512, &mut found).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    let error = open_on(cut(payload - 1), b"letmein").err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}

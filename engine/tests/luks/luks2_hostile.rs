@@ -170,3 +170,74 @@ fn binary_headers_that_lie_are_refused() {
         );
     }
 }
+
+/// All of them at once: each is told from the others. Only a damaged slot cannot be told from a wrong passphrase, by anybody.
+#[test]
+fn each_damage_has_its_own_words_at_once() {
+    let good = valid();
+    let changed = |path: &str, value: Value| {
+        let mut json = json_of(&good);
+        *json.pointer_mut(path).unwrap() = value;
+        with_text(&good, json.to_string().as_bytes())
+    };
+    let flip = |places: &[usize]| {
+        let mut image = good.clone();
+        places.iter().for_each(|at| image[*at] ^= 1);
+        image
+    };
+    let sized = changed("/segments/0/size", json!("1048576"));
+    let endless = json!(4_294_967_295_u32);
+    let argon2 = json!({"type": "argon2id", "time": 4, "memory": endless, "cpus": 1, "salt": "AAAAAAAAAAA="});
+    let area: usize = json_of(&good)["keyslots"]["0"]["area"]["offset"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let cases = [
+        ("wrong key", sized.clone(), "no", ErrorKind::WrongKey),
+        ("damaged slot", flip(&[area + 5000]), "letmein", ErrorKind::WrongKey),
+        (
+            "damaged copies",
+            flip(&[4100, COPY + 4100]),
+            "letmein",
+            ErrorKind::Corrupt,
+        ),
+        (
+            "truncated payload",
+            sized[..sized.len() - 512].to_vec(),
+            "letmein",
+            ErrorKind::Corrupt,
+        ),
+        (
+            "iterations",
+            changed("/keyslots/0/kdf/iterations", endless),
+            "letmein",
+            ErrorKind::LimitExceeded,
+        ),
+        (
+            "Argon2 memory",
+            changed("/keyslots/0/kdf", argon2),
+            "letmein",
+            ErrorKind::LimitExceeded,
+        ),
+    ];
+    let mut told = std::collections::BTreeSet::new();
+    for (name, image, key, kind) in cases {
+        let start = Instant::now();
+        let error = open_on(Arc::new(MemoryStorage::new("bad", image)), key.as_bytes())
+            .err()
+            .unwrap();
+        assert_eq!(error.kind(), kind, "{name}: {error}");
+        assert!(
+            start.elapsed() < Duration::from_secs(3),
+            "{name} took {:?}",
+            start.elapsed()
+        );
+        assert!(
+            told.insert(error.what().to_owned()) || name == "damaged slot",
+            "{name}: {error} again"
+        );
+    }
+    let one_copy = flip(&[4100]);
+    assert!(open_on(Arc::new(MemoryStorage::new("one", one_copy)), b"letmein").is_ok());
+}

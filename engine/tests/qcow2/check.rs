@@ -7,7 +7,7 @@ use vdisk_engine::options::Options;
 use vdisk_engine::storage::MemoryStorage;
 use vdisk_engine::{Control, Limits, OpenEnv, formats};
 
-use crate::support::{Files, Scratch, assert_qemu_clean, read_all};
+use crate::support::{Files, Scratch, assert_clean, assert_qemu_clean, read_all};
 
 /// 64 KiB clusters: header 0, refcount table 1, block 2, L1 3, L2 4, data 5 to 14.
 fn sample() -> Vec<u8> {
@@ -180,4 +180,54 @@ fn check_counts_what_qemu_counts() {
     ] {
         assert_eq!(value, Some(theirs[key].as_u64().unwrap_or(0)), "{key}");
     }
+}
+
+/// Two guest clusters in one host cluster, and a refcount of one bit: no repair can count them. Wider refcounts can.
+#[test]
+fn wider_refcounts_mend_what_narrow_ones_cannot_count() {
+    let scratch = Scratch::new();
+    let path = scratch.file("narrow.qcow2");
+    scratch.create(&path, 1 << 20, Options::new().with("refcount_bits", "1"));
+    let image = scratch.open_writable(&path);
+    image.write(0, &[3; 2 << 16], &NothingBelow).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.copy_within(L2..L2 + 8, L2 + 16);
+    std::fs::write(&path, &bytes).unwrap();
+
+    let image = scratch.try_open(&path, |env| env.writable().for_check()).unwrap();
+    let report = image.check(Repair::All, &Control::default()).unwrap();
+    assert_eq!(
+        (report.corruptions, report.corruptions_fixed),
+        (1, 0),
+        "{:#?}",
+        report.messages
+    );
+    let told = |words: &str| report.messages.iter().filter(|m| m.contains(words)).count();
+    assert_eq!(
+        (told("reference=2"), told("refcount_bits")),
+        (1, 1),
+        "{:#?}",
+        report.messages
+    );
+    drop(image);
+
+    let image = scratch.open_writable(&path);
+    let before = read_all(&*image);
+    let error = image.write(0, &[9; 512], &NothingBelow).unwrap_err();
+    assert!(error.to_string().contains("refcount_bits"), "{error}");
+    let wider = Options::new().with("refcount_bits", "2");
+    image.amend(&wider, false, &Control::default()).unwrap();
+    assert_clean(&*image);
+    image.close().unwrap();
+    if e2e::tools::have(&["qemu-img"]) {
+        assert_qemu_clean(&std::fs::read(&path).unwrap(), &scratch, false, "wider refcounts");
+    }
+    image.write(0, &[9; 512], &NothingBelow).unwrap();
+    image.close().unwrap();
+    let mut after = read_all(&*image);
+    assert!(after[..512].iter().all(|b| *b == 9));
+    after[..512].fill(3);
+    assert!(after == before, "the other user of the cluster was changed");
 }

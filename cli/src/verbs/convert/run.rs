@@ -8,9 +8,9 @@ use vdisk_engine::ops::{Concatenation, GuestSource};
 use vdisk_engine::options::Options;
 
 use super::Args;
-use super::sources::{Salvage, TopLayer};
+use super::sources::{Located, Salvage, TopLayer};
 use super::streams::Spool;
-use crate::app::{Failure, Outcome};
+use crate::app::{self, Failure, Outcome};
 use crate::options;
 use crate::output::Format;
 use crate::progress::Meter;
@@ -241,7 +241,7 @@ impl Job<'_> {
         let [source] = sources.images.as_slice() else {
             return Err(Failure::new("Copying bitmaps only possible with single source"));
         };
-        let Some(bitmaps) = source.chain.top().bitmaps() else {
+        let Some(bitmaps) = source.chain.top().bitmaps().filter(|b| b.possible()) else {
             return Err(Failure::new("Source lacks bitmap support"));
         };
         let driver = crate::verbs::driver(self.target_format)?;
@@ -360,9 +360,12 @@ impl Job<'_> {
             ..new
         };
         let run = |source: &dyn GuestSource| {
-            let salvage = Salvage(source);
-            let source = if self.args.salvage { &salvage } else { source };
-            convert_into(source, &into, &copy, &meter.control())
+            let (salvage, located) = (Salvage(source), Located::new(source));
+            let source: &dyn GuestSource = if self.args.salvage { &salvage } else { &located };
+            convert_into(source, &into, &copy, &meter.control()).map_err(|e| match located.failed() {
+                Some(place) => Failure::new(format!("error while reading {place}: {}", app::reason(&e))),
+                None => Failure::from(e).context("error while converting"),
+            })
         };
         let done = match sources.images.as_slice() {
             [one] if with_backing => run(&TopLayer {
@@ -375,7 +378,7 @@ impl Job<'_> {
                 run(&Concatenation::new(&parts)?)
             }
         };
-        done.map_err(|e| Failure::from(e).context("error while converting"))?;
+        done?;
         meter.finish();
         Ok(())
     }

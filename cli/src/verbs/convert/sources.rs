@@ -1,5 +1,8 @@
 //! What is copied: one or several images, a snapshot, and reading on after errors.
 
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
 use vdisk_engine::chain::Cursor;
 use vdisk_engine::ops::{GuestSource, SourceExtent, SourceKind, Walk};
 use vdisk_engine::{Chain, Result};
@@ -39,6 +42,64 @@ impl GuestSource for TopLayer<'_> {
     }
     fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
         GuestSource::read_data(self.chain, layer, offset, buf)
+    }
+}
+
+/// A source that remembers where it could not be read.
+pub struct Located<'a> {
+    inner: &'a dyn GuestSource,
+    failed: Mutex<Option<Place>>,
+}
+
+/// What could not be read, and at which guest offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// What is stored there.
+    Status(u64),
+    /// The data: the first byte of the request that failed.
+    Data(u64),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(at) => write!(f, "block status at offset {at}"),
+            Self::Data(at) => write!(f, "at byte {at}"),
+        }
+    }
+}
+
+impl<'a> Located<'a> {
+    /// Nothing failed yet.
+    pub fn new(inner: &'a dyn GuestSource) -> Self {
+        let failed = Mutex::new(None);
+        Self { inner, failed }
+    }
+    /// The first failure.
+    pub fn failed(&self) -> Option<Place> {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn note<T>(&self, place: Place, done: Result<T>) -> Result<T> {
+        done.inspect_err(|_| {
+            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.get_or_insert(place);
+        })
+    }
+}
+
+impl GuestSource for Located<'_> {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        let mut walk = self.inner.walk();
+        Box::new(move |offset, len: u64| self.note(Place::Status(offset), walk.extent(offset, len)))
+    }
+    fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.note(Place::Data(offset), self.inner.read_data(layer, offset, buf))
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.note(Place::Data(offset), self.inner.read(offset, buf))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use super::layout::{self, HEADER_LEN, Header, Subtype};
+use super::layout::{self, HEADER_LEN, Header, NO_EXTENT, Subtype};
 use super::map::{Map, Run};
 use crate::formats::common::{check_range, lock, read_below, read_table};
 use crate::image::{BackingReference, Below, BulkWrite, Extent, ExtentKind, HostPlace, ImageInfo, Placement, Scratch};
@@ -33,7 +33,10 @@ impl BochsImage {
             env.limits,
         )?;
         let number = |b: &[u8]| b.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b));
-        let catalog = raw.chunks_exact(4).map(number).collect();
+        let catalog: Vec<u32> = raw.chunks_exact(4).map(number).collect();
+        if env.writable {
+            refuse_shared(&catalog)?;
+        }
         Ok(Self {
             backing: base_of(header.subtype, file.name())?,
             map: Mutex::new(Map::new(file.clone(), header, catalog, env.limits.cache_bytes)?),
@@ -95,6 +98,22 @@ impl BochsImage {
             Some(at) => self.file.read_at(at, sector),
             None => read_below(below, start + inside, sector, self.header.size),
         }
+    }
+}
+
+/// A write to an extent that two entries name would change the guest's bytes in both places.
+fn refuse_shared(catalog: &[u32]) -> Result<()> {
+    let mut extents: Vec<_> = catalog.iter().copied().filter(|n| *n != NO_EXTENT).collect();
+    extents.sort_unstable();
+    match extents
+        .windows(2)
+        .find(|pair| pair.first() == pair.last())
+        .and_then(<[u32]>::first)
+    {
+        None => Ok(()),
+        Some(extent) => Err(Error::corrupt(format!(
+            "two catalog entries name extent {extent:#x}; the image can only be read"
+        ))),
     }
 }
 

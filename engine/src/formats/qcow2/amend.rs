@@ -1,6 +1,5 @@
 //! Changing options of an existing image.
 
-use super::check::Counts;
 use super::create::refcount_order;
 use super::image::Qcow2;
 use super::layout::extensions::{ExtensionKind, feature_names};
@@ -8,7 +7,7 @@ use super::layout::refcounts::RefcountWidth;
 use super::layout::{Autoclear, Compatible, Extension};
 use super::writer::Writer;
 use crate::env::BackingReference;
-use crate::image::Resize;
+use crate::image::{Repair, Resize};
 use crate::options::Options;
 use crate::{Control, Error, Result};
 
@@ -44,7 +43,12 @@ impl Qcow2 {
             self.upgrade()?;
         }
         if options.get("refcount_bits").is_some() {
-            let order = refcount_order(options, version)?;
+            let order = refcount_order(options, 3)?;
+            if version < 3 && order != 4 {
+                return Err(Error::invalid(
+                    "refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
+                ));
+            }
             self.change_refcount_width(order, control)?;
         }
         self.change_flags(options)?;
@@ -148,9 +152,18 @@ impl Qcow2 {
         if self.read_shared().header.refcount_order == order {
             return Ok(());
         }
-        let mut writer = self.settled()?;
-        let counts: Counts = self.count_references(control)?;
+        let mut writer = self.lock_writer()?;
+        // A cluster with more users than a refcount can say is what wider ones are for; nothing else is written to such an image.
+        self.refuse_untrusted()?;
+        self.drop_stale_features(&writer)?;
+        self.write_back(&mut writer)?;
+        let (counts, too_many_users) = self.count_references(control)?;
         self.write_refcounts(&mut writer, &counts, RefcountWidth::new(order))?;
-        self.reload(&mut writer)
+        self.reload(&mut writer)?;
+        if too_many_users > 0 {
+            // Copied flags claim those clusters for one user.
+            self.repair_image(&mut writer, Repair::All, control)?;
+        }
+        Ok(())
     }
 }

@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use super::create_crypt::Wanted;
+use super::grow::refuse_too_large;
 use super::header_io::compose;
 use super::image::Qcow2;
 use super::layout::extensions::feature_names;
 use super::layout::refcounts::RefcountWidth;
-use super::layout::{Autoclear, Compatible, Compression, Crypt, Extension, Extensions, Header, Incompatible};
+use super::layout::{Autoclear, Compatible, Compression, Crypt, Extension, Extensions, Geometry, Header, Incompatible};
 use super::open;
 use crate::env::CreateSpec;
 use crate::gate::{Gate, Node, Reference, Role};
@@ -86,6 +87,15 @@ impl Plan {
             ));
         }
         Ok(())
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            cluster_bits: self.cluster_bits,
+            extended_l2: self.extended_l2,
+            compression: self.compression,
+            data_file: self.data_file.is_some(),
+        }
     }
 
     fn header(&self) -> Header {
@@ -173,7 +183,12 @@ pub(super) fn create(storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>
         .checked_next_multiple_of(512)
         .filter(|size| *size <= env.limits.virtual_size)
         .ok_or_else(|| Error::limit(format!("a virtual size of {} bytes is too large", spec.virtual_size)))?;
+    refuse_too_large(&plan.geometry(), size)?;
     let passphrase = plan.encryption.as_ref().map(|e| e.passphrase(env)).transpose()?;
+    if let Some(wanted) = &plan.encryption {
+        // Options of LUKS that make no sense are told before anything is there.
+        wanted.header_len()?;
+    }
     write_skeleton(&storage, &plan, spec)?;
     let data = plan
         .data_file

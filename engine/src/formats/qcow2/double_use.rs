@@ -50,8 +50,12 @@ impl Qcow2 {
                 };
                 let cluster = host >> self.geometry.cluster_bits;
                 if !seen.insert(cluster) && writer.refcounts.get(cluster)? < 2 {
+                    let way = match writer.refcounts.width().max() {
+                        1 => "widen the refcounts with amend refcount_bits",
+                        _ => "run a repair",
+                    };
                     return Err(Error::corrupt(format!(
-                        "two guest clusters share the host cluster at {host:#x}; run a repair"
+                        "two guest clusters share the host cluster at {host:#x}; {way}"
                     )));
                 }
             }

@@ -2,11 +2,22 @@
 
 use super::image::Qcow2;
 use super::layout::header::MAX_L1_BYTES;
-use super::layout::{Header, L2Entry, Subclusters, words_to_be};
+use super::layout::{Geometry, Header, L2Entry, Subclusters, words_to_be};
 use super::writer::{Release, Writer};
 use crate::image::Preallocation;
 use crate::storage::write_zero_bytes;
 use crate::{Error, Result};
+
+/// # Errors
+/// `LimitExceeded` for a virtual size whose L1 table would be longer than is allowed.
+pub(super) fn refuse_too_large(geometry: &Geometry, virtual_size: u64) -> Result<()> {
+    match geometry.l1_entries(virtual_size) > MAX_L1_BYTES / 8 {
+        true => Err(Error::limit(
+            "the image size is too large for file format 'qcow2' (try using a larger cluster size)",
+        )),
+        false => Ok(()),
+    }
+}
 
 impl Qcow2 {
     /// Makes the L1 table cover `virtual_size`.
@@ -21,11 +32,7 @@ impl Qcow2 {
         if entries <= old_len {
             return Ok(());
         }
-        if entries * 8 > MAX_L1_BYTES {
-            return Err(Error::limit(
-                "the image size is too large for file format 'qcow2' (try using a larger cluster size)",
-            ));
-        }
+        refuse_too_large(&self.geometry, virtual_size)?;
         self.write_back(writer)?;
         let mut table = self.read_shared().l1.clone();
         table.resize(entries as usize, 0);

@@ -84,22 +84,25 @@ impl Qcow2 {
         if writer.prepared {
             return self.hold_recording_bitmaps(writer);
         }
-        if self.host.is_damaged() {
-            return Err(Error::corrupt(
-                "the image is marked corrupt and cannot be written before a repair",
-            ));
-        }
-        self.read_metadata().refuse_conflicts()?;
+        self.refuse_untrusted()?;
         self.refuse_double_use(writer)?;
-        let header = self.read_shared().header.clone();
-        if header.incompatible.has(Incompatible::CORRUPT) {
-            return Err(Error::corrupt(
-                "the image is marked corrupt and cannot be written before a repair",
-            ));
-        }
         self.drop_stale_features(writer)?;
         writer.prepared = true;
         self.hold_recording_bitmaps(writer)
+    }
+
+    /// # Errors
+    /// `Corrupt` for an image that is marked so, whose metadata overlaps, or whose snapshots are not all known.
+    pub fn refuse_untrusted(&self) -> Result<()> {
+        if self.host.is_damaged() || self.read_shared().header.incompatible.has(Incompatible::CORRUPT) {
+            return Err(Error::corrupt(
+                "the image is marked corrupt and cannot be written before a repair",
+            ));
+        }
+        if let Some(damage) = &self.read_shared().snapshot_damage {
+            return Err(damage.refusal());
+        }
+        self.read_metadata().refuse_conflicts()
     }
 
     /// Data that features unknown here keep in the image goes stale with the first write: their bits go.

@@ -12,7 +12,7 @@ use super::crypt::Encryption;
 use super::host::Host;
 use super::layout::{Crypt, Extensions, Geometry, Header};
 use super::metadata::MetadataMap;
-use super::snapshot_table::Snapshot;
+use super::snapshot_table::{Snapshot, TableDamage};
 use super::writer::Writer;
 use crate::image::{
     BackingReference, Below, Bitmaps, BulkWrite, CheckReport, Extent, ImageInfo, KeySlots, Repair, Resize, Snapshots,
@@ -34,8 +34,8 @@ pub(super) struct Qcow2 {
     pub metadata: Arc<RwLock<MetadataMap>>,
     /// The last compressed cluster that was read in part: its place and its bytes.
     pub unpacked: Mutex<Option<(u64, Vec<u8>)>>,
-    /// What opening it repaired.
-    pub repairs: Vec<String>,
+    /// What opening it found and repaired.
+    pub notices: Vec<String>,
 }
 
 /// What readers need.
@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub extensions: Extensions,
     pub backing: Option<BackingReference>,
     pub snapshots: Vec<Snapshot>,
+    /// Why there may be more snapshots than those.
+    pub snapshot_damage: Option<TableDamage>,
     /// The active L1 table, raw.
     pub l1: Vec<u64>,
     pub l2: L2Cache,
@@ -101,13 +103,16 @@ impl Image for Qcow2 {
         "qcow2"
     }
     fn notices(&self) -> &[String] {
-        &self.repairs
+        &self.notices
     }
     fn virtual_size(&self) -> u64 {
         self.read_shared().header.virtual_size
     }
     fn backing(&self) -> Option<BackingReference> {
         self.read_shared().backing.clone()
+    }
+    fn subcluster_size(&self) -> Option<u64> {
+        self.geometry.extended_l2.then(|| self.geometry.subcluster_size())
     }
     fn info(&self) -> Result<ImageInfo> {
         self.describe()

@@ -12,7 +12,7 @@ use super::layout::header::{V2_LEN, unknown_features};
 use super::layout::{Autoclear, Extensions, Geometry, Header, Incompatible, words_from_be};
 use super::metadata::MetadataMap;
 use super::refcounts::Refcounts;
-use super::snapshot_table::{self, Snapshot};
+use super::snapshot_table::{self, Snapshot, SnapshotTable};
 use super::writer::Writer;
 use crate::env::BackingReference;
 use crate::gate::{Reference, Role};
@@ -108,7 +108,13 @@ pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) ->
         data_file: header.incompatible.has(Incompatible::DATA_FILE),
     };
     let l1 = read_l1(storage.as_ref(), &header, &geometry, env)?;
-    let snapshots = snapshot_table::read(storage.as_ref(), &header)?;
+    let SnapshotTable {
+        list: snapshots,
+        damage,
+    } = snapshot_table::read(storage.as_ref(), &header)?;
+    if let Some(damage) = damage.as_ref().filter(|_| env.writable && !env.for_check) {
+        return Err(damage.refusal());
+    }
     let reftable = read_reftable(storage.as_ref(), &header)?;
     let metadata = build_map(
         &geometry,
@@ -137,18 +143,19 @@ pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) ->
         metadata,
         host,
         unpacked: Mutex::default(),
-        repairs: Vec::new(),
+        notices: damage.iter().map(|d| d.text().to_owned()).collect(),
         shared: RwLock::new(Shared {
             l2: L2Cache::new(env.limits.cache_bytes / 2, geometry.cluster_size()),
             header,
             extensions,
             backing,
             snapshots,
+            snapshot_damage: damage,
             l1,
         }),
     };
     if env.writable && !env.for_check {
-        image.repairs = image.repair_dirty()?;
+        image.notices = image.repair_dirty()?;
     }
     Ok(image)
 }

@@ -7,7 +7,7 @@ use super::layout::header::{MAX_L1_BYTES, MAX_SNAPSHOTS};
 use super::layout::{Geometry, Header, be32, be64};
 use crate::image::SnapshotInfo;
 use crate::storage::Storage;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Bytes of an entry before its extra data.
 const FIXED: usize = 40;
@@ -109,22 +109,53 @@ impl Snapshot {
     }
 }
 
-/// Reads the snapshot table that the header names.
+/// The table as far as it can be read.
+#[derive(Debug, Default)]
+pub(super) struct SnapshotTable {
+    /// The entries before the first damaged one.
+    pub list: Vec<Snapshot>,
+    /// Why the rest cannot be read.
+    pub damage: Option<TableDamage>,
+}
+
+/// A table that cannot be read to its end: there are snapshots that nobody knows, and whose clusters nobody can count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TableDamage(String);
+
+impl TableDamage {
+    /// What is damaged.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+    /// Why the image cannot be written.
+    pub fn refusal(&self) -> Error {
+        Error::corrupt(format!(
+            "{}; clusters of unknown snapshots cannot be told from free ones, so the image can be read and copied, but not written",
+            self.0
+        ))
+    }
+}
+
+/// Reads the snapshot table that the header names, up to the first entry that is damaged.
 ///
 /// # Errors
-/// `Corrupt` for entries that cannot be read or lie past the end of the file, `LimitExceeded` for a table too large.
-pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<Vec<Snapshot>> {
-    let mut list = Vec::new();
+/// `Io` when the file cannot be read.
+pub(super) fn read(storage: &dyn Storage, header: &Header) -> Result<SnapshotTable> {
+    let mut table = SnapshotTable::default();
     let mut reader = Reader::new(storage, header.snapshots_offset)?;
     for number in 0..header.nb_snapshots.min(MAX_SNAPSHOTS) {
         let place = reader.position();
-        let snapshot = read_one(&mut reader);
-        list.push(
-            snapshot
-                .map_err(|e| Error::new(e.kind(), format!("snapshot {number} at {place:#x} is damaged")).because(e))?,
-        );
+        match read_one(&mut reader) {
+            Ok(snapshot) => table.list.push(snapshot),
+            Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+            Err(error) => {
+                let what = format!("snapshot {number} at {place:#x} is damaged: {}", error.what());
+                table.damage = Some(TableDamage(what));
+                break;
+            }
+        }
     }
-    Ok(list)
+    Ok(table)
 }
 
 /// The bytes of a whole table.
@@ -257,11 +288,14 @@ mod tests {
             nb_snapshots: 2,
             ..Header::default()
         };
-        assert_eq!(read(&storage, &header).unwrap(), list);
+        let table = read(&storage, &header).unwrap();
+        assert_eq!((table.list, table.damage), (list.clone(), None));
         let more = Header {
             nb_snapshots: 3,
             ..Header::default()
         };
-        assert!(read(&storage, &more).is_err());
+        let table = read(&storage, &more).unwrap();
+        assert_eq!(table.list, list);
+        assert!(table.damage.is_some());
     }
 }

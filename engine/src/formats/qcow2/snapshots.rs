@@ -34,9 +34,13 @@ impl Qcow2 {
         let list = &shared.snapshots;
         let by_id = list.iter().position(|s| s.id == selector);
         let found = by_id.or_else(|| list.iter().position(|s| s.name == selector));
-        found
-            .and_then(|i| list.get(i).map(|s| (i, s.clone())))
-            .ok_or_else(|| Error::invalid(format!("there is no snapshot \"{}\"", selector.escape_debug())))
+        found.and_then(|i| list.get(i).map(|s| (i, s.clone()))).ok_or_else(|| {
+            let name = selector.escape_debug();
+            match &shared.snapshot_damage {
+                None => Error::invalid(format!("there is no snapshot \"{name}\"")),
+                Some(damage) => Error::corrupt(format!("no snapshot \"{name}\" can be found; {}", damage.text())),
+            }
+        })
     }
 
     pub fn snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
@@ -441,12 +445,13 @@ impl Snapshots for Qcow2 {
             writer: None,
             metadata: self.metadata.clone(),
             unpacked: Mutex::default(),
-            repairs: Vec::new(),
+            notices: Vec::new(),
             shared: RwLock::new(Shared {
                 header,
                 extensions: Extensions::default(),
                 backing: shared.backing.clone(),
                 snapshots: Vec::new(),
+                snapshot_damage: None,
                 l1,
                 l2: L2Cache::new(self.limits.cache_bytes / 2, self.geometry.cluster_size()),
             }),

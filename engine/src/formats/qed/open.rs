@@ -9,8 +9,8 @@ use super::layout::{self, BACKING_FILE, BACKING_IS_RAW, HEADER_LEN, Header, NEED
 use crate::formats::common::{MAX_UNIT, lock, text};
 use crate::formats::two_level::{Codec, Shape, Slot, TwoLevel};
 use crate::image::{
-    BackingReference, Below, BulkWrite, CheckReport, Extent, ImageInfo, Placement, Preallocation, Repair, Resize,
-    Scratch,
+    BackingReference, Below, BulkWrite, CheckReport, Extent, ExtentKind, ImageInfo, Placement, Preallocation, Repair,
+    Resize, Scratch,
 };
 use crate::storage::read_padded;
 use crate::{Control, Error, Image, OpenEnv, Result, StorageRef};
@@ -180,7 +180,12 @@ impl Image for QedImage {
                 "QED image size must be a multiple of 512 and at most {max}, not {size}"
             )));
         }
+        let old = self.map.size();
         self.map.grow(size)?;
+        if let Err(error) = self.nothing_between(old, size) {
+            self.map.grow(old)?;
+            return Err(error);
+        }
         self.change_header(|header| {
             header.size = size;
             header.raw.image_size = size.into();
@@ -204,6 +209,23 @@ impl Image for QedImage {
     }
     fn check(&self, repair: Repair, control: &Control) -> Result<CheckReport> {
         super::check::check(self, repair, control)
+    }
+}
+
+impl QedImage {
+    /// Tables may name clusters behind the end of the disk, which nobody checks: a larger disk would show them.
+    fn nothing_between(&self, old: u64, new: u64) -> Result<()> {
+        let mut at = old.next_multiple_of(self.map.cluster());
+        while at < new {
+            let extent = self.map.extent(at, new - at)?;
+            if extent.kind != ExtentKind::Unallocated {
+                return Err(Error::corrupt(format!(
+                    "the tables have an entry for {at:#x}, behind the disk's end at {old:#x}; convert the image instead"
+                )));
+            }
+            at += extent.len;
+        }
+        Ok(())
     }
 }
 

@@ -80,6 +80,11 @@ pub fn find(storage: &dyn Storage, header: &Header, limits: &Limits) -> Result<O
     Replay::of(&entries, header, storage.len()?).map(Some)
 }
 
+/// Number of the last of these entries.
+fn newest(entries: &[Entry]) -> u64 {
+    entries.last().map_or(0, |e| e.raw.sequence.get())
+}
+
 impl Log {
     /// The bytes of `pages` from `page` on, which go round at the end.
     fn part(&self, page: u64, pages: u64) -> Option<Vec<u8>> {
@@ -125,8 +130,13 @@ impl Log {
     }
 
     /// The entries from the tail to the head of the newest sequence (2.3.2 of the specification).
+    ///
+    /// # Errors
+    /// `Corrupt` where a newer entry was written after others that are lost: what is left of the log is too old to be done.
     fn active(&mut self) -> Result<Option<Vec<Entry>>> {
         let mut best: Option<Vec<Entry>> = None;
+        // Number and tail (a page) of the newest entry that has no whole sequence before it.
+        let mut cut_off = (0, 0);
         let mut start = 0;
         while start < self.pages {
             let (mut sequence, mut taken) = (Vec::<Entry>::new(), 0);
@@ -146,14 +156,26 @@ impl Log {
             let tail = sequence.last().map(|head| u64::from(head.raw.tail.get()) / PAGE);
             let first = sequence.iter().position(|e| Some(e.page) == tail);
             let Some(first) = first else {
+                cut_off = cut_off.max((newest(&sequence), tail.unwrap_or(0)));
                 start += 1;
                 continue;
             };
-            let newest = |entries: &[Entry]| entries.last().map_or(0, |e| e.raw.sequence.get());
             if newest(&sequence) > best.as_deref().map_or(0, newest) {
                 best = Some(sequence.split_off(first));
             }
             start += taken;
+        }
+        let (number, tail) = cut_off;
+        // Behind an entry that was cut short by a power failure others may follow, whose tail is one of the sequence before it.
+        if let Some(best) = &best
+            && number > newest(best)
+            && best.iter().all(|e| e.page != tail)
+        {
+            return Err(Error::corrupt(format!(
+                "the log's entry {number} goes with one at {:#x} that is lost; the newest whole ones end with {}",
+                tail * PAGE,
+                newest(best)
+            )));
         }
         Ok(best)
     }

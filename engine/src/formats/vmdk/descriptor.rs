@@ -59,6 +59,8 @@ pub(super) struct Descriptor {
     lines: Vec<String>,
     /// The text is not UTF-8: each character of a line stands for one byte.
     bytewise: bool,
+    /// What ends a line: as on Windows, or a newline alone.
+    line_end: &'static str,
     pub cid: u32,
     pub parent_cid: u32,
     pub create_type: String,
@@ -132,6 +134,7 @@ impl Descriptor {
             Ok(text) => (text.to_owned(), false),
             Err(_) => (text.iter().copied().map(char::from).collect(), true),
         };
+        let windows = text.split_inclusive('\n').next().is_some_and(|l| l.ends_with("\r\n"));
         let lines: Vec<String> = text
             .lines()
             .map(|l| l.trim_end_matches([' ', '\t', '\r']).to_owned())
@@ -161,14 +164,15 @@ impl Descriptor {
             },
             extents,
             bytewise,
+            line_end: if windows { "\r\n" } else { "\n" },
             lines,
         })
     }
 
     /// The text as it goes to the file, in the encoding that it was read in.
     pub fn text(&self) -> Vec<u8> {
-        let mut text = self.lines.join("\n");
-        text.push('\n');
+        let mut text = self.lines.join(self.line_end);
+        text.push_str(self.line_end);
         if !self.bytewise {
             return text.into_bytes();
         }

@@ -91,6 +91,17 @@ fn two_directory_entries_for_one_table_are_not_written_through() {
 }
 
 #[test]
+fn redundant_tables_past_the_end_are_not_written() {
+    let bytes = sparse_with(21 * 512, &0x0400_0000u32.to_le_bytes());
+    let error = open_on(Arc::new(MemoryStorage::new("m", bytes))).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(
+        error.to_string().contains("redundant grain table 0 at 0x800000000"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_directory_that_the_file_cannot_hold_is_refused_before_it_is_allocated() {
     // 512 TiB: a directory of 64 MiB, within the limits, in a file of 64 KiB.
     let bytes = sparse_with(12, &(1u64 << 40).to_le_bytes());

@@ -56,6 +56,7 @@ pub(super) fn open_hosted(file: &StorageRef, header: Header, env: &OpenEnv<'_>) 
     let redundant_at = header.redundant.filter(|_| !redundant.is_empty());
     if env.writable && !env.for_check {
         refuse_shared_tables(&directory)?;
+        refuse_outside(&redundant, header.entries * 4, file.len()?)?;
     }
     let packing = if header.compressed {
         Packing::Deflated {
@@ -153,6 +154,17 @@ fn read_table(file: &StorageRef, at: u64, bytes: u64, limits: &Limits) -> Result
     }
     let len = usize::try_from(bytes).map_err(|_| Error::limit("a grain directory past the address space"))?;
     read_inside(file.as_ref(), at, len, "grain directory")
+}
+
+/// Redundant tables are written without being read: one past the end would make the file as long as its place says.
+fn refuse_outside(redundant: &[u64], table_bytes: u64, file_end: u64) -> Result<()> {
+    let outside = |place: &u64| *place != 0 && place.saturating_add(table_bytes) > file_end;
+    match redundant.iter().enumerate().find(|(_, place)| outside(place)) {
+        Some((index, place)) => Err(Error::corrupt(format!(
+            "redundant grain table {index} at {place:#x} ends past the end of the file at {file_end:#x}"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Two directory entries for one table: a write through one would change what the other shows.

@@ -61,6 +61,8 @@ pub(super) struct Planner<'a> {
     walk: Box<dyn Walk + 'a>,
     end: u64,
     unit: u64,
+    /// What pieces end at where they can.
+    whole: u64,
     piece: u64,
     explicit_zeroes: bool,
     zeroes_are_data: bool,
@@ -71,12 +73,13 @@ pub(super) struct Planner<'a> {
 impl<'a> Planner<'a> {
     /// For a range of the source that starts at a unit of the target.
     pub(super) fn new(source: &'a dyn GuestSource, sink: &Sink<'_>, range: Range<u64>) -> Self {
-        let unit = sink.unit();
+        let (unit, whole) = (sink.unit(), sink.whole());
         Self {
             walk: source.walk(),
             end: range.end,
             unit,
-            piece: BATCH_BYTES.next_multiple_of(unit),
+            whole,
+            piece: BATCH_BYTES.next_multiple_of(whole),
             explicit_zeroes: sink.wants_zeroes(),
             zeroes_are_data: sink.store_zeroes(),
             position: range.start,
@@ -146,7 +149,8 @@ impl<'a> Planner<'a> {
     /// The units from here to where no more data follows. `None`: they are of the target's own base alone.
     fn next_piece(&mut self, end: u64) -> Result<Option<Step>> {
         let offset = self.position;
-        let limit = offset.saturating_add(self.piece).min(end);
+        // A piece is at least as long as what it ends at, so that it never ends where it begins.
+        let limit = (offset.saturating_add(self.piece) / self.whole * self.whole).min(end);
         let mut stop = offset.saturating_add(self.unit).min(end);
         let mut at = offset;
         let mut reads: Vec<Read> = Vec::new();

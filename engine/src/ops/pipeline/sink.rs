@@ -46,7 +46,10 @@ pub struct Sink<'a> {
     /// Shortest run of zeroes that is left out; `None`: none is.
     gap: Option<usize>,
     store_zeroes: bool,
+    /// What a range is cut by.
     unit: u64,
+    /// What the fast way stores: a multiple of `unit`.
+    whole: u64,
 }
 
 /// What becomes of one piece: runs in guest order.
@@ -58,6 +61,8 @@ pub(super) struct Prepared {
 enum Run {
     /// Stored as is: a range of the piece's buffer.
     Plain(Range<usize>),
+    /// Less than a whole unit of the fast way, written as any write is.
+    Part(Range<usize>),
     /// One unit in encoded form, with its range in the buffer.
     Encoded(Range<usize>, Vec<u8>),
     Zero(u64),
@@ -80,12 +85,15 @@ impl<'a> Sink<'a> {
         }
         let bulk = target.image.bulk().filter(|b| target.fresh || b.overwrites());
         let cluster = target.image.info()?.cluster_size.unwrap_or(BLOCK as u64);
-        let unit = bulk.map_or(cluster, BulkWrite::unit).max(1);
+        let whole = bulk.map_or(cluster, BulkWrite::unit).max(1);
         let gap = usize::try_from(options.sparse)
             .ok()
             .filter(|s| *s > 0)
             .map(|s| s.max(BLOCK));
         let encode = options.compress || bulk.is_some_and(BulkWrite::encodes);
+        // What is in an image already may be in parts of clusters, and what comes to it need not fill the rest.
+        let part = target.image.subcluster_size().filter(|_| !target.fresh && !encode);
+        let unit = part.unwrap_or(whole);
         // Where zeroes cost as much as data (encrypted disks), they are work for all workers like data.
         let store_zeroes = options.sparse == 0 || !(target.is_zero || can.zero);
         let gap = gap.filter(|_| !store_zeroes);
@@ -96,6 +104,7 @@ impl<'a> Sink<'a> {
             gap,
             store_zeroes,
             unit,
+            whole,
         })
     }
 
@@ -116,6 +125,11 @@ impl<'a> Sink<'a> {
         } else {
             self.unit.max(BLOCK as u64)
         }
+    }
+
+    /// What pieces of work end at, where they are long enough.
+    pub(super) fn whole(&self) -> u64 {
+        self.whole.max(self.unit())
     }
 
     /// Whether zeroes must be written because something else would show through.
@@ -154,14 +168,15 @@ impl<'a> Sink<'a> {
     /// Data is stored in whole units, and in whole blocks of the shortest run that may be left out, where these are larger: small units
     /// are not to be scattered for the sake of a few zeroes.
     fn plain_runs(&self, offset: u64, buf: &[u8]) -> Vec<Run> {
+        let mut runs = Vec::new();
         let Some(gap) = self.gap else {
-            return vec![Run::Plain(0..buf.len())];
+            self.push_data(&mut runs, offset, 0..buf.len());
+            return runs;
         };
         let block = (self.unit as usize).max(1 << gap.ilog2());
         let gap = gap.max(block);
         let past = (offset % block as u64) as usize;
         let (head, rest) = buf.split_at((block - past).min(buf.len()) % block);
-        let mut runs = Vec::new();
         let mut done = 0;
         let data = zeroes::data_ranges(rest, block, gap).into_iter();
         let data = data.map(|d| d.start + head.len()..d.end + head.len());
@@ -169,10 +184,37 @@ impl<'a> Sink<'a> {
         for data in first.into_iter().chain(data) {
             self.push_zero(&mut runs, done..data.start);
             done = data.end;
-            runs.push(Run::Plain(data));
+            self.push_data(&mut runs, offset, data);
         }
         self.push_zero(&mut runs, done..buf.len());
         runs
+    }
+
+    /// Data of the piece at `offset`: whole units of the fast way, and what lies before and behind them.
+    fn push_data(&self, runs: &mut Vec<Run>, offset: u64, range: Range<usize>) {
+        if self.unit >= self.whole {
+            runs.push(Run::Plain(range));
+            return;
+        }
+        let (start, end) = (offset + range.start as u64, offset + range.end as u64);
+        let first = start.next_multiple_of(self.whole).min(end);
+        let last = match end == self.target.image.virtual_size() {
+            true => end,
+            false => (end / self.whole * self.whole).max(first),
+        };
+        let (head, tail) = ((first - start) as usize, (end - last) as usize);
+        let middle = range.start + head..range.end - tail;
+        for (range, whole) in [
+            (range.start..middle.start, false),
+            (middle.clone(), true),
+            (middle.end..range.end, false),
+        ] {
+            match whole {
+                _ if range.is_empty() => {}
+                true => runs.push(Run::Plain(range)),
+                false => runs.push(Run::Part(range)),
+            }
+        }
     }
 
     fn push_zero(&self, runs: &mut Vec<Run>, range: Range<usize>) {
@@ -188,10 +230,11 @@ impl<'a> Sink<'a> {
         for run in &prepared.runs {
             let len = match run {
                 Run::Zero(len) => *len,
-                Run::Plain(range) | Run::Encoded(range, _) => range.len() as u64,
+                Run::Plain(range) | Run::Part(range) | Run::Encoded(range, _) => range.len() as u64,
             };
             match (run, self.bulk) {
                 (Run::Zero(_), _) => self.zero(offset, len)?,
+                (Run::Part(range), _) => self.write(offset, &buf[range.clone()])?,
                 (Run::Plain(_), Some(bulk)) => place_plain(bulk, offset, len, &mut places)?,
                 (Run::Encoded(_, bytes), Some(bulk)) => {
                     places.push(bulk.place(offset, len, Some(bytes.len() as u64))?)
@@ -223,7 +266,7 @@ impl<'a> Sink<'a> {
         let mut places = places.iter();
         for run in &prepared.runs {
             match run {
-                Run::Zero(_) => {}
+                Run::Zero(_) | Run::Part(_) => {}
                 Run::Encoded(_, bytes) => bulk.store(next(&mut places)?, bytes)?,
                 Run::Plain(range) => {
                     let mut bytes = &buf[range.clone()];

@@ -42,13 +42,24 @@ impl Link {
             NbdAddress::Unix(path) => left().map_err(io::Error::from).and_then(|l| connect_unix(path, l)),
             NbdAddress::Tcp { host, port } => connect_tcp(host, *port, left),
         };
+        let socket = socket.map_err(|e| Error::io(format!("failed to connect to '{}'", options.address), e))?;
+        Ok(Self::new(socket, deadline, options))
+    }
+
+    /// Over a connection that is there already.
+    pub(super) fn over(connection: UnixStream, options: &NbdOptions) -> Self {
+        let deadline = (options.clock)().saturating_add(options.timeout);
+        Self::new(Socket::Unix(connection), deadline, options)
+    }
+
+    fn new(socket: Socket, deadline: Duration, options: &NbdOptions) -> Self {
         let wire = Wire {
-            socket: socket.map_err(|e| Error::io(format!("failed to connect to '{}'", options.address), e))?,
+            socket,
             timeout: options.timeout,
             clock: options.clock,
             deadline,
         };
-        Ok(Self { wire, tls: None })
+        Self { wire, tls: None }
     }
 
     /// Gives the next exchange its time.

@@ -14,6 +14,7 @@ mod wire;
 
 use std::fmt;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -95,11 +96,19 @@ impl NbdStorage {
     /// that it does not have, `Denied` for writing where it forbids it and for a server that is not
     /// the one that the credentials are for, `Unsupported` for one that has no TLS, or wants it, against the options.
     pub fn open(options: NbdOptions) -> Result<Self> {
-        Self::connect(&options).map_err(|e| e.at(options.name))
+        let connected = Link::connect(&options).and_then(|link| Self::negotiate(link, &options));
+        connected.map_err(|e| e.at(options.name))
     }
 
-    fn connect(options: &NbdOptions) -> Result<Self> {
-        let mut link = Link::connect(options)?;
+    /// Negotiates over a connection that is there already; the address of the options is not used.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn over(connection: UnixStream, options: NbdOptions) -> Result<Self> {
+        Self::negotiate(Link::over(connection, &options), &options).map_err(|e| e.at(options.name))
+    }
+
+    fn negotiate(mut link: Link, options: &NbdOptions) -> Result<Self> {
         let export = handshake::negotiate(&mut link, &options.export, options.tls.as_ref())?;
         let storage = Self {
             name: options.name.clone(),

@@ -55,6 +55,13 @@ pub struct Case {
     pub verdict: Verdict,
 }
 
+impl Case {
+    /// Its name in messages.
+    pub fn name(&self) -> String {
+        format!("case {}, {}: {}", self.number, self.format, self.what)
+    }
+}
+
 /// A file without its zeroes: all cases together would take gigabytes.
 pub struct File {
     len: usize,
@@ -75,7 +82,8 @@ impl From<Vec<u8>> for File {
 }
 
 impl File {
-    fn bytes(&self) -> Vec<u8> {
+    /// The file whole.
+    pub fn bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.len];
         for (at, page) in &self.pages {
             bytes[*at..at + page.len()].copy_from_slice(page);
@@ -96,7 +104,8 @@ const ELSEWHERE: &[(u8, &str)] = &[
     (48, "vdisk-service disk::inspect::"),
 ];
 
-fn all() -> Vec<Case> {
+/// The catalogue.
+pub fn all() -> Vec<Case> {
     [
         qcow2::cases(),
         small::cases(),
@@ -163,7 +172,7 @@ fn damaged(case: &Case, env: &OpenEnv<'_>) -> bool {
 fn every_case_has_its_verdict() {
     let (mut counts, mut bad) = (BTreeMap::<u8, u32>::new(), Vec::new());
     for case in all() {
-        let what = format!("case {}, {}: {}", case.number, case.format, case.what);
+        let what = case.name();
         // Elsewhere in the file or with another key there is noise, which no reader can tell from data.
         let noise = matches!(case.format, "luks" | "bochs") || case.verdict == Verdict::Good;
         let guest = (!noise).then_some(&GUEST[..]);

@@ -174,6 +174,7 @@ fn bochs() -> Vec<Case> {
             row(39, "extent", 80, 4, &[0, 511, 0x80_0200, 1 << 31, HUGE], Refused),
             row(39, "disk size", 88, 8, &[1 << 63, u64::MAX, 1 << 62], Refused),
             row(39, "catalog entry", 512, 4, &[0x7fff_ffff, HUGE - 1], Unreadable),
+            row(39, "second catalog entry (the first's)", 516, 4, &[0], ReadOnly),
         ],
     )
 }

@@ -3,13 +3,13 @@
 use std::sync::{Arc, OnceLock};
 
 use base64::Engine as _;
-use vdisk_engine::env::{CreateSpec, NoSecrets};
+use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::DenyAll;
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::MemoryStorage;
 use vdisk_engine::{CreateEnv, Limits, Storage, ops};
 
-use super::{SparseStorage, look, seal};
+use super::{Passphrase, SparseStorage, look, seal};
 
 const LUKS2_COPY: usize = 0x4000;
 const BINARY: usize = 4096;
@@ -68,39 +68,55 @@ pub fn dmg_with_tables(input: &[u8]) -> SparseStorage {
     dmg(data, xml.as_bytes())
 }
 
-/// A new VHDX image of 4 MiB.
+/// A new image.
+pub fn created(format: &str, virtual_size: u64, options: Options) -> SparseStorage {
+    let storage = Arc::new(MemoryStorage::empty());
+    let limits = Limits::default();
+    let env = CreateEnv {
+        gate: &DenyAll,
+        limits: &limits,
+        secrets: &Passphrase,
+        random: &|buf| buf.fill(0x5a),
+        now: 1_700_000_000,
+    };
+    let spec = CreateSpec {
+        virtual_size,
+        options,
+        backing: None,
+    };
+    if let Err(error) = ops::create::create(storage.clone(), format, &spec, &env) {
+        panic!("cannot create an image: {error:?}");
+    }
+    let sparse = SparseStorage::default();
+    let bytes = storage.contents();
+    let _ = sparse.set_len(bytes.len() as u64);
+    for (n, page) in bytes
+        .chunks(4096)
+        .enumerate()
+        .filter(|(_, p)| p.iter().any(|b| *b != 0))
+    {
+        let _ = sparse.write_at(n as u64 * 4096, page);
+    }
+    sparse
+}
+
 fn new_vhdx() -> &'static SparseStorage {
     static NEW: OnceLock<SparseStorage> = OnceLock::new();
-    NEW.get_or_init(|| {
-        let storage = Arc::new(MemoryStorage::empty());
-        let limits = Limits::default();
-        let env = CreateEnv {
-            gate: &DenyAll,
-            limits: &limits,
-            secrets: &NoSecrets,
-            random: &|buf| buf.fill(0x5a),
-            now: 1_700_000_000,
-        };
-        let spec = CreateSpec {
-            virtual_size: 4 << 20,
-            options: Options::new(),
-            backing: None,
-        };
-        if let Err(error) = ops::create::create(storage.clone(), "vhdx", &spec, &env) {
-            panic!("cannot create an image: {error:?}");
+    NEW.get_or_init(|| created("vhdx", 4 << 20, Options::new()))
+}
+
+/// A LUKS volume of this version that the passphrase opens, cheaply.
+pub fn new_luks(version: u8) -> &'static SparseStorage {
+    static NEW: [OnceLock<SparseStorage>; 2] = [const { OnceLock::new() }; 2];
+    let options = || {
+        let options = Options::new().with("key-secret", "key").with("iterations", "1000");
+        match version {
+            1 => options,
+            _ => options.with("version", "2").with("pbkdf", "pbkdf2"),
         }
-        let sparse = SparseStorage::default();
-        let bytes = storage.contents();
-        let _ = sparse.set_len(bytes.len() as u64);
-        for (n, page) in bytes
-            .chunks(4096)
-            .enumerate()
-            .filter(|(_, p)| p.iter().any(|b| *b != 0))
-        {
-            let _ = sparse.write_at(n as u64 * 4096, page);
-        }
-        sparse
-    })
+    };
+    let slot = &NEW[usize::from(version != 1)];
+    slot.get_or_init(|| created("luks", 64 << 10, options()))
 }
 
 /// A VHDX image whose log is in use and holds an input: 4 KiB pages that lost the zeroes at their ends, each with its length (2 bytes)

@@ -24,7 +24,7 @@ impl Gate for Closed {
 }
 
 /// Anything but a failure of the storage, which is memory and is only read.
-fn typed<T>(verb: &str, result: Result<T>) -> Option<T> {
+pub fn typed<T>(verb: &str, result: Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
         Err(error) => {

@@ -4,8 +4,10 @@
 //! place of large files. Checksums are put right before the image is looked at, unless the input says otherwise.
 
 mod build;
+mod bundle;
 mod changes;
 mod look;
+mod nbd;
 pub mod packed;
 pub mod seal;
 mod sparse;
@@ -17,6 +19,7 @@ use vdisk_engine::gate::Node;
 use vdisk_engine::options::Options;
 use vdisk_engine::{Limits, Result, StorageRef, formats};
 
+pub use build::new_luks;
 pub use look::has_data_file;
 pub use sparse::SparseStorage;
 
@@ -37,6 +40,8 @@ macro_rules! images {
             Target { name: "vhdx_log", run: build::vhdx_log },
             Target { name: "dmg_plist", run: |xml| alone("dmg", build::dmg_with_plist(xml)) },
             Target { name: "dmg_tables", run: |data| alone("dmg", build::dmg_with_tables(data)) },
+            Target { name: "parallels_bundle", run: bundle::look },
+            Target { name: "nbd", run: nbd::serve },
             Target { name: "detect", run: detect },
             Target { name: "options", run: options },
         ]
@@ -89,7 +94,15 @@ fn node(storage: StorageRef, format: &str) -> Node {
 
 /// A packed image: looked at, then changed.
 fn image(format: &str, data: &[u8]) {
-    let Some(input) = packed::unpack(data) else { return };
+    let base = |flags: u8| match (format, flags & 12) {
+        // Key material is noise, which a fuzzer cannot make: a volume that opens is there to begin with.
+        ("luks", 4) => build::new_luks(1).clone(),
+        ("luks", 8) => build::new_luks(2).clone(),
+        _ => SparseStorage::default(),
+    };
+    let Some(input) = packed::unpack_over(data, base) else {
+        return;
+    };
     if input.sealed {
         seal::seal(format, &*input.storage);
     }

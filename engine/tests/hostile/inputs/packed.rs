@@ -1,4 +1,5 @@
-//! The packed form of an image: little-endian, byte 0 flags (1: the rest is packed, 2: checksums stay as they are), bytes 1 to 4 the length
+//! The packed form of an image: little-endian, byte 0 flags (1: the rest is packed, 2: checksums stay as they are, 4 and 8: over a
+//! new volume, see [`unpack_over`]), bytes 1 to 4 the length
 //! of the file in sectors, bytes 5 and 6 bytes more, byte 7 the number of records; each record is a sector (4 bytes), a length (2 bytes) and
 //! that many bytes. What follows says what to do with the image.
 
@@ -31,9 +32,14 @@ fn take<'a, const N: usize>(data: &mut &'a [u8]) -> Option<&'a [u8; N]> {
 }
 
 /// Unpacks; `None` for what is shorter than the head.
-pub fn unpack(mut data: &[u8]) -> Option<Input<'_>> {
+pub fn unpack(data: &[u8]) -> Option<Input<'_>> {
+    unpack_over(data, |_| SparseStorage::default())
+}
+
+/// Unpacks over the file that the input's flags ask for.
+pub fn unpack_over(mut data: &[u8], base: impl Fn(u8) -> SparseStorage) -> Option<Input<'_>> {
     let [flags, sectors @ .., more, more_high, records] = *take::<8>(&mut data)?;
-    let storage = SparseStorage::default();
+    let storage = base(flags);
     let more = u64::from(u16::from_le_bytes([more, more_high]));
     let _ = storage.set_len(u64::from(u32::from_le_bytes(sectors)) * SECTOR + more);
     for _ in 0..records {

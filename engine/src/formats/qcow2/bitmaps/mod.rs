@@ -220,6 +220,9 @@ fn in_use(name: &str) -> Error {
 }
 
 impl Bitmaps for Qcow2 {
+    fn possible(&self) -> bool {
+        self.read_shared().header.version >= 3
+    }
     fn list(&self) -> Result<Vec<BitmapInfo>> {
         let info = |b: Bitmap| BitmapInfo {
             granularity: b.granularity(),
@@ -237,7 +240,7 @@ impl Bitmaps for Qcow2 {
     }
     fn add(&self, name: &str, granularity: u64, enabled: bool) -> Result<()> {
         let entry = self.new_bitmap(name, granularity, enabled)?;
-        if self.read_shared().header.version < 3 {
+        if !self.possible() {
             return Err(Error::unsupported("dirty bitmaps need compat=1.1 or above"));
         }
         if self.read_shared().header.virtual_size == 0 {

@@ -41,18 +41,18 @@ impl Qcow2 {
         Ok(walk.report)
     }
 
-    /// Counts all references of an image that must be sound.
+    /// Counts all references of an image that must be sound, but for clusters with more users than a refcount can say; gives how many those are.
     ///
     /// # Errors
-    /// `Corrupt` when it is not.
-    pub fn count_references(&self, control: &Control) -> Result<Counts> {
+    /// `Corrupt` when anything else is wrong.
+    pub fn count_references(&self, control: &Control) -> Result<(Counts, u64)> {
         let mut walk = Walk::new(self)?;
         walk.run(&self.read_shared(), control)?;
         self.compare_refcounts(&mut walk, Repair::No)?;
-        if walk.report.corruptions > 0 {
+        if walk.report.corruptions > walk.too_many_users {
             return Err(Error::corrupt("the image has errors; repair it first"));
         }
-        Ok(walk.counts)
+        Ok((walk.counts, walk.too_many_users))
     }
 
     /// Compares refcount blocks with what was counted, and changes those that differ where `repair` allows.
@@ -93,6 +93,10 @@ impl Qcow2 {
         for (cluster, found) in missing {
             last = last.max(Some(cluster));
             walk.note_refcount(cluster, (0, found), false);
+        }
+        if walk.too_many_users > 0 && !walk.told {
+            let bits = 1u64 << width.order();
+            walk.say(|| format!("refcount_bits={bits} cannot count so many users of a cluster: amend it to more"));
         }
         walk.report.image_end_offset = Some(last.map_or(0, |c| (c + 1) << self.geometry.cluster_bits));
         Ok(())
@@ -154,6 +158,7 @@ fn compare_block(
             continue;
         }
         let leak = stored > found;
+        walk.too_many_users += u64::from(found > width.max());
         let mend = match repair {
             Repair::No => false,
             Repair::Leaks => leak,

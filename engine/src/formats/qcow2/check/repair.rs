@@ -49,6 +49,7 @@ impl Qcow2 {
                 ..before
             };
             walk.stored = Counts::default();
+            walk.told = true;
             self.compare_refcounts(&mut walk, safe)?;
         }
         let mend_flags = safe == Repair::All || safe == Repair::Leaks && walk.report.corruptions == 0;

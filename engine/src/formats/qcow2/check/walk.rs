@@ -23,7 +23,7 @@ pub(super) enum BadEntry {
     L1,
     /// An entry of the L2 table at a host offset.
     L2 { table: u64, index: usize },
-    /// A snapshot whose L1 table cannot be read.
+    /// A snapshot whose L1 table or entry cannot be read.
     Snapshot,
 }
 
@@ -58,6 +58,10 @@ pub(super) struct Walk<'a> {
     packed: ClusterSet,
     /// Whether some copied flag may be wrong: else nobody need look at them again.
     pub flags_matter: bool,
+    /// Clusters with more users than a refcount can say.
+    pub too_many_users: u64,
+    /// Whether refcounts that differ were told before: only what was done about them is new.
+    pub told: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -77,6 +81,8 @@ impl<'a> Walk<'a> {
             tables: BTreeMap::new(),
             packed: ClusterSet::default(),
             flags_matter: false,
+            too_many_users: 0,
+            told: false,
         })
     }
 
@@ -127,7 +133,9 @@ impl<'a> Walk<'a> {
         } else {
             "ERROR"
         };
-        self.say(|| format!("{verb} cluster {cluster} refcount={stored} reference={found}"));
+        if mended || !self.told {
+            self.say(|| format!("{verb} cluster {cluster} refcount={stored} reference={found}"));
+        }
         self.differs = true;
         if !mended {
             self.stored.add(cluster, stored.saturating_add(1));
@@ -236,6 +244,10 @@ impl<'a> Walk<'a> {
             }
         }
         self.add(shared.header.snapshots_offset, len, 1);
+        if let Some(damage) = &shared.snapshot_damage {
+            self.corruption(|| format!("ERROR {}", damage.text()));
+            self.bad.push(BadEntry::Snapshot);
+        }
         list
     }
 
