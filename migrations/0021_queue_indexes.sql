@@ -8,3 +8,6 @@ CREATE INDEX jobs_with_room ON jobs (pool) WHERE reserved_bytes > 0;
 
 -- Whether somebody changes an image that many read.
 CREATE INDEX image_locks_by_mode ON image_locks (image_id, mode);
+
+-- What happened to an image; there is one for jobs already.
+CREATE INDEX events_by_image ON events (image_id, seq);

@@ -44,6 +44,17 @@ impl Tx {
     }
 }
 
+/// Events behind a number that fulfil a condition.
+macro_rules! event_query {
+    ($condition:literal) => {
+        concat!(
+            "SELECT seq, kind, job_id, image_id, at, data FROM events WHERE seq > $1 ",
+            $condition,
+            " ORDER BY seq LIMIT $2"
+        )
+    };
+}
+
 impl Store {
     /// The number of the newest event, 0 before the first.
     pub async fn last_event(&self) -> Result<u64> {
@@ -59,16 +70,18 @@ impl Store {
         image: Option<Uuid>,
         limit: u32,
     ) -> Result<Vec<Event>> {
-        let text = |id: Option<Uuid>| id.map_or(String::new(), |id| id.to_string());
-        let sql = "SELECT seq, kind, job_id, image_id, at, data FROM events \
-             WHERE seq > $1 AND ($2 = '' OR job_id = $2) AND ($3 = '' OR image_id = $3) ORDER BY seq LIMIT $4";
-        let rows = sqlx::query(sql)
-            .bind(stored(seq)?)
-            .bind(text(job))
-            .bind(text(image))
-            .bind(i64::from(limit))
-            .fetch_all(&self.readers)
-            .await?;
+        // One statement for each case: one for all would read every event behind the number.
+        let sql = match (job, image) {
+            (None, None) => event_query!(""),
+            (Some(_), None) => event_query!("AND job_id = $3"),
+            (None, Some(_)) => event_query!("AND image_id = $3"),
+            (Some(_), Some(_)) => event_query!("AND job_id = $3 AND image_id = $4"),
+        };
+        let mut query = sqlx::query(sql).bind(stored(seq)?).bind(i64::from(limit));
+        for id in [job, image].into_iter().flatten() {
+            query = query.bind(id.to_string());
+        }
+        let rows = query.fetch_all(&self.readers).await?;
         rows.iter().map(event).collect()
     }
 }
