@@ -116,6 +116,10 @@ impl Chain {
     pub fn virtual_size(&self) -> u64 {
         self.top().virtual_size()
     }
+    /// All layers, as what lies below an image on top of them.
+    pub fn under(&self) -> LayersBelow<'_> {
+        LayersBelow { layers: &self.layers }
+    }
     /// What lies below the layer at `depth`.
     pub fn below(&self, depth: usize) -> LayersBelow<'_> {
         LayersBelow {

@@ -38,7 +38,7 @@ pub fn rebase(
     let top = chain.top();
     let below = ZeroOnBoth {
         old: chain.below(0),
-        new: new_base,
+        new: new_base.map(Chain::under),
     };
     let old = BelowOverlay::new(chain);
     let unit = top.subcluster_size().or(top.info()?.cluster_size).unwrap_or(4096);
@@ -69,7 +69,7 @@ pub fn rebase(
 /// what is below.
 struct ZeroOnBoth<'a> {
     old: LayersBelow<'a>,
-    new: Option<&'a Chain>,
+    new: Option<LayersBelow<'a>>,
 }
 
 impl Below for ZeroOnBoth<'_> {
@@ -77,19 +77,8 @@ impl Below for ZeroOnBoth<'_> {
         self.old.read(offset, buf)
     }
     fn is_zero(&self, offset: u64, len: u64) -> Result<bool> {
-        let Some(new) = self.new else {
-            return self.old.is_zero(offset, len);
-        };
-        let end = offset.saturating_add(len).min(new.virtual_size());
-        let mut at = offset;
-        while at < end {
-            let extent = new.extent(at, end - at)?;
-            if !extent.is_zero() {
-                return Ok(false);
-            }
-            at = at.saturating_add(extent.len.max(1));
-        }
-        self.old.is_zero(offset, len)
+        let on_new = self.new.map_or(Ok(true), |new| new.is_zero(offset, len))?;
+        Ok(on_new && self.old.is_zero(offset, len)?)
     }
 }
 
@@ -105,25 +94,14 @@ struct Difference<'a> {
 const STEP: u64 = 1 << 20;
 
 impl Difference<'_> {
-    fn read_new(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let there = self.new.map_or(0, |c| c.virtual_size().saturating_sub(offset));
-        let n = usize::try_from(there).unwrap_or(usize::MAX).min(buf.len());
-        let (head, tail) = buf.split_at_mut(n);
-        tail.fill(0);
-        match self.new {
-            Some(new) if n > 0 => new.read(offset, head),
-            _ => Ok(()),
-        }
-    }
-
     /// How a range of at most `STEP` bytes differs: the leading run of units that are the same, or that differ.
     fn compare(&self, offset: u64, len: u64, old_zero: bool, new_zero: bool) -> Result<SourceExtent> {
         let (mut old, mut new) = (vec![0; len as usize], vec![0; len as usize]);
         if !old_zero {
             self.old.read(offset, &mut old)?;
         }
-        if !new_zero {
-            self.read_new(offset, &mut new)?;
+        if !new_zero && let Some(base) = self.new {
+            base.under().read(offset, &mut new)?;
         }
         // Runs end where the image's own units end, so that no unit is half copied.
         let first_end = (offset / self.unit + 1).saturating_mul(self.unit).min(offset + len);
