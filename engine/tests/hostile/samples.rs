@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vdisk_engine::env::CreateSpec;
-use vdisk_engine::gate::{DenyAll, Node};
+use vdisk_engine::gate::Node;
 use vdisk_engine::ops::{self, convert::CopyOptions};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::MemoryStorage;
-use vdisk_engine::{Chain, Control, CreateEnv, Limits, OpenEnv};
+use vdisk_engine::{Chain, Control, Limits, OpenEnv};
 
-use crate::inputs::Passphrase;
+use crate::inputs::{Passphrase, create_env};
 
 /// Bytes that a guest sees in a sample.
 pub const GUEST: [u8; 2] = [0, 3];
@@ -37,13 +37,7 @@ pub fn sample_with(format: &str, options: &[(&str, &str)]) -> Vec<u8> {
         false => Options::new(),
     };
     options.iter().for_each(|(name, value)| create.set(*name, *value));
-    let env = CreateEnv {
-        gate: &DenyAll,
-        limits: &limits,
-        secrets: &Passphrase,
-        random: &|buf| buf.fill(0x5a),
-        now: 1_700_000_000,
-    };
+    let env = create_env(&limits);
     let spec = CreateSpec {
         virtual_size: SIZE as u64,
         options: create,

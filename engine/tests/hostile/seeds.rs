@@ -6,12 +6,12 @@ use std::process::Command;
 use std::sync::Arc;
 
 use vdisk_engine::env::CreateSpec;
-use vdisk_engine::gate::{DenyAll, Node};
+use vdisk_engine::gate::Node;
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{MemoryStorage, read_vec};
-use vdisk_engine::{Chain, CreateEnv, Limits, OpenEnv, Result, Storage, ops};
+use vdisk_engine::{Chain, Limits, OpenEnv, Result, Storage, ops};
 
-use crate::inputs::{self, Passphrase, packed};
+use crate::inputs::{self, Passphrase, create_env, packed};
 
 /// Create options that give other structures.
 const VARIANTS: &[(&str, &[&str])] = &[
@@ -97,13 +97,7 @@ fn seeds_are_answered() {
 fn made(format: &str, options: &str, data: bool) -> Result<Vec<u8>> {
     let storage = Arc::new(MemoryStorage::empty());
     let limits = Limits::default();
-    let env = CreateEnv {
-        gate: &DenyAll,
-        limits: &limits,
-        secrets: &Passphrase,
-        random: &|buf| buf.fill(0x5a),
-        now: 1_700_000_000,
-    };
+    let env = create_env(&limits);
     let mut parsed = Options::new();
     for (name, value) in options.split(',').filter_map(|o| o.split_once('=')) {
         parsed.set(name, value);

@@ -2,6 +2,7 @@
 
 use super::rows::{case, of, row};
 use super::{Case, Verdict, Verdict::*};
+use crate::inputs::dmg;
 use crate::samples::sample;
 
 const CHUNK: usize = 40;
@@ -51,17 +52,7 @@ pub fn cases() -> Vec<Case> {
 
 /// A trailer behind data and a property list.
 fn image(data: &[u8], xml: &[u8]) -> Vec<u8> {
-    let mut file = [data, xml].concat();
-    let mut koly = [0u8; 512];
-    koly[..4].copy_from_slice(b"koly");
-    let mut number = |at: usize, value: u64| koly[at..at + 8].copy_from_slice(&value.to_be_bytes());
-    number(4, 4 << 32 | 512);
-    number(32, data.len() as u64);
-    number(216, data.len() as u64);
-    number(224, xml.len() as u64);
-    number(492, 256);
-    file.extend(koly);
-    file
+    dmg(data, xml, 256)
 }
 
 fn list(blobs: &[String]) -> Vec<u8> {

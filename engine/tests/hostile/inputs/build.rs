@@ -39,10 +39,11 @@ const TRAILER: usize = 512;
 
 /// A disk image with this property list behind some bytes of data.
 pub fn dmg_with_plist(xml: &[u8]) -> SparseStorage {
-    dmg(&[0x55; 512], xml)
+    SparseStorage::of(&dmg(&[0x55; 512], xml, 2048))
 }
 
-fn dmg(data: &[u8], xml: &[u8]) -> SparseStorage {
+/// A disk image of so many sectors: data, a property list, and the trailer behind them.
+pub fn dmg(data: &[u8], xml: &[u8], sectors: u64) -> Vec<u8> {
     let mut file = [data, xml].concat();
     let mut koly = [0; TRAILER];
     koly[..4].copy_from_slice(b"koly");
@@ -51,9 +52,9 @@ fn dmg(data: &[u8], xml: &[u8]) -> SparseStorage {
     number(32, data.len() as u64);
     number(216, data.len() as u64);
     number(224, xml.len() as u64);
-    number(492, 2048);
+    number(492, sectors);
     file.extend(koly);
-    SparseStorage::of(&file)
+    file
 }
 
 /// A disk image with the block tables and data of an input: how many bytes of table (2 bytes), the table, the data.
@@ -65,20 +66,25 @@ pub fn dmg_with_tables(input: &[u8]) -> SparseStorage {
     let xml = format!(
         "<plist><dict><key>resource-fork</key><dict><key>blkx</key><array><dict><key>Data</key><data>{text}</data></dict></array></dict></dict></plist>"
     );
-    dmg(data, xml.as_bytes())
+    SparseStorage::of(&dmg(data, xml.as_bytes(), 2048))
+}
+
+/// Surroundings in which new images always come out alike.
+pub fn create_env(limits: &Limits) -> CreateEnv<'_> {
+    CreateEnv {
+        gate: &DenyAll,
+        limits,
+        secrets: &Passphrase,
+        random: &|buf| buf.fill(0x5a),
+        now: 1_700_000_000,
+    }
 }
 
 /// A new image.
 pub fn created(format: &str, virtual_size: u64, options: Options) -> SparseStorage {
     let storage = Arc::new(MemoryStorage::empty());
     let limits = Limits::default();
-    let env = CreateEnv {
-        gate: &DenyAll,
-        limits: &limits,
-        secrets: &Passphrase,
-        random: &|buf| buf.fill(0x5a),
-        now: 1_700_000_000,
-    };
+    let env = create_env(&limits);
     let spec = CreateSpec {
         virtual_size,
         options,

@@ -19,7 +19,7 @@ use vdisk_engine::gate::Node;
 use vdisk_engine::options::Options;
 use vdisk_engine::{Limits, Result, StorageRef, formats};
 
-pub use build::new_luks;
+pub use build::{create_env, dmg, new_luks};
 pub use look::has_data_file;
 pub use sparse::SparseStorage;
 
