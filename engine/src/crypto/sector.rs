@@ -9,7 +9,7 @@ use super::{
     memory::keep_in_memory,
     modes::{Cbc, Ctr, Ecb, SectorMode},
     spec::{CipherMode, CipherSpec},
-    xts::Xts,
+    xts::{wide_aes, xts},
 };
 use crate::{Error, Result};
 
@@ -120,7 +120,14 @@ where
         return any::<C>(spec, key);
     };
     match spec.mode() {
-        CipherMode::Xts => Ok(Box::new(Xts::new(schedule::<C>(first)?, schedule::<C>(second)?))),
+        CipherMode::Xts => {
+            if spec.algorithm().family() == "aes"
+                && let Some(mode) = wide_aes(first, schedule::<C>(second)?)
+            {
+                return Ok(mode);
+            }
+            Ok(xts(schedule::<C>(first)?, schedule::<C>(second)?))
+        }
         CipherMode::Lrw => {
             let tweak = second
                 .try_into()

@@ -27,9 +27,9 @@ pub struct Running {
 
 /// Claims and runs jobs until the service stops.
 pub async fn worker(inner: Arc<Inner>) {
-    let mut changes = inner.store.changes();
+    let mut work = inner.store.new_work();
     while !inner.stop.is_cancelled() {
-        changes.mark_unchanged();
+        work.mark_unchanged();
         match claim(&inner).await {
             Ok(Some(claimed)) => {
                 run(&inner, claimed).await;
@@ -40,7 +40,7 @@ pub async fn worker(inner: Arc<Inner>) {
         }
         tokio::select! {
             () = inner.stop.cancelled() => {}
-            _ = changes.changed() => {}
+            _ = work.changed() => {}
             () = tokio::time::sleep(inner.config.poll_interval) => {}
         }
     }
@@ -49,7 +49,6 @@ pub async fn worker(inner: Arc<Inner>) {
 async fn claim(inner: &Inner) -> Result<Option<Claimed>> {
     let mut tx = inner.store.begin().await?;
     let claimed = tx.claim(inner.process, inner.config.lease).await?;
-    // An empty claim is not committed: a commit wakes all workers.
     if claimed.is_some() {
         tx.commit_as(Step::ClaimJob).await?;
     }

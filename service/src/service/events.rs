@@ -33,7 +33,7 @@ impl Service {
             (None, Some(_)) => 0,
             (None, None) => self.inner.store.last_event().await?,
         };
-        let changes = self.inner.store.changes();
+        let changes = self.inner.store.new_events(filter.job);
         let reader = Reader {
             inner: self.inner.clone(),
             filter,

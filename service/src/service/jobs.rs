@@ -12,8 +12,8 @@ use crate::store::idempotency::Outcome;
 /// The longest wait that [`Service::wait_job`] grants.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
-/// How long changes may gather before a job is read again. Every change wakes everybody who waits, whatever job it is of: who has waited
-/// long does not notice a little more, and the database is spared.
+/// How long changes may gather before a job is read again: who has waited long does not notice a little more, and the database is
+/// spared.
 fn patience(waited: Duration) -> Duration {
     (waited / 64).min(Duration::from_millis(50))
 }
@@ -50,7 +50,7 @@ impl Service {
     /// # Errors
     /// `not_found`.
     pub async fn wait_job(&self, id: JobId, until: WaitUntil, timeout: Duration) -> Result<Job> {
-        let mut changes = self.inner.store.changes();
+        let mut changes = self.inner.store.changes_of(id);
         let begun = tokio::time::Instant::now();
         let deadline = begun + timeout.min(LONGEST_WAIT);
         let first = self.inner.store.job(id).await?;

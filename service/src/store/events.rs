@@ -30,6 +30,8 @@ impl Tx {
             .bind(json_text(data)?)
             .execute(&mut *self.inner)
             .await?;
+        self.touched.events = true;
+        self.touched.jobs.extend(job);
         Ok(seq)
     }
 

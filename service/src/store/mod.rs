@@ -14,6 +14,7 @@ pub mod jobs;
 pub mod locks;
 #[cfg(test)]
 mod model_tests;
+mod news;
 mod open;
 mod row;
 pub mod sealing;
@@ -32,11 +33,13 @@ use std::time::Duration;
 pub use ballast::Ballast;
 pub use open::sqlite_url;
 use sqlx::{Any, AnyPool, Transaction};
-use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::clock::{Clock, Timestamp};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Side, Step, reach};
+
+use self::news::{News, Touched};
 
 /// How long who wants to use the database waits for the others.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,7 +60,7 @@ pub struct Store {
     writer: AnyPool,
     database: Database,
     clock: Arc<dyn Clock>,
-    changes: watch::Sender<u64>,
+    news: Arc<News>,
     /// Where it is, for further connections.
     url: Arc<str>,
     /// Who writes to SQLite next: its own waiting is not fair.
@@ -70,7 +73,8 @@ pub struct Tx {
     inner: Transaction<'static, Any>,
     /// The moment all changes of this transaction happen at.
     pub now: Timestamp,
-    changes: watch::Sender<u64>,
+    news: Arc<News>,
+    touched: Touched,
     ballast: Option<Arc<Ballast>>,
     /// Given back after the transaction.
     _turn: Option<OwnedMutexGuard<()>>,
@@ -105,7 +109,8 @@ impl Store {
         Ok(Tx {
             inner,
             now: self.clock.now(),
-            changes: self.changes.clone(),
+            news: self.news.clone(),
+            touched: Touched::default(),
             ballast: self.ballast.clone(),
             _turn: turn,
         })
@@ -145,11 +150,6 @@ impl Store {
         }
     }
 
-    /// Becomes different after every write transaction of this process.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
-    }
-
     /// Whether the database answers.
     pub async fn ping(&self) -> Result<()> {
         sqlx::query("SELECT value FROM counters WHERE name = 'event'")
@@ -166,7 +166,7 @@ impl Store {
 }
 
 impl Tx {
-    /// Makes the changes durable as one step, and wakes who waits for changes.
+    /// Makes the changes durable as one step, and wakes who waits for them.
     pub async fn commit_as(self, step: Step) -> Result<()> {
         reach(step, Side::Before)?;
         if let Err(error) = self.inner.commit().await {
@@ -176,7 +176,7 @@ impl Tx {
             }
             return Err(error);
         }
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        self.news.tell(&self.touched);
         reach(step, Side::After)
     }
 
@@ -184,7 +184,7 @@ impl Tx {
     #[cfg(test)]
     pub async fn commit(self) -> Result<()> {
         self.inner.commit().await?;
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        self.news.tell(&self.touched);
         Ok(())
     }
 }

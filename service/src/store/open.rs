@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use sqlx::any::AnyPoolOptions;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AnyPool, ConnectOptions, Connection, Executor, Row};
-use tokio::sync::watch;
 
 use super::{Database, PATIENCE, Store};
 use crate::clock::Clock;
@@ -58,7 +57,7 @@ impl Store {
             writer,
             database,
             clock,
-            changes: watch::Sender::new(0),
+            news: Arc::default(),
             url: url.into(),
             turns: Arc::default(),
             ballast: None,

@@ -8,7 +8,7 @@ mod turn;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use self::plan::{Batch, Piece, Planner, Step};
 pub use self::segments::{Mark, Segments, copy_in_segments};
@@ -83,17 +83,7 @@ fn copy_range(
     range: Range<u64>,
     control: &Control,
 ) -> Result<()> {
-    let sink = Sink::new(target, options)?;
-    let pipeline = Pipeline {
-        planner: Mutex::new(Planner::new(source, &sink, range)),
-        turns: Turns::new(options.ordered),
-        source,
-        sink,
-        options,
-        unflushed: AtomicU64::new(0),
-        control,
-    };
-    pipeline.run(options.workers.max(1))
+    Pipeline::new(source, target, options, range, control)?.run()
 }
 
 struct Pipeline<'a> {
@@ -106,8 +96,28 @@ struct Pipeline<'a> {
     control: &'a Control,
 }
 
-impl Pipeline<'_> {
-    fn run(&self, workers: usize) -> Result<()> {
+impl<'a> Pipeline<'a> {
+    fn new(
+        source: &'a dyn GuestSource,
+        target: &CopyTarget<'a>,
+        options: &'a CopyOptions,
+        range: Range<u64>,
+        control: &'a Control,
+    ) -> Result<Self> {
+        let sink = Sink::new(target, options)?;
+        Ok(Self {
+            planner: Mutex::new(Planner::new(source, &sink, range)),
+            turns: Turns::new(options.ordered),
+            source,
+            sink,
+            options,
+            unflushed: AtomicU64::new(0),
+            control,
+        })
+    }
+
+    /// Copies what is planned: all of it, or the segment.
+    fn run(&self) -> Result<()> {
         let first_error = Mutex::new(None);
         let work = || {
             if let Err(error) = self.work() {
@@ -119,7 +129,7 @@ impl Pipeline<'_> {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 1..workers {
+            for _ in 1..self.options.workers {
                 scope.spawn(work);
             }
             work();
@@ -159,7 +169,11 @@ impl Pipeline<'_> {
         if self.turns.is_aborted() {
             return Ok(None);
         }
-        self.planner.lock().unwrap_or_else(PoisonError::into_inner).next_batch()
+        self.planner().next()
+    }
+
+    fn planner(&self) -> MutexGuard<'_, Planner<'a>> {
+        self.planner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn copy_batch(&self, batch: &Batch, buffer: &mut PageBuffer, scratch: &mut Scratch) -> Result<()> {

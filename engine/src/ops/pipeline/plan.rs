@@ -1,15 +1,18 @@
 //! Cuts a source into batches of work, aligned to the units of the target.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::Sink;
 use crate::ops::{GuestSource, SourceExtent, SourceKind, Walk};
-use crate::{Error, Result};
+use crate::{Control, Error, Result};
 
 /// Guest bytes of one batch at most.
 const BATCH_BYTES: u64 = 1 << 20;
 /// Steps of one batch at most: what keeps scattered data from making batches of millions of pieces.
 const BATCH_STEPS: usize = 128;
+/// Steps of one segment at most, which is planned before it is copied.
+const SEGMENT_STEPS: usize = 1 << 14;
 
 /// A run of whole units (the last one may be cut by the end) with the ranges of it that must be read; the rest is zero.
 pub(super) struct Piece {
@@ -68,6 +71,8 @@ pub(super) struct Planner<'a> {
     zeroes_are_data: bool,
     position: u64,
     number: u64,
+    /// The batches of a segment that are not given out yet. `None`: there are no segments.
+    segment: Option<VecDeque<Batch>>,
 }
 
 impl<'a> Planner<'a> {
@@ -84,21 +89,45 @@ impl<'a> Planner<'a> {
             zeroes_are_data: sink.store_zeroes(),
             position: range.start,
             number: 0,
+            segment: None,
         }
     }
 
-    /// Where the batches end of which the pieces make up at least `bytes`, or the end. Looks, and copies nothing.
-    pub(super) fn end_of(mut self, bytes: u64) -> Result<u64> {
-        let mut pieces = 0;
-        while pieces < bytes {
-            let Some(batch) = self.next_batch()? else { break };
+    /// Plans the next segment, the batches of which the pieces make up at least `bytes`, and says where it ends. Only these are given
+    /// out then. Nothing is looked up again when they are copied: on some file systems that costs more than the copy.
+    ///
+    /// # Errors
+    /// What the source says; `Cancelled`.
+    pub(super) fn plan_segment(&mut self, bytes: u64, control: &Control) -> Result<u64> {
+        let mut segment = VecDeque::<Batch>::new();
+        let (mut pieces, mut steps) = (0, 0);
+        while pieces < bytes && steps < SEGMENT_STEPS {
+            control.check_cancelled()?;
+            let Some(batch) = self.plan_batch()? else { break };
             pieces += batch.steps.iter().map(Step::bytes_to_copy).sum::<u64>();
+            steps += batch.steps.len();
+            match segment.back_mut().filter(|_| batch.steps.is_empty()) {
+                // A disk may have any number of holes.
+                Some(before) => {
+                    before.bytes += batch.bytes;
+                    self.number -= 1;
+                }
+                None => segment.push_back(batch),
+            }
         }
+        self.segment = Some(segment);
         Ok(self.position)
     }
 
-    /// The next batch; `None` at the end.
-    pub(super) fn next_batch(&mut self) -> Result<Option<Batch>> {
+    /// The next batch to copy; `None` at the end, of the segment where there is one.
+    pub(super) fn next(&mut self) -> Result<Option<Batch>> {
+        match &mut self.segment {
+            Some(segment) => Ok(segment.pop_front()),
+            None => self.plan_batch(),
+        }
+    }
+
+    fn plan_batch(&mut self) -> Result<Option<Batch>> {
         let (start, mut steps, mut bytes, mut data) = (self.position, Vec::new(), 0, 0);
         let end = self.end;
         let mut looks = 0;

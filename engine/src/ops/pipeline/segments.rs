@@ -4,8 +4,7 @@
 //! of the segment that comes next is in the mark too. Nothing behind that end was ever touched, so whoever goes on writes the one
 //! segment that may be there in part once more, over whatever is there, and fills the rest as a new image is filled.
 
-use super::plan::Planner;
-use super::{CopyOptions, CopyTarget, Sink, copy_range, refuse_longer};
+use super::{CopyOptions, CopyTarget, Pipeline, copy_range, refuse_longer};
 use crate::ops::GuestSource;
 use crate::{Control, Error, ErrorKind, Result};
 
@@ -20,7 +19,8 @@ pub struct Mark {
 
 /// How to cut a copy.
 pub struct Segments<'a> {
-    /// Guest bytes of data after which a segment ends. It ends with a batch, so that it can be 4 MiB more.
+    /// Guest bytes of data after which a segment ends. It ends with a batch, so that it can be 4 MiB more; of data in very small pieces it
+    /// takes less.
     pub bytes: u64,
     /// The last mark of the copy that is gone on with; `None` starts one.
     pub from: Option<Mark>,
@@ -50,8 +50,9 @@ pub fn copy_in_segments(
         }
         None => 0,
     };
+    let pipeline = Pipeline::new(source, target, options, position..len, control)?;
     loop {
-        let end = segment_end(source, target, options, position, segments.bytes)?;
+        let end = pipeline.planner().plan_segment(segments.bytes.max(1), control)?;
         if position > 0 {
             target.image.flush()?;
             let (done, next) = (position, end);
@@ -60,7 +61,7 @@ pub fn copy_in_segments(
         if position >= len {
             return Ok(());
         }
-        copy_range(source, target, options, position..end, control)?;
+        pipeline.run()?;
         position = end;
     }
 }
@@ -89,15 +90,4 @@ fn again(
         }
         done => done,
     }
-}
-
-fn segment_end(
-    source: &dyn GuestSource,
-    target: &CopyTarget<'_>,
-    options: &CopyOptions,
-    start: u64,
-    bytes: u64,
-) -> Result<u64> {
-    let sink = Sink::new(target, options)?;
-    Planner::new(source, &sink, start..source.len()).end_of(bytes.max(1))
 }

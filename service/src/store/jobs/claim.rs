@@ -83,6 +83,7 @@ impl Tx {
             .bind(self.now.0)
             .execute(&mut *self.inner)
             .await?;
+        self.touch_job(fence.job);
         require_ours(changed.rows_affected(), fence)
     }
 
@@ -154,6 +155,7 @@ impl Tx {
             .bind(self.now.after(delay).0)
             .execute(&mut *self.inner)
             .await?;
+        self.touch_queue();
         self.job_event(EventKind::JobState, fence.job).await.map(drop)
     }
 

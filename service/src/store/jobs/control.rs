@@ -52,6 +52,7 @@ impl Tx {
         if !job.is_finished() && job.state != JobState::Paused {
             return Ok(job);
         }
+        self.touch_queue();
         self.change_wish(id, JobState::Running, "run").await
     }
 

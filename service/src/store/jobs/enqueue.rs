@@ -18,6 +18,7 @@ impl Tx {
         }
         self.lock_images(Holder::Job(new.id), &new.locks).await?;
         self.insert_job_images(new.id, &new.images).await?;
+        self.touch_queue();
         self.job_event(EventKind::JobQueued, new.id).await
     }
 

@@ -72,6 +72,7 @@ impl Tx {
             .bind(crate::store::row::stored(bytes)?)
             .execute(&mut *self.inner)
             .await?;
+        self.touch_job(fence.job);
         require_ours(changed.rows_affected(), fence)
     }
 

@@ -1,17 +1,13 @@
-//! XTS mode (IEEE Std 1619) over a cipher's multi-block calls.
+//! Any cipher, through its multi-block calls.
 //!
 //! Three passes over a run of blocks that stays in the first cache: XOR with the tweaks, the cipher, XOR again. Inside the cipher's own
 //! backend, all of it at once, the registers do not suffice for the tweaks as well, and the compiler turns the rounds of blocks side by
-//! side into the rounds of one block after the other. The tweaks that start the sectors are encrypted together before that. Sectors are multiples of the block length: ciphertext stealing is not needed.
+//! side into the rounds of one block after the other.
 
 use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, consts::U16};
 
-use super::modes::SectorMode;
+use super::{Block16, DataCipher, times_alpha};
 
-type Block16 = Array<u8, U16>;
-
-/// Sectors whose first tweaks are encrypted together.
-const BATCH: usize = 64;
 /// Blocks in a run: two of them, data and tweaks, fill an eighth of a first cache.
 const RUN: usize = 128;
 /// Tweaks that are computed side by side.
@@ -19,70 +15,38 @@ const LANES: usize = 4;
 /// Tweaks of a lane, one after the other: lanes begin times alpha to the eighth from each other.
 const LANE: usize = 8;
 
-/// A cipher in XTS mode: one key for the data, one for the tweaks.
-pub(crate) struct Xts<C> {
-    data: C,
-    tweak: C,
-}
+/// A keyed cipher.
+pub(crate) struct Runs<C>(pub(crate) C);
 
-impl<C> Xts<C> {
-    pub(crate) fn new(data: C, tweak: C) -> Self {
-        Self { data, tweak }
+/// Calls `cipher` with runs of blocks, XORed with their tweaks before and after.
+fn apply(starts: &[Block16], sector_len: usize, data: &mut [u8], cipher: impl Fn(&mut [Block16])) {
+    let mut masks = [Block16::default(); RUN];
+    let mut tweaks = Tweaks {
+        starts: starts.iter(),
+        per_sector: sector_len / 16,
+        left: 0,
+        now: 0,
+    };
+    let (blocks, _) = Array::slice_as_chunks_mut(data);
+    for run in blocks.chunks_mut(RUN) {
+        let masks = masks.get_mut(..run.len()).unwrap_or_default();
+        tweaks.fill(masks);
+        xor(run, masks);
+        cipher(run);
+        xor(run, masks);
     }
 }
 
-impl<C> Xts<C>
-where
-    C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16>,
-{
-    /// Calls `cipher` with runs of blocks, XORed with their tweaks before and after.
-    fn apply(
-        &self,
-        ivs: &mut dyn Iterator<Item = [u8; 16]>,
-        sector_len: usize,
-        data: &mut [u8],
-        cipher: impl Fn(&mut [Block16]),
-    ) {
-        let mut starts = [Block16::default(); BATCH];
-        let mut masks = [Block16::default(); RUN];
-        for part in data.chunks_mut(sector_len.saturating_mul(BATCH)) {
-            let sectors = part.len().div_ceil(sector_len);
-            let Some(starts) = starts.get_mut(..sectors) else {
-                return;
-            };
-            starts
-                .iter_mut()
-                .zip(&mut *ivs)
-                .for_each(|(slot, iv)| *slot = Array(iv));
-            self.tweak.encrypt_blocks(starts);
-            let mut tweaks = Tweaks {
-                starts: starts.iter(),
-                per_sector: sector_len / 16,
-                left: 0,
-                now: 0,
-            };
-            let (blocks, _) = Array::slice_as_chunks_mut(part);
-            for run in blocks.chunks_mut(RUN) {
-                let masks = masks.get_mut(..run.len()).unwrap_or_default();
-                tweaks.fill(masks);
-                xor(run, masks);
-                cipher(run);
-                xor(run, masks);
-            }
-        }
-    }
-}
-
-impl<C> SectorMode for Xts<C>
+impl<C> DataCipher for Runs<C>
 where
     C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16> + Send + Sync,
 {
-    fn encrypt(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, data: &mut [u8]) {
-        self.apply(ivs, sector_len, data, |run| self.data.encrypt_blocks(run));
+    fn encrypt(&self, starts: &[Block16], sector_len: usize, data: &mut [u8]) {
+        apply(starts, sector_len, data, |run| self.0.encrypt_blocks(run));
     }
 
-    fn decrypt(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, data: &mut [u8]) {
-        self.apply(ivs, sector_len, data, |run| self.data.decrypt_blocks(run));
+    fn decrypt(&self, starts: &[Block16], sector_len: usize, data: &mut [u8]) {
+        apply(starts, sector_len, data, |run| self.0.decrypt_blocks(run));
     }
 }
 
@@ -142,12 +106,6 @@ fn sequence(first: u128, masks: &mut [Block16]) -> u128 {
         now = times_alpha(now);
     }
     now
-}
-
-/// Times alpha in GF(2^128) modulo x^128 + x^7 + x^2 + x + 1.
-fn times_alpha(tweak: u128) -> u128 {
-    let carry = ((tweak as i128) >> 127) as u128 & 0x87;
-    (tweak << 1) ^ carry
 }
 
 /// Times alpha to the eighth: the byte that falls out comes back times x^7 + x^2 + x + 1.

@@ -1,0 +1,97 @@
+//! XTS mode (IEEE Std 1619). Sectors are multiples of the block length: ciphertext stealing is not needed.
+
+mod runs;
+#[cfg(target_arch = "x86_64")]
+mod vaes;
+
+use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, consts::U16};
+
+use super::modes::SectorMode;
+use runs::Runs;
+
+type Block16 = Array<u8, U16>;
+
+/// Sectors whose first tweaks are encrypted together.
+const BATCH: usize = 64;
+
+/// A cipher in XTS mode: one key for the data, one for the tweaks.
+struct Xts<D, C> {
+    data: D,
+    tweak: C,
+}
+
+/// What the data key does. `starts` are the sectors' encrypted IVs, each the tweak of its sector's first block.
+trait DataCipher: Send + Sync {
+    fn encrypt(&self, starts: &[Block16], sector_len: usize, data: &mut [u8]);
+    fn decrypt(&self, starts: &[Block16], sector_len: usize, data: &mut [u8]);
+}
+
+/// Any cipher in XTS mode.
+pub(crate) fn xts<C>(data: C, tweak: C) -> Box<dyn SectorMode>
+where
+    C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16> + Send + Sync + 'static,
+{
+    let data = Runs(data);
+    Box::new(Xts { data, tweak })
+}
+
+/// AES in XTS mode where the processor can do better than block by block; `None` where it cannot.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn wide_aes<C>(data_key: &[u8], tweak: C) -> Option<Box<dyn SectorMode>>
+where
+    C: BlockCipherEncrypt + BlockSizeUser<BlockSize = U16> + Send + Sync + 'static,
+{
+    let data = vaes::Vaes::new(data_key)?;
+    Some(Box::new(Xts { data, tweak }))
+}
+
+/// AES in XTS mode where the processor can do better than block by block; `None`: no other is known of here.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn wide_aes<C>(_data_key: &[u8], _tweak: C) -> Option<Box<dyn SectorMode>> {
+    None
+}
+
+impl<D: DataCipher, C: BlockCipherEncrypt + BlockSizeUser<BlockSize = U16>> Xts<D, C> {
+    /// Calls `work` with the first tweaks of some sectors and their data.
+    fn batches(
+        &self,
+        ivs: &mut dyn Iterator<Item = [u8; 16]>,
+        sector_len: usize,
+        data: &mut [u8],
+        work: impl Fn(&[Block16], &mut [u8]),
+    ) {
+        let mut starts = [Block16::default(); BATCH];
+        for part in data.chunks_mut(sector_len.saturating_mul(BATCH)) {
+            let sectors = part.len().div_ceil(sector_len);
+            let Some(starts) = starts.get_mut(..sectors) else {
+                return;
+            };
+            starts
+                .iter_mut()
+                .zip(&mut *ivs)
+                .for_each(|(slot, iv)| *slot = Array(iv));
+            self.tweak.encrypt_blocks(starts);
+            work(starts, part);
+        }
+    }
+}
+
+impl<D: DataCipher, C: BlockCipherEncrypt + BlockSizeUser<BlockSize = U16> + Send + Sync> SectorMode for Xts<D, C> {
+    fn encrypt(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, data: &mut [u8]) {
+        self.batches(ivs, sector_len, data, |starts, part| {
+            self.data.encrypt(starts, sector_len, part)
+        });
+    }
+
+    fn decrypt(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, data: &mut [u8]) {
+        self.batches(ivs, sector_len, data, |starts, part| {
+            self.data.decrypt(starts, sector_len, part)
+        });
+    }
+}
+
+/// Times alpha in GF(2^128) modulo x^128 + x^7 + x^2 + x + 1: from the tweak of a block to that of the next (IEEE 1619, 5.2).
+fn times_alpha(tweak: u128) -> u128 {
+    let carry = ((tweak as i128) >> 127) as u128 & 0x87;
+    (tweak << 1) ^ carry
+}
