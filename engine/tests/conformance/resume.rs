@@ -30,23 +30,38 @@ fn sample() -> Vec<u8> {
     bytes
 }
 
-/// Counts what is read from it.
-struct Counted<'a>(&'a Chain, AtomicU64);
+/// Counts the bytes that are read from it, and the looks at what it holds.
+struct Counted<'a> {
+    chain: &'a Chain,
+    bytes: AtomicU64,
+    looks: AtomicU64,
+}
+
+impl<'a> Counted<'a> {
+    fn new(chain: &'a Chain) -> Self {
+        let (bytes, looks) = Default::default();
+        Self { chain, bytes, looks }
+    }
+}
 
 impl GuestSource for Counted<'_> {
     fn len(&self) -> u64 {
-        self.0.virtual_size()
+        self.chain.virtual_size()
     }
     fn walk(&self) -> Box<dyn Walk + '_> {
-        self.0.walk()
+        let mut walk = self.chain.walk();
+        Box::new(move |offset, len| {
+            self.looks.fetch_add(1, Ordering::Relaxed);
+            walk.extent(offset, len)
+        })
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.1.fetch_add(buf.len() as u64, Ordering::Relaxed);
-        GuestSource::read(self.0, offset, buf)
+        self.bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        GuestSource::read(self.chain, offset, buf)
     }
     fn read_data(&self, layer: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.1.fetch_add(buf.len() as u64, Ordering::Relaxed);
-        self.0.read_data(layer, offset, buf)
+        self.bytes.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        self.chain.read_data(layer, offset, buf)
     }
 }
 
@@ -65,8 +80,8 @@ impl Case<'_> {
         Chain::open(node(storage, self.format), &if writable { env.writable() } else { env })
     }
 
-    /// Bytes read from the source.
-    fn copy(&self, storage: StorageRef, from: Option<Mark>, save: &dyn Fn(Mark) -> Result<()>) -> Result<u64> {
+    /// Bytes read from the source, and looks at it.
+    fn copy(&self, storage: StorageRef, segments: &Segments<'_>) -> Result<(u64, u64)> {
         let target = self.open(storage, true)?;
         let can = vdisk_engine::formats::by_name(self.format)?.capabilities();
         let into = CopyTarget {
@@ -80,16 +95,9 @@ impl Case<'_> {
             compress: self.compress,
             ..CopyOptions::default()
         };
-        let source = Counted(self.source, AtomicU64::new(0));
-        let bytes = SEGMENT;
-        convert_in_segments(
-            &source,
-            &into,
-            &options,
-            &Segments { bytes, from, save },
-            &Control::default(),
-        )?;
-        Ok(source.1.into_inner())
+        let source = Counted::new(self.source);
+        convert_in_segments(&source, &into, &options, segments, &Control::default())?;
+        Ok((source.bytes.into_inner(), source.looks.into_inner()))
     }
 
     /// Cuts the copy off at a change and goes on. Gives the mark it went on from.
@@ -105,7 +113,7 @@ impl Case<'_> {
             marks.lock().unwrap().push(mark);
             Ok(())
         };
-        let _ = self.copy(faulty.clone(), None, &save);
+        let _ = self.copy(faulty.clone(), &segments(None, &save));
         let mark = marks.lock().unwrap().last().copied();
         let bytes = if mark.is_some() {
             faulty.contents()
@@ -113,7 +121,7 @@ impl Case<'_> {
             new.to_vec()
         };
         let left = Arc::new(MemoryStorage::new("disk", bytes));
-        let copied = self.copy(left.clone(), mark, &|_| Ok(())).unwrap();
+        let (copied, _) = self.copy(left.clone(), &segments(mark, &|_| Ok(()))).unwrap();
         let shown = contents(&self.open(left, false).unwrap());
         let same = shown[..SIZE] == contents(self.source)[..];
         assert!(same, "{} cut at change {change}, gone on from {mark:?}", self.format);
@@ -121,6 +129,45 @@ impl Case<'_> {
         assert!(copied <= rest + BATCH, "{}: {copied} bytes for {rest}", self.format);
         mark
     }
+}
+
+fn segments<'a>(from: Option<Mark>, save: &'a dyn Fn(Mark) -> Result<()>) -> Segments<'a> {
+    Segments {
+        bytes: SEGMENT,
+        from,
+        save,
+    }
+}
+
+/// Where to ask costs as much as to copy, as on file systems that walk to the end of the data, segments must not ask again.
+#[test]
+fn segments_look_at_the_source_no_more_often_than_one_copy() {
+    let files = Files::default();
+    files.add("raw", sample());
+    let source = files.open("raw", "raw", false).unwrap();
+    let marks_and_looks = |bytes| {
+        files.create("disk", "qcow2", SIZE as u64, None).unwrap();
+        let saved = AtomicU64::new(0);
+        let save = |_| {
+            saved.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        let case = Case {
+            format: "qcow2",
+            source: &source,
+            files: &files,
+            compress: false,
+            workers: 2,
+        };
+        let from = None;
+        let save: &dyn Fn(Mark) -> Result<()> = &save;
+        let (_, looks) = case.copy(files.get("disk"), &Segments { bytes, from, save }).unwrap();
+        (saved.into_inner(), looks)
+    };
+    let (none, whole) = marks_and_looks(u64::MAX);
+    let (marks, in_segments) = marks_and_looks(SEGMENT);
+    assert!(none == 0 && marks > 5, "{none} and {marks} marks");
+    assert_eq!(in_segments, whole);
 }
 
 #[test]
@@ -148,7 +195,7 @@ fn a_copy_that_was_cut_off_goes_on() {
             if !resumable {
                 continue;
             }
-            case.copy(whole.clone(), None, &|_| Ok(())).unwrap();
+            case.copy(whole.clone(), &segments(None, &|_| Ok(()))).unwrap();
             let all = whole.changes();
             let mut marks = 0;
             for change in (0..all).step_by((all as usize / 9).max(1)) {
@@ -174,6 +221,6 @@ fn a_mark_of_another_copy_is_refused() {
         workers: 1,
     };
     let next = SIZE as u64 + 512;
-    let refused = case.copy(target, Some(Mark { done: 0, next }), &|_| Ok(()));
+    let refused = case.copy(target, &segments(Some(Mark { done: 0, next }), &|_| Ok(())));
     assert_eq!(refused.unwrap_err().kind(), vdisk_engine::ErrorKind::InvalidArgument);
 }

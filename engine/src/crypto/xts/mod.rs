@@ -95,3 +95,42 @@ fn times_alpha(tweak: u128) -> u128 {
     let carry = ((tweak as i128) >> 127) as u128 & 0x87;
     (tweak << 1) ^ carry
 }
+
+#[cfg(test)]
+mod tests {
+    use aes::cipher::KeyInit;
+
+    use super::*;
+
+    fn both_agree<C>(key: &[u8])
+    where
+        C: KeyInit + BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16> + Send + Sync + 'static,
+    {
+        let cipher = || C::new_from_slice(key).unwrap();
+        let Some(wide) = wide_aes(key, cipher()) else {
+            eprintln!("skipped: this processor has no wide AES");
+            return;
+        };
+        let narrow = xts(cipher(), cipher());
+        for (sector_len, sectors) in [(16, 3), (48, 70), (256, 2), (512, 129), (528, 5), (1024, 3), (4096, 2)] {
+            let plain: Vec<u8> = (0..sector_len * sectors).map(|i| (i * 7 % 251) as u8).collect();
+            let ivs = || (0..).map(|n: u128| n.to_le_bytes());
+            let mut by_wide = plain.clone();
+            wide.encrypt(&mut ivs(), sector_len, &mut by_wide);
+            let mut by_narrow = plain.clone();
+            narrow.encrypt(&mut ivs(), sector_len, &mut by_narrow);
+            assert!(by_wide == by_narrow, "sectors of {sector_len} bytes");
+            wide.decrypt(&mut ivs(), sector_len, &mut by_narrow);
+            narrow.decrypt(&mut ivs(), sector_len, &mut by_wide);
+            assert!(by_wide == plain && by_narrow == plain, "sectors of {sector_len} bytes");
+        }
+    }
+
+    #[test]
+    fn wide_aes_is_aes() {
+        let key: Vec<u8> = (0_u8..32).map(|n| n.wrapping_mul(37)).collect();
+        both_agree::<aes::Aes128>(&key[..16]);
+        both_agree::<aes::Aes192>(&key[..24]);
+        both_agree::<aes::Aes256>(&key);
+    }
+}
