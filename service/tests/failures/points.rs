@@ -32,6 +32,16 @@ const MENDED: &[(Verb, Step, bool)] = &[
     (Verb::Delete, Step::RecordDelete, true),
     (Verb::ConvertOnto, Step::PublishFile, true),
     (Verb::Steer, Step::SteerJob, true),
+    (Verb::UploadNotRecorded, Step::HideUpload, false),
+    (Verb::Upload, Step::ShowUpload, true),
+    (Verb::DeleteFails, Step::BringBack, false),
+    (Verb::Shrink, Step::DiscardBytes, true),
+    (Verb::UploadInParts, Step::ReleaseLocks, false),
+    (Verb::DeleteFails, Step::ReleaseLocks, false),
+    (Verb::Rebase, Step::SucceedJob, false),
+    (Verb::Flatten, Step::SucceedJob, false),
+    (Verb::Audit, Step::WriteAudit, false),
+    (Verb::Audit, Step::WriteAudit, true),
 ];
 
 /// A process that dies at a point, after another that died, or alone.
