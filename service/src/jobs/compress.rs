@@ -122,10 +122,10 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
         threads: context.inner.config.threads_per_job,
     };
     let before = work.layers.first().map_or(0, |layer| layer.record.image.allocated_size);
-    context.step("compressing").await?;
     let top = work.layers.first().ok_or_else(|| ServiceError::internal("no image"))?;
     let options = serde_json::to_string(&work.payload).map_err(ServiceError::internal)?;
-    let filling = Filling::new(&context, &top.pool, &top.record.file, &[&work.layers], &options).await?;
+    let (pool, file) = (&top.pool, &top.record.file);
+    let filling = Filling::new(&context, "compressing", pool, file, &[&work.layers], &options).await?;
     let lease = context.clone();
     let runtime = tokio::runtime::Handle::current();
     // One piece on one thread: the old file's lock is held from the first read until the new file is in its place.

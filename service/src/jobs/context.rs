@@ -160,6 +160,9 @@ impl JobContext {
 
     /// What the attempt before this one kept.
     pub async fn journal(&self) -> Result<JournalEntry> {
+        if self.fence.is_first() {
+            return Ok(JournalEntry::default());
+        }
         self.inner.store.journal(self.job()).await
     }
 
@@ -173,11 +176,12 @@ impl JobContext {
         tx.commit_as(Step::WriteJournal).await
     }
 
-    /// Makes sure that a new file has room in a pool beside what other jobs there were promised and have not written yet.
+    /// Makes sure that a new file has room in a pool beside what other jobs there were promised and have not written yet, and adds to
+    /// the job's log what is done with it.
     ///
     /// # Errors
     /// `insufficient_storage`, `lease_lost`.
-    pub async fn reserve(&self, pool: &PoolFolder, bytes: u64) -> Result<()> {
+    pub async fn reserve(&self, pool: &PoolFolder, bytes: u64, doing: &str) -> Result<()> {
         let mut tx = self.inner.store.begin().await?;
         let reservations = tx.reservations(pool.name(), self.job()).await?;
         let mut promised = reservations
@@ -199,6 +203,7 @@ impl JobContext {
             return Err(ServiceError::new(ErrorCode::InsufficientStorage, public));
         }
         tx.reserve_space(self.fence, bytes).await?;
+        tx.note_step(self.job(), doing).await?;
         tx.commit_as(Step::ReserveSpace).await
     }
 

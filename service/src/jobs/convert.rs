@@ -160,8 +160,8 @@ pub(super) async fn run(context: JobContext, payload: Value) -> Result<Done> {
     };
     let pool = work.pool.clone();
     let options = serde_json::to_string(&work.request).map_err(ServiceError::internal)?;
-    let filling = Filling::new(&context, &pool, &file, &[&work.source, &work.base], &options).await?;
-    context.step("copying").await?;
+    let sources: &[&[Layer]] = &[&work.source, &work.base];
+    let filling = Filling::new(&context, "copying", &pool, &file, sources, &options).await?;
     let verify = work.request.verify;
     let (filled, work) = context
         .blocking(move |control| Ok((filling.run(&work, verify, control)?, work)))

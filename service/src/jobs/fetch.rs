@@ -89,7 +89,7 @@ pub async fn run(context: JobContext, fetch: Fetch) -> Result<Done> {
     let pool = pool_of(&context.inner, &fetch.pool)?;
     let file = context.new_file_name(fetch.image);
     let options = json!({"source": fetch.source, "format": fetch.format, "target": fetch.target_format}).to_string();
-    let filling = Filling::new(&context, &pool, &file, &[], &options).await?;
+    let filling = Filling::new(&context, "copying", &pool, &file, &[], &options).await?;
     let image = fetch.image;
     let work = Opener {
         pool: pool.clone(),

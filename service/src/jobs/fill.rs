@@ -52,6 +52,7 @@ pub struct Filled {
 pub struct Filling {
     context: JobContext,
     runtime: Handle,
+    doing: &'static str,
     pool: Arc<PoolFolder>,
     /// The name it will have.
     name: String,
@@ -61,10 +62,11 @@ pub struct Filling {
 }
 
 impl Filling {
-    /// Looks for what an earlier attempt kept. `sources` are all images whose content goes into the file, and `options` what is done
-    /// with it.
+    /// Looks for what an earlier attempt kept. `doing` is what the job's log will say, `sources` are all images whose content goes into
+    /// the file, and `options` what is done with it.
     pub async fn new(
         context: &JobContext,
+        doing: &'static str,
         pool: &Arc<PoolFolder>,
         name: &str,
         sources: &[&[Layer]],
@@ -78,6 +80,7 @@ impl Filling {
         Ok(Self {
             context: context.clone(),
             runtime: Handle::current(),
+            doing,
             pool: pool.clone(),
             name: name.to_owned(),
             binding,
@@ -104,7 +107,8 @@ impl Filling {
         }
         self.note(None)?;
         let bytes = work.needs(&control.uncounted())?;
-        self.runtime.block_on(self.context.reserve(&self.pool, bytes))?;
+        self.runtime
+            .block_on(self.context.reserve(&self.pool, bytes, self.doing))?;
         let file = work.create()?;
         match self.complete(work, &file, None, verify, control) {
             Ok(digest) => Ok(Filled { file, digest }),

@@ -157,7 +157,7 @@ async fn after_failed_record(store: &Store, fence: Fence, done: &Done, error: Se
 
 async fn record(store: &Store, fence: Fence, done: &Done, progress: &JobProgress) -> Result<Job> {
     let mut tx = store.begin().await?;
-    tx.record_progress(fence, progress).await?;
+    tx.set_progress(fence, progress).await?;
     for effect in &done.effects {
         effect.record(&mut tx, fence.job).await?;
     }

@@ -53,7 +53,7 @@ impl Service {
         let mut changes = self.inner.store.changes_of(id);
         let begun = tokio::time::Instant::now();
         let deadline = begun + timeout.min(LONGEST_WAIT);
-        let first = self.inner.store.job(id).await?;
+        let first = self.inner.store.job_alone(id).await?;
         let mut job = first.clone();
         while !is_reached(until, &first, &job) {
             tokio::select! {
@@ -64,9 +64,9 @@ impl Service {
                 () = tokio::time::sleep(self.inner.config.poll_interval) => {}
             }
             changes.mark_unchanged();
-            job = self.inner.store.job(id).await?;
+            job = self.inner.store.job_alone(id).await?;
         }
-        Ok(job)
+        self.inner.store.with_steps(job).await
     }
 
     /// Asks a job to end. A queued job is cancelled at once, a running one within a moment: it undoes what it did, or,

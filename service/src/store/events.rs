@@ -10,6 +10,15 @@ use super::{Store, Tx};
 use crate::error::Result;
 use crate::model::{Event, EventKind};
 
+/// The number of the newest event, also of one that is forgotten: the counter keeps that one's.
+macro_rules! last_number {
+    () => {
+        "(SELECT MAX(number) FROM (SELECT MAX(seq) AS number FROM events UNION ALL \
+         SELECT value FROM counters WHERE name = 'event') AS numbers)"
+    };
+}
+pub(super) use last_number;
+
 impl Tx {
     /// Appends an event and returns its number.
     pub async fn append_event(
@@ -19,24 +28,28 @@ impl Tx {
         image: Option<Uuid>,
         data: &Value,
     ) -> Result<u64> {
-        let next = "UPDATE counters SET value = value + 1 WHERE name = 'event' RETURNING value";
-        let seq = sqlx::query(next).fetch_one(&mut *self.inner).await?.size("value")?;
-        sqlx::query("INSERT INTO events (seq, kind, job_id, image_id, at, data) VALUES ($1, $2, $3, $4, $5, $6)")
-            .bind(stored(seq)?)
+        let sql = concat!(
+            "INSERT INTO events (seq, kind, job_id, image_id, at, data) VALUES (",
+            last_number!(),
+            " + 1, $1, $2, $3, $4, $5) RETURNING seq"
+        );
+        let row = sqlx::query(sql)
             .bind(kind.as_str())
             .bind(job.map(|id| id.to_string()))
             .bind(image.map(|id| id.to_string()))
             .bind(self.now.0)
             .bind(json_text(data)?)
-            .execute(&mut *self.inner)
+            .fetch_one(&mut *self.inner)
             .await?;
         self.touched.events = true;
         self.touched.jobs.extend(job);
-        Ok(seq)
+        row.size("seq")
     }
 
     /// Forgets events older than `retention`.
     pub async fn prune_events(&mut self, retention: Duration) -> Result<u64> {
+        let keep = concat!("UPDATE counters SET value = ", last_number!(), " WHERE name = 'event'");
+        sqlx::query(keep).execute(&mut *self.inner).await?;
         let before = self.now.before(retention).0;
         let deleted = sqlx::query("DELETE FROM events WHERE at < $1")
             .bind(before)
@@ -60,8 +73,8 @@ macro_rules! event_query {
 impl Store {
     /// The number of the newest event, 0 before the first.
     pub async fn last_event(&self) -> Result<u64> {
-        let sql = "SELECT value FROM counters WHERE name = 'event'";
-        sqlx::query(sql).fetch_one(&self.readers).await?.size("value")
+        let sql = concat!("SELECT ", last_number!(), " AS last");
+        sqlx::query(sql).fetch_one(&self.readers).await?.size("last")
     }
 
     /// Up to `limit` events behind a number, oldest first, of one job or image when given.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::events::last_number;
 use super::row::{Columns, json_text, stored};
 use super::secrets::SealedSecret;
 use super::{Store, Tx};
@@ -27,8 +28,12 @@ impl Tx {
         events: &[EventKind],
         secret: &SealedSecret,
     ) -> Result<()> {
-        let sql = "INSERT INTO webhooks (id, url, events, sealed, key_id, delivered, failures, next_try, created_at) \
-             SELECT $1, $2, $3, $4, $5, value, 0, 0, $6 FROM counters WHERE name = 'event'";
+        let sql = concat!(
+            "INSERT INTO webhooks (id, url, events, sealed, key_id, delivered, failures, next_try, created_at) \
+             VALUES ($1, $2, $3, $4, $5, ",
+            last_number!(),
+            ", 0, 0, $6)"
+        );
         sqlx::query(sql)
             .bind(id.to_string())
             .bind(url)
@@ -126,8 +131,11 @@ impl Store {
 
     /// Those that are due and have something to be told.
     pub async fn due_webhooks(&self) -> Result<Vec<WebhookId>> {
-        let sql = "SELECT id FROM webhooks WHERE next_try <= $1 \
-             AND delivered < (SELECT value FROM counters WHERE name = 'event') ORDER BY id";
+        let sql = concat!(
+            "SELECT id FROM webhooks WHERE next_try <= $1 AND delivered < ",
+            last_number!(),
+            " ORDER BY id"
+        );
         let rows = sqlx::query(sql).bind(self.now().0).fetch_all(&self.readers).await?;
         rows.iter().map(|row| row.id("id")).collect()
     }

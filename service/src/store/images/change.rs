@@ -46,8 +46,10 @@ impl Tx {
             .await;
         match inserted {
             Ok(_) => {
-                self.write_labels(new.id, &new.labels).await?;
-                self.write_roles(new.id, &new.secrets).await?;
+                self.insert_labels(new.id, &new.labels).await?;
+                if !new.secrets.is_empty() {
+                    self.write_roles(new.id, &new.secrets).await?;
+                }
             }
             Err(error) if is_duplicate(&error) => return Err(file_taken()),
             Err(error) => return Err(error.into()),
@@ -83,6 +85,10 @@ impl Tx {
             .bind(id.to_string())
             .execute(&mut *self.inner)
             .await?;
+        self.insert_labels(id, labels).await
+    }
+
+    async fn insert_labels(&mut self, id: ImageId, labels: &Labels) -> Result<()> {
         for (key, value) in labels {
             sqlx::query("INSERT INTO image_labels (image_id, key, value) VALUES ($1, $2, $3)")
                 .bind(id.to_string())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Claimed, Fence, Wish, Wishes, WorkerId, lease_end, lease_lost};
+use super::{Claimed, Fence, Wish, Wishes, WorkerId, job, job_columns, lease_end, lease_lost};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{EventKind, Job, JobId, JobProgress};
 use crate::store::row::{Columns, json_text};
@@ -25,13 +25,16 @@ impl Tx {
     /// Takes the next job: waiting and due, or running with a lease that ran out. Paused jobs stay where they are. Each half of the
     /// question is answered by an index in its order: the length of the queue does not matter.
     pub async fn claim(&mut self, worker: WorkerId, lease: Duration) -> Result<Option<Claimed>> {
-        let sql = "UPDATE jobs SET state = 'running', token = token + 1, attempt = attempt + 1, version = version + 1, \
+        let sql = concat!(
+            "UPDATE jobs SET state = 'running', token = token + 1, attempt = attempt + 1, version = version + 1, \
              worker = $1, lease_until = $2, started_at = COALESCE(started_at, $3) \
              WHERE id = (SELECT next.id FROM (SELECT * FROM (SELECT id, priority FROM jobs WHERE state = 'queued' \
              AND wish <> 'pause' AND run_after <= $3 ORDER BY priority DESC, id LIMIT 1) waiting UNION ALL SELECT * FROM \
              (SELECT id, priority FROM jobs WHERE state = 'running' AND wish <> 'pause' AND lease_until <= $3 \
              ORDER BY priority DESC, id LIMIT 1) abandoned) next ORDER BY next.priority DESC, next.id LIMIT 1) \
-             RETURNING id, kind, payload, attempt, token, wish, rate_limit";
+             RETURNING payload, token, ",
+            job_columns!()
+        );
         let row = sqlx::query(sql)
             .bind(worker.to_string())
             .bind(lease_end(self.now, lease))
@@ -39,18 +42,17 @@ impl Tx {
             .fetch_optional(&mut *self.inner)
             .await?;
         let Some(row) = row else { return Ok(None) };
-        let claimed = Claimed {
+        let job = self.event_of(EventKind::JobState, job(&row)?).await?;
+        Ok(Some(Claimed {
             fence: Fence {
-                job: row.id("id")?,
+                job: job.id,
                 token: row.number("token")?,
             },
-            kind: row.text("kind")?.parse()?,
+            kind: job.kind,
             payload: row.json("payload")?,
-            attempt: u32::try_from(row.number("attempt")?).unwrap_or(u32::MAX),
+            attempt: job.attempt,
             wishes: wishes(&row)?,
-        };
-        self.job_event(EventKind::JobState, claimed.fence.job).await?;
-        Ok(Some(claimed))
+        }))
     }
 
     /// Prolongs a lease and tells what the user wants now.
@@ -87,11 +89,20 @@ impl Tx {
         require_ours(changed.rows_affected(), fence)
     }
 
-    /// Notes how far a job is.
+    /// Notes how far a job is, and tells it.
     ///
     /// # Errors
     /// `lease_lost`.
     pub async fn record_progress(&mut self, fence: Fence, progress: &JobProgress) -> Result<()> {
+        self.set_progress(fence, progress).await?;
+        self.job_event(EventKind::JobProgress, fence.job).await.map(drop)
+    }
+
+    /// Notes how far a job is.
+    ///
+    /// # Errors
+    /// `lease_lost`.
+    pub async fn set_progress(&mut self, fence: Fence, progress: &JobProgress) -> Result<()> {
         let sql = "UPDATE jobs SET done_bytes = $4, total_bytes = $5, bytes_per_second = $6, version = version + 1 \
              WHERE id = $1 AND token = $2 AND state = 'running' AND lease_until > $3";
         let changed = sqlx::query(sql)
@@ -103,8 +114,7 @@ impl Tx {
             .bind(progress.bytes_per_second.map(shown))
             .execute(&mut *self.inner)
             .await?;
-        require_ours(changed.rows_affected(), fence)?;
-        self.job_event(EventKind::JobProgress, fence.job).await.map(drop)
+        require_ours(changed.rows_affected(), fence)
     }
 
     /// Adds a line to a job's log.
@@ -113,7 +123,7 @@ impl Tx {
     /// `lease_lost`.
     pub async fn record_step(&mut self, fence: Fence, text: &str) -> Result<()> {
         self.require_fence(fence).await?;
-        self.append_step(fence.job, text).await
+        self.note_step(fence.job, text).await
     }
 
     /// Ends a job: its locks go, and so does what it had reserved and not published.
@@ -121,25 +131,30 @@ impl Tx {
     /// # Errors
     /// `lease_lost`.
     pub async fn finish(&mut self, fence: Fence, ending: &Ending) -> Result<Job> {
-        self.require_fence(fence).await?;
         let (state, result, code, detail) = match ending {
             Ending::Succeeded(result) => ("succeeded", Some(json_text(result)?), None, None),
             Ending::Failed(error) => ("failed", None, Some(error.code.as_str()), Some(error.public.as_str())),
             Ending::Cancelled => ("cancelled", None, None, None),
         };
-        let sql = "UPDATE jobs SET state = $2, wish = 'run', result = $3, error_code = $4, error_detail = $5, \
-             finished_at = $6, worker = NULL, lease_until = NULL, reserved_bytes = 0 WHERE id = $1";
-        sqlx::query(sql)
+        let sql = concat!(
+            "UPDATE jobs SET state = $3, wish = 'run', result = $4, error_code = $5, error_detail = $6, finished_at = $7, \
+             worker = NULL, lease_until = NULL, reserved_bytes = 0, version = version + 1 \
+             WHERE id = $1 AND token = $2 AND state = 'running' AND lease_until > $7 RETURNING ",
+            job_columns!()
+        );
+        let row = sqlx::query(sql)
             .bind(fence.job.to_string())
+            .bind(fence.token)
             .bind(state)
             .bind(result)
             .bind(code)
             .bind(detail)
             .bind(self.now.0)
-            .execute(&mut *self.inner)
+            .fetch_optional(&mut *self.inner)
             .await?;
+        let job = job(&row.ok_or_else(|| lease_lost(fence))?)?;
         self.let_go(fence.job).await?;
-        self.job_event(EventKind::JobState, fence.job).await
+        self.event_of(EventKind::JobState, job).await
     }
 
     /// Gives a job back to the queue unharmed; this start does not count.

@@ -106,8 +106,8 @@ impl Tx {
         self.job_event(EventKind::JobState, id).await
     }
 
-    /// Adds a line to a job's log.
-    pub(super) async fn append_step(&mut self, id: JobId, text: &str) -> Result<()> {
+    /// Adds a line to a job's log, in a transaction that made sure that it is ours.
+    pub async fn note_step(&mut self, id: JobId, text: &str) -> Result<()> {
         let sql = "INSERT INTO job_steps (job_id, position, at, text) \
              SELECT $1, COALESCE(MAX(position), -1) + 1, $2, $3 FROM job_steps WHERE job_id = $1";
         sqlx::query(sql)

@@ -47,9 +47,25 @@ impl Store {
     /// # Errors
     /// `not_found`.
     pub async fn job(&self, id: JobId) -> Result<Job> {
-        let mut job = find(&self.readers, id).await?.ok_or_else(|| not_found(id))?;
+        let job = self.job_alone(id).await?;
+        self.with_steps(job).await
+    }
+
+    /// One job, its steps left out.
+    ///
+    /// # Errors
+    /// `not_found`.
+    pub async fn job_alone(&self, id: JobId) -> Result<Job> {
+        find(&self.readers, id).await?.ok_or_else(|| not_found(id))
+    }
+
+    /// The job with its steps.
+    pub async fn with_steps(&self, mut job: Job) -> Result<Job> {
         let sql = "SELECT at, text FROM job_steps WHERE job_id = $1 ORDER BY position";
-        let rows = sqlx::query(sql).bind(id.to_string()).fetch_all(&self.readers).await?;
+        let rows = sqlx::query(sql)
+            .bind(job.id.to_string())
+            .fetch_all(&self.readers)
+            .await?;
         job.steps = rows.iter().map(step).collect::<Result<_>>()?;
         Ok(job)
     }
@@ -110,7 +126,12 @@ impl Tx {
     /// Appends an event with the job as it is now, and returns the job.
     pub(super) async fn job_event(&mut self, kind: EventKind, id: JobId) -> Result<Job> {
         let job = self.job(id).await?;
-        self.append_event(kind, Some(id), None, &event_data(&job)).await?;
+        self.event_of(kind, job).await
+    }
+
+    /// Appends an event with the job as it was just read, and returns the job.
+    pub(super) async fn event_of(&mut self, kind: EventKind, job: Job) -> Result<Job> {
+        self.append_event(kind, Some(job.id), None, &event_data(&job)).await?;
         Ok(job)
     }
 }
