@@ -335,7 +335,9 @@ async fn delete(inner: &Arc<Inner>, id: ImageId) -> Result<()> {
         return Err(error);
     }
     for leftover in [FileName::trash(&record.file), FileName::upload(id)] {
-        pool.remove(&leftover)?;
+        if let Err(error) = pool.remove(&leftover) {
+            tracing::warn!(image = %id, %error, "a file of a deleted image could not be removed; the next start tries again");
+        }
     }
     Ok(())
 }

@@ -145,14 +145,24 @@ async fn complete_upload(
             let mut tx = inner.store.begin().await?;
             tx.set_image_state(id, ImageState::Failed, Some(&error.public)).await?;
             tx.set_backing(id, None).await?;
-            locks.release_and_commit(tx, Step::RefuseUpload).await?;
-            pool.remove(&FileName::upload(id))?;
-            Err(error)
+            let refused = locks.release_and_commit(tx, Step::RefuseUpload).await;
+            // A commit that failed may have been carried out all the same.
+            let record = inner.store.image(id).await;
+            if refused.is_ok() || record.is_ok_and(|record| record.image.state == ImageState::Failed) {
+                drop_refused(&pool, id);
+            }
+            refused.and(Err(error))
         }
         Err(error) => {
             locks.release().await;
             Err(error)
         }
+    }
+}
+
+fn drop_refused(pool: &PoolFolder, id: ImageId) {
+    if let Err(error) = pool.remove(&FileName::upload(id)) {
+        tracing::warn!(image = %id, %error, "a refused file could not be removed; the next start tries again");
     }
 }
 

@@ -594,7 +594,11 @@ async fn events_are_numbered_without_gaps(TestStore { store, clock }: TestStore)
     let next = write(&store, async |tx| {
         tx.append_event(EventKind::ImageUpdated, None, None, &json!({})).await
     });
-    assert_eq!(next.await.unwrap(), 4, "a number is not given again when its event is forgotten");
+    assert_eq!(
+        next.await.unwrap(),
+        4,
+        "a number is not given again when its event is forgotten"
+    );
 }
 
 async fn secrets_have_unique_names(TestStore { store, .. }: TestStore) {
