@@ -93,6 +93,32 @@ async fn an_interrupted_upload_goes_on_where_it_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn stored_bytes_that_are_gone_do_not_become_zeroes() {
+    let lab = Lab::new().await;
+    let bytes = sample(1 << 20, 1);
+    let image = announce(&lab, "disk", Some("raw")).await;
+    let first = part(0, 600_000, bytes.len());
+    lab.service
+        .upload(image.id, first, body(&bytes[..600_000], 4096))
+        .await
+        .unwrap();
+    std::fs::remove_file(lab.pool().join(format!(".{}.upload", image.id))).unwrap();
+    let rest = part(600_000, bytes.len() - 600_000, bytes.len());
+    let error = lab
+        .service
+        .upload(image.id, rest, body(&bytes[600_000..], 4096))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.code, error.range_total),
+        (ErrorCode::UploadOffsetMismatch, Some(0))
+    );
+    let anew = part(0, bytes.len(), bytes.len());
+    lab.service.upload(image.id, anew, body(&bytes, 70_000)).await.unwrap();
+    assert!(lab.data(image.id).await == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_arrived_counts_even_when_the_request_is_dropped() {
     let lab = Lab::new().await;
     let image = announce(&lab, "disk", Some("raw")).await;

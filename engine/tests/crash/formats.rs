@@ -3,8 +3,10 @@
 use vdisk_engine::formats::{DRIVERS, FormatDriver};
 use vdisk_engine::image::Resize;
 use vdisk_engine::options::Options;
+use vdisk_engine::{Chain, Result};
 
 use crate::lab::{Files, Lab};
+use crate::model::Model;
 use crate::states::Scenario;
 
 const SIZE: u64 = 3 << 20;
@@ -21,6 +23,28 @@ fn start(driver: &dyn FormatDriver) -> Files {
     chain.write(64 << 10, &vec![1; 64 << 10]).unwrap();
     chain.top().close().unwrap();
     lab.contents()
+}
+
+/// The disk is the old one with all its bytes, or the new one: no model of anything between. Where growing shows zeroes, it does so
+/// afterwards too.
+fn shrink_and_grow(chain: &Chain, model: &mut Model<'_>, zeroes: bool) -> Result<()> {
+    let small = (1 << 20) + (96 << 10);
+    model.flush(chain)?;
+    chain.top().resize(&Resize {
+        virtual_size: small,
+        shrink: true,
+        ..Resize::default()
+    })?;
+    model.shrunk(small);
+    model.flush(chain)?;
+    if !zeroes {
+        return Ok(());
+    }
+    chain.top().resize(&Resize {
+        virtual_size: 4 << 20,
+        ..Resize::default()
+    })?;
+    model.flush(chain)
 }
 
 fn run(driver: &dyn FormatDriver) {
@@ -53,6 +77,9 @@ fn run(driver: &dyn FormatDriver) {
                         ..Resize::default()
                     })?;
                     model.write(&chain, 4 << 20, 10 << 10, 5)?;
+                }
+                if can.shrink {
+                    shrink_and_grow(&chain, model, can.zero)?;
                 }
                 model.write(&chain, 16 << 10, 512, 6)
             };

@@ -76,10 +76,10 @@ impl<'a> Model<'a> {
         self.set(at, len, value);
         chain.top().write_compressed(at, &vec![value; len as usize])
     }
-    /// What lies past a new, smaller end is about to go.
-    pub fn shrink(&mut self, to: u64) {
+    /// What lies past a new, smaller end is gone: growing shows zeroes.
+    pub fn shrunk(&mut self, to: u64) {
         let end = self.now.len() * SECTOR;
-        self.set(to, end as u64 - to, 0);
+        self.note(Event::Set(to as usize / SECTOR..end / SECTOR, 0));
     }
     pub fn flush(&mut self, chain: &Chain) -> Result<()> {
         self.settled = self.events.len();

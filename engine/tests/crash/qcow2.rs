@@ -192,7 +192,6 @@ fn resizing() {
             chain.top().resize(&to(2 << 20))?;
             model.write(chain, 1 << 20, 100 << 10, 2)?;
             model.flush(chain)?;
-            model.shrink(300 << 10);
             chain.top().resize(&to(300 << 10))?;
             model.write(chain, 200 << 10, 10 << 10, 7)
         })

@@ -1,6 +1,6 @@
 //! Building the states that a power cut can leave, and looking at each.
 
-use vdisk_engine::image::{CheckReport, Repair};
+use vdisk_engine::image::{CheckReport, Repair, Resize};
 use vdisk_engine::storage::LoggedOp;
 use vdisk_engine::{Chain, Control, Error, ErrorKind, Result, formats};
 
@@ -109,9 +109,37 @@ impl Scenario<'_> {
             .and_then(|()| chain.top().close());
         result.unwrap_or_else(|e| panic!("{what}: cannot be written: {e:?}"));
         drop(chain);
+        self.grow(&lab, what);
         if ask_peer && self.format == "qcow2" && e2e::tools::have(&["qemu-img"]) {
             self.ask_qemu(&lab, what);
         }
+    }
+
+    /// What a larger disk gets is zeroes, whatever was there once.
+    fn grow(&self, lab: &Lab, what: &str) {
+        let can = formats::by_name(self.format).unwrap().capabilities();
+        if !(can.grow && can.zero) {
+            return;
+        }
+        let chain = lab.chain("top", self.format, &[0]).unwrap();
+        let from = chain.virtual_size() as usize;
+        let virtual_size = (from as u64).max(self.most) + (1 << 20);
+        let to = Resize {
+            virtual_size,
+            ..Resize::default()
+        };
+        match vdisk_engine::ops::resize::resize(&chain, &to) {
+            // Version 2 with snapshots, a bitmap that was in use.
+            Err(error) if error.kind() == ErrorKind::Unsupported => return,
+            done => done.unwrap_or_else(|e| panic!("{what}: cannot grow: {e:?}")),
+        }
+        chain.top().close().unwrap();
+        drop(chain);
+        let chain = lab.chain("top", self.format, &[]).unwrap();
+        let mut bytes = vec![0; chain.virtual_size() as usize];
+        chain.read(0, &mut bytes).unwrap();
+        let stale = bytes[from..].iter().position(|byte| *byte != 0);
+        assert_eq!(stale, None, "{what}: what was past the end of {from} bytes came back");
     }
 
     fn open_or_mend(&self, lab: &Lab) -> Result<Chain> {

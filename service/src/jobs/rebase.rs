@@ -1,9 +1,14 @@
 //! Rebase: an overlay on another base.
 //!
 //! After a crash the header says how far it came: while it names the old base nothing is decided and the work is done
-//! again; once it names the new one all data is in place and only the record is missing.
+//! again; once it names the new one all data is in place and only the record is missing. A failure that is not a crash goes back to the
+//! base on record.
 
 pub(super) mod foresee;
+mod undo;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -115,7 +120,7 @@ impl JobRunner for Rebase {
 }
 
 pub(super) async fn run(context: JobContext, payload: Payload) -> Result<Done> {
-    let work = Work {
+    let work = Arc::new(Work {
         image: match payload.mode {
             RebaseMode::Safe => context.layers(payload.image).await?,
             RebaseMode::Unsafe => context.layers(payload.image).await?.into_iter().take(1).collect(),
@@ -127,7 +132,19 @@ pub(super) async fn run(context: JobContext, payload: Payload) -> Result<Done> {
         mode: payload.mode,
         limits: context.inner.limits.clone(),
         threads: context.inner.config.threads_per_job,
-    };
+        changes: AtomicBool::new(false),
+    });
+    let done = rebase(&context, &payload, &work).await;
+    if done.is_err()
+        && work.changes.load(Ordering::Relaxed)
+        && let Err(error) = undo::undo(&context, &work).await
+    {
+        tracing::error!(image = %payload.image, %error, "the header may name another base than the inventory");
+    }
+    done
+}
+
+async fn rebase(context: &JobContext, payload: &Payload, work: &Arc<Work>) -> Result<Done> {
     context
         .step(if work.base.is_empty() {
             "copying what the bases hold"
@@ -136,14 +153,15 @@ pub(super) async fn run(context: JobContext, payload: Payload) -> Result<Done> {
         })
         .await?;
     let before = match payload.verify {
-        true => Some(digest_before(&context, &work.image, u64::MAX).await?),
+        true => Some(digest_before(context, &work.image, u64::MAX).await?),
         false => None,
     };
     context.require_lease().await?;
     let after = work.rebased();
-    let mut done = context.blocking(move |control| work.run(control)).await?;
+    let running = work.clone();
+    let mut done = context.blocking(move |control| running.run(control)).await?;
     if let Some(before) = before {
-        require_digest(&context, &after, u64::MAX, &before).await?;
+        require_digest(context, &after, u64::MAX, &before).await?;
         note_digest(&mut done.result, Some(before));
     }
     Ok(done)
@@ -155,6 +173,8 @@ struct Work {
     mode: RebaseMode,
     limits: vdisk_engine::Limits,
     threads: usize,
+    /// Whether the header may name the new base.
+    changes: AtomicBool,
 }
 
 impl Work {
@@ -192,6 +212,7 @@ impl Work {
         let named = header.top().backing();
         drop(header);
         let switched = named == wanted && named.as_ref().map(|named| &named.name) != top.record.backing_name.as_ref();
+        self.changes.store(true, Ordering::Relaxed);
         if self.mode == RebaseMode::Unsafe {
             self.set_header(wanted.as_ref(), &reading, control)?;
             if let Some(refreshed) = self.refresh_base(&reading, control)? {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::error::Result;
-use crate::fault::{Step, around};
+use crate::fault::Step;
 use crate::jobs::bring_back;
 use crate::model::{ImageId, ImageState};
 use crate::pool::{FileName, PoolFolder};
-use crate::service::Inner;
+use crate::service::{Inner, take_back};
 use crate::store::Database;
 use crate::store::images::ImageRecord;
 
@@ -51,9 +51,7 @@ async fn recover_pool(inner: &Inner, pool: &Arc<PoolFolder>, alone: bool) -> Res
             }
             FileName::Published(image) => {
                 match by_id.get(&image) {
-                    Some(record) if record.image.state == ImageState::Uploading => {
-                        hide(inner, pool, &name, image).await?
-                    }
+                    Some(record) if record.image.state == ImageState::Uploading => hide(inner, pool, image).await?,
                     Some(_) => {}
                     None => tracing::warn!(
                         pool = pool.name(),
@@ -75,15 +73,11 @@ async fn recover_pool(inner: &Inner, pool: &Arc<PoolFolder>, alone: bool) -> Res
 }
 
 /// A complete upload that has its name, but no record of that: one step back, so that its client can send it again.
-async fn hide(inner: &Inner, pool: &PoolFolder, name: &str, image: ImageId) -> Result<()> {
+async fn hide(inner: &Inner, pool: &PoolFolder, image: ImageId) -> Result<()> {
     if is_locked(inner, image).await? {
         return Ok(());
     }
-    let upload = FileName::upload(image);
-    if pool.stat(&upload)?.is_some() {
-        return pool.remove(name).map(drop);
-    }
-    around(Step::HideUpload, || pool.rename(name, &upload, false))
+    take_back(pool, image)
 }
 
 /// A file on its way out comes back if its record is still there: the deletion had not been decided.

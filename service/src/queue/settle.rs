@@ -1,6 +1,7 @@
 //! The end of a job: what it did is recorded in the same transaction that ends it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -11,6 +12,10 @@ use crate::pool::PoolFolder;
 use crate::store::images::{Backing, FileFacts, NewImage, Origin};
 use crate::store::jobs::{Ending, Fence};
 use crate::store::{Store, Tx};
+
+/// Between the tries to record what a job did, well within its lease: an overlay that has another base by now is readable by nobody until
+/// the inventory knows.
+const RECORD_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
 /// What a job brought about, to be recorded when it ends.
 #[derive(Default)]
@@ -102,13 +107,33 @@ async fn register(tx: &mut Tx, job: JobId, new: &NewImage, facts: &FileFacts) ->
 /// # Errors
 /// `lease_lost` when the job is another worker's by now: nothing was recorded, and what was published is removed.
 pub async fn succeed(store: &Store, fence: Fence, done: Done, progress: &JobProgress) -> Result<Job> {
-    match record(store, fence, &done, progress).await {
+    let mut recorded = record(store, fence, &done, progress).await;
+    for pause in RECORD_PAUSES {
+        match &recorded {
+            Err(error) if may_pass(error.code) && !has_succeeded(store, fence).await => {}
+            _ => break,
+        }
+        tokio::time::sleep(pause).await;
+        recorded = record(store, fence, &done, progress).await;
+    }
+    match recorded {
         Ok(job) => {
             remove_files(&done.obsolete);
             Ok(job)
         }
         Err(error) => after_failed_record(store, fence, &done, error).await,
     }
+}
+
+/// Whether a database that said this may say something else a moment later.
+fn may_pass(code: ErrorCode) -> bool {
+    use ErrorCode::{InsufficientStorage, Internal, Io, Unavailable};
+    matches!(code, InsufficientStorage | Internal | Io | Unavailable)
+}
+
+async fn has_succeeded(store: &Store, fence: Fence) -> bool {
+    let job = store.job(fence.job).await;
+    job.is_ok_and(|job| job.state == JobState::Succeeded)
 }
 
 /// A failed commit may have been carried out all the same: only the database knows. What is on record stays.

@@ -1,6 +1,7 @@
 //! The audit log: entries are handed over at once and written in batches, so that no request waits for them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -15,6 +16,10 @@ use crate::request::PageRequest;
 /// Entries that wait for the database. More than that are in the program's log alone.
 const WAITING: usize = 4096;
 const BATCH: usize = 256;
+/// How often a batch is tried. With the pauses between: some four minutes.
+const TRIES: u32 = 50;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What is known of a request when it was answered.
 #[derive(Clone, Debug)]
@@ -81,11 +86,27 @@ pub(super) async fn writer(inner: Arc<Inner>, mut entries: mpsc::Receiver<AuditE
             count = entries.recv_many(&mut batch, BATCH) => if count == 0 { return },
             () = inner.stop.cancelled() => return,
         }
-        if let Err(error) = write(&inner, &batch).await {
+        if let Err(error) = insist(&inner, &batch).await {
             tracing::error!(%error, entries = batch.len(), "the audit table cannot be written; the entries are in this log alone");
         }
         batch.clear();
     }
+}
+
+/// Tries again where the table cannot be written, for some minutes. New entries wait meanwhile, as many as there is room for. Whoever stops the
+/// service is not kept waiting: then there is one last try.
+async fn insist(inner: &Inner, entries: &[AuditEntry]) -> Result<()> {
+    for tried in 1..TRIES {
+        let Err(error) = write(inner, entries).await else {
+            return Ok(());
+        };
+        tracing::warn!(%error, entries = entries.len(), "the audit table cannot be written; trying again");
+        tokio::select! {
+            () = tokio::time::sleep(FIRST_PAUSE.saturating_mul(tried * tried).min(LONGEST_PAUSE)) => {}
+            () = inner.stop.cancelled() => break,
+        }
+    }
+    write(inner, entries).await
 }
 
 async fn write(inner: &Inner, entries: &[AuditEntry]) -> Result<()> {

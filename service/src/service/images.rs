@@ -107,7 +107,7 @@ impl Service {
 }
 
 /// Before each try to clear an unfinished image away: its name is taken until one succeeds.
-const FORGET_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_secs(2)];
+const UNDO_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_secs(2)];
 
 /// What a new image starts from.
 struct Plan {
@@ -291,7 +291,7 @@ async fn already_made(inner: &Inner, id: ImageId) -> Result<Image> {
 
 /// Undoes a reservation; what cannot be undone now is undone at the next start.
 async fn forget(inner: &Inner, id: ImageId, holder: Uuid) {
-    for pause in FORGET_PAUSES {
+    for pause in UNDO_PAUSES {
         tokio::time::sleep(pause).await;
         match try_to_forget(inner, id, holder).await {
             Ok(()) => return,
@@ -324,31 +324,47 @@ async fn delete(inner: &Arc<Inner>, id: ImageId) -> Result<()> {
     tx.require_free_of_dependents(id, &[]).await?;
     locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
     tx.commit_as(Step::BeginDelete).await?;
-    let removed = remove(inner, &record).await;
-    let (locks, tx) = locks.with(removed).await?;
     let pool = inner.pool(&record.image.pool)?;
-    if let Err(error) = locks.release_and_commit(tx, Step::RecordDelete).await {
-        if let Err(error) = undo_delete(inner, &pool, &record).await {
-            tracing::error!(image = %id, %error, "the image's file is aside; the next start brings it back");
-        }
+    let removed = async {
+        let tx = remove(inner, &pool, &record).await?;
+        locks.release_and_commit(tx, Step::RecordDelete).await
+    };
+    if let Err(error) = removed.await {
+        undo_delete(inner, &pool, &record).await;
+        locks.release().await;
         return Err(error);
     }
     for leftover in [FileName::trash(&record.file), FileName::upload(id)] {
-        pool.remove(&leftover)?;
+        if let Err(error) = pool.remove(&leftover) {
+            tracing::warn!(image = %id, %error, "a file of a deleted image could not be removed; the next start tries again");
+        }
     }
     Ok(())
 }
 
-/// A commit that failed may have been carried out all the same: only the database knows whether the file comes back or goes. The locks of
-/// the request are still held.
-async fn undo_delete(inner: &Inner, pool: &PoolFolder, record: &ImageRecord) -> Result<()> {
-    let trash = FileName::trash(&record.file);
-    let recorded = inner.store.begin().await?.any_image(record.image.id).await?.is_some();
-    match pool.stat(&trash)? {
-        Some(_) if recorded => around(Step::BringBack, || pool.rename(&trash, &record.file, false)),
-        Some(_) => pool.remove(&trash).map(drop),
-        None => Ok(()),
+/// Undoes a deletion that failed, while its locks are held; what cannot be undone now is undone at the next start.
+async fn undo_delete(inner: &Inner, pool: &PoolFolder, record: &ImageRecord) {
+    let image = record.image.id;
+    for pause in UNDO_PAUSES {
+        tokio::time::sleep(pause).await;
+        match try_to_undo_delete(inner, pool, record).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%image, %error, "the file of an image that stays is still aside"),
+        }
     }
+    tracing::error!(%image, "the image's file is aside; the next start brings it back");
+}
+
+/// A commit that failed may have been carried out all the same: only the database knows whether the file comes back or goes.
+async fn try_to_undo_delete(inner: &Inner, pool: &PoolFolder, record: &ImageRecord) -> Result<()> {
+    let trash = FileName::trash(&record.file);
+    if pool.stat(&trash)?.is_none() {
+        return Ok(());
+    }
+    if inner.store.begin().await?.any_image(record.image.id).await?.is_none() {
+        return pool.remove(&trash).map(drop);
+    }
+    around(Step::BringBack, || pool.rename(&trash, &record.file, false))
 }
 
 /// Locks a file that is about to go, so that no other program is using it, a guest for one; `None` when there is no file that could be
@@ -362,23 +378,14 @@ fn unused(pool: &PoolFolder, file: &str) -> Result<Option<FileStorage>> {
 }
 
 /// Puts the file aside and takes the row out, in a transaction that is still open.
-async fn remove(inner: &Inner, record: &ImageRecord) -> Result<Tx> {
-    let pool = inner.pool(&record.image.pool)?;
-    let (file, trash) = (&record.file, FileName::trash(&record.file));
-    let _held = unused(&pool, file)?;
-    let aside = match around(Step::PutAside, || pool.rename(file, &trash, true)) {
-        Ok(()) => true,
-        Err(error) if error.code == ErrorCode::NotFound => false,
-        Err(error) => return Err(error),
-    };
-    let deleted = async {
-        let mut tx = inner.store.begin().await?;
-        tx.delete_image(record.image.id).await?;
-        Ok(tx)
-    };
-    deleted.await.inspect_err(|_| {
-        if aside && let Err(error) = around(Step::BringBack, || pool.rename(&trash, file, false)) {
-            tracing::error!(image = %record.image.id, %error, "the image's file is aside; the next start brings it back");
-        }
-    })
+async fn remove(inner: &Inner, pool: &PoolFolder, record: &ImageRecord) -> Result<Tx> {
+    let _held = unused(pool, &record.file)?;
+    let aside = || pool.rename(&record.file, &FileName::trash(&record.file), true);
+    match around(Step::PutAside, aside) {
+        Err(error) if error.code != ErrorCode::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut tx = inner.store.begin().await?;
+    tx.delete_image(record.image.id).await?;
+    Ok(tx)
 }

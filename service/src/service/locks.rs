@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -11,6 +12,10 @@ use crate::fault::Step;
 use crate::model::ImageId;
 use crate::store::Tx;
 use crate::store::locks::{Holder, LockMode};
+
+/// How long who could not let go waits before trying again.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Locks that a request holds. Dropping it lets them go a little later.
 pub struct RequestLocks {
@@ -107,14 +112,36 @@ impl Drop for RequestLocks {
     }
 }
 
-async fn unlock(inner: &Inner, id: Uuid) {
+/// Lets go, now or later: locks of a process that lives do not lapse.
+async fn unlock(inner: &Arc<Inner>, id: Uuid) {
+    if try_to_unlock(inner, id).await || try_to_unlock(inner, id).await {
+        return;
+    }
+    let inner = inner.clone();
+    tokio::spawn(async move {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            tokio::select! {
+                // The next start lets go of them.
+                () = inner.stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            if try_to_unlock(&inner, id).await {
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    });
+}
+
+async fn try_to_unlock(inner: &Inner, id: Uuid) -> bool {
     let unlocked = async {
         let mut tx = inner.store.begin().await?;
         tx.unlock(id).await?;
         tx.commit_as(Step::ReleaseLocks).await
     };
     let unlocked: Result<()> = unlocked.await;
-    if let Err(error) = unlocked {
-        tracing::warn!(%error, "a request's locks were not let go");
-    }
+    unlocked
+        .inspect_err(|error| tracing::warn!(%error, "a request's locks were not let go; trying again"))
+        .is_ok()
 }

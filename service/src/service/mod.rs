@@ -51,6 +51,7 @@ pub use access::TokenText;
 pub use audit::Audited;
 pub use chains::ExtentStream;
 pub use transfer::Download;
+pub(crate) use upload::take_back;
 
 /// Disk-image management, ready to be called from any thread. Clones are handles to the same service.
 #[derive(Clone)]

@@ -72,6 +72,14 @@ impl Receiver {
     pub(super) fn open(inner: &Inner, pool: &PoolFolder, id: ImageId, part: &UploadPart) -> Result<Self> {
         let file = pool.open_file(&FileName::upload(id), Access::Create)?;
         let failed = |error: std::io::Error| write_failed(&error);
+        let stored = file.metadata().map_err(failed)?.len();
+        if stored < part.offset {
+            let public = format!(
+                "the part starts at {}, but {stored} bytes are stored; start anew",
+                part.offset
+            );
+            return Err(ServiceError::new(ErrorCode::UploadOffsetMismatch, public).with_range_total(stored));
+        }
         // What lies behind was never acknowledged, or the client starts anew.
         around(Step::OpenUpload, || file.set_len(part.offset).map_err(failed))?;
         let limit = part.total.unwrap_or(u64::MAX).min(inner.config.limits.upload_bytes);

@@ -38,7 +38,7 @@ impl Service {
     {
         let (locks, record) = self.begin_part(id, &part).await?;
         let pool = self.inner.pool(&record.image.pool)?;
-        let receiver = Receiver::open(&self.inner, &pool, id, &part);
+        let receiver = take_back(&pool, id).and_then(|()| Receiver::open(&self.inner, &pool, id, &part));
         let (locks, receiver) = locks.with(receiver).await?;
         let (feeder, feed) = feed();
         let inner = self.inner.clone();
@@ -134,7 +134,6 @@ async fn complete_upload(
 ) -> Result<UploadStatus> {
     let id = record.image.id;
     let pool = inner.pool(&record.image.pool)?;
-    let upload = FileName::upload(id);
     match accept(inner, &pool, &record, checksum).await {
         Ok(()) => {
             locks.release().await;
@@ -142,17 +141,28 @@ async fn complete_upload(
             Ok(UploadStatus::Complete(Box::new(image)))
         }
         Err(error) if is_final(error.code) => {
-            pool.remove(&upload)?;
+            // The record first: while it says that bytes are stored, they are.
             let mut tx = inner.store.begin().await?;
             tx.set_image_state(id, ImageState::Failed, Some(&error.public)).await?;
             tx.set_backing(id, None).await?;
-            locks.release_and_commit(tx, Step::RefuseUpload).await?;
-            Err(error)
+            let refused = locks.release_and_commit(tx, Step::RefuseUpload).await;
+            // A commit that failed may have been carried out all the same.
+            let record = inner.store.image(id).await;
+            if refused.is_ok() || record.is_ok_and(|record| record.image.state == ImageState::Failed) {
+                drop_refused(&pool, id);
+            }
+            refused.and(Err(error))
         }
         Err(error) => {
             locks.release().await;
             Err(error)
         }
+    }
+}
+
+fn drop_refused(pool: &PoolFolder, id: ImageId) {
+    if let Err(error) = pool.remove(&FileName::upload(id)) {
+        tracing::warn!(image = %id, %error, "a refused file could not be removed; the next start tries again");
     }
 }
 
@@ -182,6 +192,48 @@ async fn accept(
     record: &ImageRecord,
     checksum: Option<Checksum>,
 ) -> Result<()> {
+    let Err(error) = show_and_record(inner, pool, record, checksum).await else {
+        return Ok(());
+    };
+    // A commit that failed may have been carried out all the same: the record says where the file belongs.
+    match inner
+        .store
+        .image(record.image.id)
+        .await
+        .map(|record| record.image.state)
+    {
+        Ok(ImageState::Ready) => return Ok(()),
+        Ok(ImageState::Uploading) => {
+            if let Err(error) = take_back(pool, record.image.id) {
+                tracing::warn!(image = %record.image.id, %error, "an upload keeps its name until its client sends more");
+            }
+        }
+        _ => {}
+    }
+    Err(error)
+}
+
+/// A complete file that has its name, but no record of that, is an upload again, so that its client can go on. The image is locked.
+///
+/// # Errors
+/// What the folder says.
+pub fn take_back(pool: &PoolFolder, image: ImageId) -> Result<()> {
+    let (shown, upload) = (FileName::published(image, 1), FileName::upload(image));
+    if pool.stat(&shown)?.is_none() {
+        return Ok(());
+    }
+    if pool.stat(&upload)?.is_some() {
+        return pool.remove(&shown).map(drop);
+    }
+    around(Step::HideUpload, || pool.rename(&shown, &upload, false))
+}
+
+async fn show_and_record(
+    inner: &Arc<Inner>,
+    pool: &Arc<PoolFolder>,
+    record: &ImageRecord,
+    checksum: Option<Checksum>,
+) -> Result<()> {
     let id = record.image.id;
     let claimed = Some(record.image.format.clone()).filter(|format| !format.is_empty());
     let backing = record.image.backing_id;
@@ -206,33 +258,18 @@ async fn accept(
         Ok(taken)
     });
     let taken = taken.await?;
-    let recorded = async {
-        let mut tx = inner.store.begin().await?;
-        tx.finish_upload(id, &FileName::published(id, 1), &taken.facts).await?;
-        if let (Some(base), Some(name)) = (backing, taken.backing_name) {
-            let generation = tx.image(base).await?.image.generation;
-            tx.set_backing(
-                id,
-                Some(&Backing {
-                    id: base,
-                    generation,
-                    name,
-                }),
-            )
-            .await?;
-        }
-        tx.commit_as(Step::RecordUpload).await
-    };
-    let recorded: Result<()> = recorded.await;
-    let Err(error) = recorded else { return Ok(()) };
-    // A commit that failed may have been carried out all the same: the record says where the file belongs.
-    let record = inner.store.image(id).await;
-    if record.is_ok_and(|record| record.image.state == ImageState::Uploading) {
-        around(Step::HideUpload, || {
-            pool.rename(&FileName::published(id, 1), &FileName::upload(id), false)
-        })?;
+    let mut tx = inner.store.begin().await?;
+    tx.finish_upload(id, &FileName::published(id, 1), &taken.facts).await?;
+    if let (Some(base), Some(name)) = (backing, taken.backing_name) {
+        let generation = tx.image(base).await?.image.generation;
+        let backing = Backing {
+            id: base,
+            generation,
+            name,
+        };
+        tx.set_backing(id, Some(&backing)).await?;
     }
-    Err(error)
+    tx.commit_as(Step::RecordUpload).await
 }
 
 fn verify(pool: &PoolFolder, file: &str, checksum: Option<Checksum>) -> Result<()> {

@@ -8,10 +8,10 @@ use crate::error::Result;
 use crate::model::AuditEntry;
 
 impl Tx {
-    /// Appends an entry.
+    /// Appends an entry. One that is there already stays: a commit that failed may have been carried out all the same.
     pub async fn append_audit(&mut self, entry: &AuditEntry) -> Result<()> {
         let sql = "INSERT INTO audit (id, at, caller, role, transport, action, target, outcome, request_id) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING";
         sqlx::query(sql)
             .bind(entry.id.to_string())
             .bind(entry.at.0)

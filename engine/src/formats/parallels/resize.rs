@@ -59,6 +59,7 @@ fn shrink(image: &ParallelsImage, header: &Header, size: u64) -> Result<()> {
 
 fn grow(image: &ParallelsImage, header: &Header, size: u64) -> Result<()> {
     zero_the_tail(image, header)?;
+    forget_past_the_end(image, header)?;
     let (have, want) = (u64::from(header.raw.bat_entries.get()), size.div_ceil(header.cluster));
     if want > have {
         let bat_end = layout::bat_end(want);
@@ -74,6 +75,19 @@ fn grow(image: &ParallelsImage, header: &Header, size: u64) -> Result<()> {
         exclusive(&image.bat).entries.resize(entries, 0);
     }
     set_size(image, size, want.max(have))
+}
+
+/// A shrink that was cut off leaves entries of clusters past the end, which must not become visible.
+fn forget_past_the_end(image: &ParallelsImage, header: &Header) -> Result<()> {
+    let (used, all) = (
+        header.size.div_ceil(header.cluster),
+        u64::from(header.raw.bat_entries.get()),
+    );
+    if used < all {
+        image.forget(&mut lock(&image.space), used, all - used)?;
+        image.flush()?;
+    }
+    Ok(())
 }
 
 fn set_size(image: &ParallelsImage, size: u64, entries: u64) -> Result<()> {

@@ -39,6 +39,7 @@ mod read;
 mod refcounts;
 mod reserved;
 mod resize;
+mod shrink;
 mod snapshot_table;
 mod snapshots;
 mod tables;

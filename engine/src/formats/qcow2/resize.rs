@@ -1,4 +1,4 @@
-//! Changing the virtual size, dropping all data, changing the backing reference.
+//! Growing, dropping all data, changing the backing reference.
 
 use super::image::Qcow2;
 use super::layout::extensions::ExtensionKind;
@@ -41,23 +41,14 @@ impl Qcow2 {
         }
         self.hold_all_bitmaps(&mut writer)?;
         if new < old {
-            self.shrink(&mut writer, old, to)?;
-        } else {
-            self.grow(&mut writer, old, to)?;
+            return self.shrink(&mut writer, old, to);
         }
+        self.grow(&mut writer, old, to)?;
         self.write_back(&mut writer)?;
         self.host.flush()?;
         self.change_header(&writer, |s| s.header.virtual_size = new)?;
         self.host.flush()?;
-        self.resize_bitmaps(&mut writer, new)?;
-        if new < old {
-            if self.geometry.data_file && self.host.data().can_resize() {
-                self.host.data().set_len(new)?;
-                self.host.forget_len();
-            }
-            self.cut_file(&mut writer)?;
-        }
-        Ok(())
+        self.resize_bitmaps(&mut writer, new)
     }
 
     fn grow(&self, writer: &mut Writer, old: u64, to: &Resize) -> Result<()> {
@@ -93,40 +84,6 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Order: what lies past the new end is given back before the header says so, so that growing again shows zeroes. Files are cut when
-    /// nothing refers to what lies past their new end.
-    fn shrink(&self, writer: &mut Writer, old: u64, to: &Resize) -> Result<()> {
-        let new = to.virtual_size;
-        if !to.shrink {
-            return Err(Error::invalid(format!(
-                "shrinking from {old} to {new} bytes loses the data past the end; allow it explicitly"
-            )));
-        }
-        if to.preallocation != Preallocation::Off {
-            return Err(Error::invalid("preallocation cannot be used for shrinking an image"));
-        }
-        let size = self.geometry.cluster_size();
-        let (from, end) = (new.next_multiple_of(size), old.next_multiple_of(size));
-        let keep = usize::try_from(self.geometry.l1_entries(new)).unwrap_or(usize::MAX);
-        let table_end = (keep as u64).saturating_mul(self.geometry.l2_span()).min(end);
-        if from < table_end {
-            self.forget_clusters(writer, from, table_end)?;
-        }
-        self.drop_tables(writer, keep)?;
-        self.write_back(writer)
-    }
-
-    fn forget_clusters(&self, writer: &mut Writer, from: u64, to: u64) -> Result<()> {
-        let size = self.geometry.cluster_size();
-        let count = (to - from) / size;
-        let old = self.entries(from, count)?;
-        if old.iter().all(|e| e.is_unallocated()) {
-            return Ok(());
-        }
-        self.ensure_table(writer, self.geometry.l1_index(from))?;
-        self.replace(writer, from, &vec![L2Entry::UNALLOCATED; old.len()], true)
-    }
-
     /// Takes the L2 tables from an L1 index on out of the active image, with everything that they point to.
     fn drop_tables(&self, writer: &mut Writer, first: usize) -> Result<()> {
         self.write_back(writer)?;
@@ -151,7 +108,7 @@ impl Qcow2 {
     }
 
     /// Cuts the file behind the last cluster that is used.
-    fn cut_file(&self, writer: &mut Writer) -> Result<()> {
+    pub fn cut_file(&self, writer: &mut Writer) -> Result<()> {
         if !self.host.file.can_resize() {
             return Ok(());
         }

@@ -2,7 +2,8 @@
 //!
 //! Order of writes. Growing: the rest of the last block is zeroed, the table gets its new entries (through the log where it is, or whole as a new
 //! region at the end of the file, which the two region tables then name one after the other), and last the virtual size changes through
-//! the log. Shrinking: the same the other way round, blocks behind the new end being forgotten first.
+//! the log. Shrinking: the virtual size first, so that a failure leaves the old disk with all its bytes or the new one; then blocks behind the
+//! new end are forgotten. Entries that the size does not need are nobody's, and growing writes them anew.
 
 use std::sync::atomic::Ordering;
 
@@ -39,25 +40,18 @@ pub fn resize(image: &VhdxImage, to: &Resize) -> Result<()> {
     image.start(&size.to_le_bytes())?;
     let space = &mut *lock(&image.space);
     let new = Geometry { size, ..old };
-    if size < old.size {
-        image.drop_past(space, &old, size)?;
-    } else {
+    if size > old.size {
         image.zero_rest(&old, old.size)?;
         image.unstable.store(true, Ordering::Release);
         image.flush_locked(space)?;
         image.make_room(space, &old, &new)?;
     }
     image.flush_locked(space)?;
-    let entry = shared(&image.disk)
-        .entries
-        .iter()
-        .find(|e| e.id == VIRTUAL_SIZE && !e.user)
-        .copied();
-    let entry = entry.ok_or_else(|| Error::corrupt("the metadata have no virtual size"))?;
-    let place = space.regions.metadata.offset + entry.offset;
-    let pages = image.patched(&[(place, size.to_le_bytes().to_vec())])?;
-    image.commit(space, &pages)?;
-    exclusive(&image.geometry).size = size;
+    image.put_size(space, size)?;
+    if size < old.size {
+        image.drop_past(space, &old, size)?;
+        image.flush_locked(space)?;
+    }
     let entries = usize::try_from(new.entries()).unwrap_or(usize::MAX);
     exclusive(&image.bat).resize(entries, 0);
     if size < old.size {
@@ -67,6 +61,21 @@ pub fn resize(image: &VhdxImage, to: &Resize) -> Result<()> {
 }
 
 impl VhdxImage {
+    /// Changes the virtual size through the log.
+    fn put_size(&self, space: &mut Space, size: u64) -> Result<()> {
+        let entry = shared(&self.disk)
+            .entries
+            .iter()
+            .find(|e| e.id == VIRTUAL_SIZE && !e.user)
+            .copied();
+        let entry = entry.ok_or_else(|| Error::corrupt("the metadata have no virtual size"))?;
+        let place = space.regions.metadata.offset + entry.offset;
+        let pages = self.patched(&[(place, size.to_le_bytes().to_vec())])?;
+        self.commit(space, &pages)?;
+        exclusive(&self.geometry).size = size;
+        Ok(())
+    }
+
     /// Zeroes what the block that holds byte `size` has from there on.
     fn zero_rest(&self, geometry: &Geometry, size: u64) -> Result<()> {
         let rest = size % geometry.block;

@@ -1,7 +1,8 @@
 //! Changing the virtual size.
 //!
-//! Order of writes. Of a disk that is not fixed: data past a smaller end is dropped first; the table gets its room; then the footer at the
-//! end is cut off, the one at the front is written, and a new one at the end: two sound footers never differ. Of a fixed disk: the new
+//! Order of writes. Of a disk that is not fixed: the table gets its room; then the footer at the end is cut off, the one at the front is
+//! written, and a new one at the end: two sound footers never differ. Data past a smaller end are dropped after that, so that a failure leaves
+//! the old disk with all its bytes or the new one. Of a fixed disk: the new
 //! footer is written behind the new end before the old one is zeroed, or over the part to be cut off before it is cut off.
 
 use std::sync::atomic::Ordering;
@@ -51,7 +52,10 @@ pub fn resize(image: &VpcImage, to: &Resize) -> Result<()> {
     }?;
     *writing(&image.footer) = footer;
     image.size.store(size, Ordering::Release);
-    Ok(())
+    match &image.blocks {
+        Some(blocks) if size < now => blocks.drop_past(size),
+        _ => Ok(()),
+    }
 }
 
 /// A footer for another size. Where the program that made it has the size follow from the geometry and no geometry fits, the image becomes one
@@ -100,38 +104,47 @@ fn fixed(image: &VpcImage, now: u64, to: &Resize, footer: Footer) -> Result<()> 
 impl Blocks {
     fn resize(&self, now: u64, size: u64, footer: Footer) -> Result<()> {
         let mut space = lock(&self.space);
-        if size < now {
-            self.drop_past(&mut space, size)?;
+        if size > now {
+            self.zero_rest(now)?;
         }
         self.flush_locked(&mut space)?;
-        if size < now {
-            space.end = self.used_end(space.end);
-        } else {
+        if size > now {
             self.make_room(&mut space, size)?;
         }
-        self.publish(&mut space, footer)?;
-        let blocks = usize::try_from(size.div_ceil(self.block_size())).unwrap_or(usize::MAX);
-        writing(&self.table).truncate(blocks);
-        Ok(())
+        self.publish(&mut space, footer)
     }
 
-    /// Zeroes the rest of the last block and forgets the blocks behind it, so that growing again shows zeroes.
-    fn drop_past(&self, space: &mut Space, size: u64) -> Result<()> {
-        let (keep, rest) = (size.div_ceil(self.block_size()), size % self.block_size());
+    /// Zeroes what the last block has past the end of a disk, so that growing shows zeroes.
+    fn zero_rest(&self, size: u64) -> Result<()> {
+        let rest = size % self.block_size();
         if rest > 0 {
-            let block = usize::try_from(keep - 1).unwrap_or(usize::MAX);
+            let block = usize::try_from(size / self.block_size()).unwrap_or(usize::MAX);
             if let Some(place) = self.place_of(block)? {
                 self.touched();
                 self.file
                     .write_zeroes(place + self.bitmap_size + rest, self.block_size() - rest, true)?;
             }
         }
-        let keep = usize::try_from(keep).unwrap_or(usize::MAX);
+        Ok(())
+    }
+
+    /// Forgets the blocks behind the end and gives back what space they have at the end of the file.
+    fn drop_past(&self, size: u64) -> Result<()> {
+        let space = &mut *lock(&self.space);
+        self.zero_rest(size)?;
+        let keep = usize::try_from(size.div_ceil(self.block_size())).unwrap_or(usize::MAX);
         for (block, entry) in writing(&self.table).iter_mut().enumerate().skip(keep) {
             if *entry != UNUSED {
                 *entry = UNUSED;
                 space.dirty.insert(block as u64 * 4 / SECTOR);
             }
+        }
+        self.flush_locked(space)?;
+        writing(&self.table).truncate(keep);
+        let end = self.used_end(space.end);
+        if end < space.end {
+            space.end = end;
+            self.publish(space, space.footer)?;
         }
         Ok(())
     }

@@ -1,0 +1,59 @@
+//! A rebase that fails after the header named the new base: the header names the one on record again. What was copied into the overlay by then
+//! is what the guest saw, so it sees the same on the old base.
+
+use std::sync::Arc;
+
+use vdisk_engine::Control;
+use vdisk_engine::image::BackingReference;
+
+use super::Work;
+use crate::disk::{Layer, OpenSecrets, Opening};
+use crate::error::{ErrorCode, Result};
+use crate::jobs::JobContext;
+use crate::jobs::context::open_patiently;
+
+/// Goes back to the base on record, unless another worker may have the job by now.
+///
+/// # Errors
+/// What the file or the database says.
+pub async fn undo(context: &JobContext, work: &Arc<Work>) -> Result<()> {
+    let ours = context.begin().await;
+    if context.is_handed_on() || ours.is_err_and(|error| error.code == ErrorCode::LeaseLost) {
+        return Ok(());
+    }
+    let Some(top) = work.image.first() else { return Ok(()) };
+    let recorded = context.layers(top.record.image.id).await?;
+    let work = work.clone();
+    context
+        .blocking(move |control| go_back(&work, &recorded, control))
+        .await
+}
+
+fn go_back(work: &Work, recorded: &[Layer], control: &Control) -> Result<()> {
+    let secrets = OpenSecrets::default();
+    let reading = Opening::read(&work.limits, &secrets);
+    let Some((top, below)) = recorded.split_first() else {
+        return Ok(());
+    };
+    let writing = Opening {
+        top_only: true,
+        writable: &[0],
+        ..reading.clone()
+    };
+    let chain = open_patiently(std::slice::from_ref(top), &writing, control)?;
+    if chain.top().backing().map(|named| named.name) == top.record.backing_name {
+        return Ok(());
+    }
+    let base = match below {
+        [] => None,
+        below => Some(open_patiently(below, &reading, control)?),
+    };
+    let old = below.first().map(|base| BackingReference {
+        name: base.record.file.clone(),
+        format: Some(base.record.image.format.clone()),
+    });
+    let below = base.as_ref().map(vdisk_engine::Chain::top);
+    let back = chain.top().set_backing_over(old.as_ref(), below);
+    let closed = chain.top().close();
+    Ok(back.and(closed)?)
+}
