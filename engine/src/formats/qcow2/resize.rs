@@ -54,13 +54,13 @@ impl Qcow2 {
     fn grow(&self, writer: &mut Writer, old: u64, to: &Resize) -> Result<()> {
         let new = to.virtual_size;
         self.grow_l1(writer, new)?;
-        if self.geometry.data_file && self.host.data().can_resize() && self.host.data().len()? < new {
-            self.host.data().set_len(new)?;
+        let mirrors = self.read_shared().header.autoclear & Autoclear::RAW_DATA_FILE != 0;
+        if self.geometry.data_file {
+            self.grow_data_file(old, new, mirrors)?;
         }
         // What an earlier, larger disk left behind the end in the last cluster must not come back.
         let end = old.next_multiple_of(self.geometry.cluster_size()).min(new);
         self.zero_data(writer, old, end)?;
-        let mirrors = self.read_shared().header.autoclear & Autoclear::RAW_DATA_FILE != 0;
         let how = match to.preallocation {
             Preallocation::Off if mirrors => Preallocation::Metadata,
             how => how,
@@ -69,6 +69,19 @@ impl Qcow2 {
         let hides = self.read_shared().backing.is_some() && !self.geometry.extended_l2;
         let from = if hides { end } else { old };
         self.preallocate(writer, from, new, how)
+    }
+
+    /// Where the data file is what the guest sees, what it has past the old end (a shrink may have been cut off) must not come back.
+    fn grow_data_file(&self, old: u64, new: u64, mirrors: bool) -> Result<()> {
+        let data = self.host.data();
+        let len = data.len()?;
+        if mirrors && len > old {
+            data.write_zeroes(old, len.min(new) - old, true)?;
+        }
+        if len < new && data.can_resize() {
+            data.set_len(new)?;
+        }
+        Ok(())
     }
 
     /// Writes zeroes over stored data of a range.
