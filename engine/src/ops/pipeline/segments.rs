@@ -24,7 +24,7 @@ pub struct Segments<'a> {
     pub bytes: u64,
     /// The last mark of the copy that is gone on with; `None` starts one.
     pub from: Option<Mark>,
-    /// Keeps a mark. When it returns the mark must be stable. A copy of one segment has none.
+    /// Keeps a mark. When it returns the mark must be stable.
     pub save: &'a dyn Fn(Mark) -> Result<()>,
 }
 
@@ -51,17 +51,12 @@ pub fn copy_in_segments(
         None => 0,
     };
     let pipeline = Pipeline::new(source, target, options, position..len, control)?;
-    let mut marked = segments.from.is_some();
     loop {
         let end = pipeline.planner().plan_segment(segments.bytes.max(1), control)?;
         if position > 0 {
             target.image.flush()?;
-            // What is done in one segment is done anew as soon as a mark would be kept.
-            marked |= position < len;
-            if marked {
-                let (done, next) = (position, end);
-                (segments.save)(Mark { done, next })?;
-            }
+            let (done, next) = (position, end);
+            (segments.save)(Mark { done, next })?;
         }
         if position >= len {
             return Ok(());
