@@ -15,5 +15,5 @@ pub use create::{NewDisk, content, create_disk, fill_random, publish, stage, try
 pub use facts::{file_facts, file_stamp, fingerprint};
 pub use gate::explicit_node;
 pub use inspect::{Look, Looked, look};
-pub use open::{Layer, Opening, base_changed, keyring, open_chain, was_changed_by_others};
+pub use open::{Layer, Opening, base_changed, keyring, open_chain, reference_to, was_changed_by_others};
 pub use secrets::OpenSecrets;

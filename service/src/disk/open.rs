@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use vdisk_engine::env::Secrets;
 use vdisk_engine::gate::Node;
+use vdisk_engine::image::BackingReference;
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::LockMode;
 use vdisk_engine::{Chain, Limits, OpenEnv};
@@ -12,6 +13,14 @@ use super::gate::{InventoryGate, open_layer};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::pool::PoolFolder;
 use crate::store::images::ImageRecord;
+
+/// How the header of an overlay names a base: the name of its file, since both lie in one pool, and its format.
+pub fn reference_to(base: &ImageRecord) -> BackingReference {
+    BackingReference {
+        name: base.file.clone(),
+        format: Some(base.image.format.clone()),
+    }
+}
 
 /// A record with the folder that holds its file.
 #[derive(Clone, Debug)]

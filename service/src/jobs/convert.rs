@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::{BackingChoice, Node};
-use vdisk_engine::image::{BackingReference, Below};
+use vdisk_engine::image::Below;
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, Segments, convert_in_segments};
 use vdisk_engine::storage::NewFile;
 use vdisk_engine::{Chain, Control, OpenEnv};
@@ -21,7 +21,7 @@ use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan
 use crate::clock::Timestamp;
 use crate::disk::{
     Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, file_facts, keyring, open_chain,
-    publish,
+    publish, reference_to,
 };
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -292,10 +292,7 @@ impl Work {
     }
 
     fn create_target(&self, virtual_size: u64) -> Result<NewFile> {
-        let backing = self.base.first().map(|base| BackingReference {
-            name: base.record.file.clone(),
-            format: Some(base.record.image.format.clone()),
-        });
+        let backing = self.base.first().map(|base| reference_to(&base.record));
         let spec = CreateSpec {
             virtual_size,
             options: plan::engine_options(&self.request.options),

@@ -21,7 +21,7 @@ use vdisk_engine::{Chain, Control, formats, ops};
 use super::context::open_patiently;
 use super::verify::{digest_before, require_digest};
 use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
-use crate::disk::{Layer, OpenSecrets, Opening, file_facts};
+use crate::disk::{Layer, OpenSecrets, Opening, file_facts, reference_to};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
 use crate::queue::{Done, Effect};
@@ -194,10 +194,7 @@ impl Work {
         let secrets = OpenSecrets::default();
         let reading = Opening::read(&self.limits, &secrets);
         let top = self.image.first().ok_or_else(|| ServiceError::internal("no image"))?;
-        let wanted = self.base.first().map(|base| BackingReference {
-            name: base.record.file.clone(),
-            format: Some(base.record.image.format.clone()),
-        });
+        let wanted = self.base.first().map(|base| reference_to(&base.record));
         let mut effects = Vec::new();
         let mut generation = self.base.first().map_or(0, |base| base.record.image.generation);
         let header = open_patiently(

@@ -4,7 +4,6 @@ use std::time::Duration;
 use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::Node;
-use vdisk_engine::image::BackingReference;
 use vdisk_engine::storage::{FileOptions, FileStorage};
 use vdisk_engine::{Chain, OpenEnv};
 
@@ -12,7 +11,7 @@ use super::background::blocking;
 use super::locks::RequestLocks;
 use super::paging::Window;
 use super::{Inner, Service};
-use crate::disk::{NewDisk, create_disk, file_facts, publish};
+use crate::disk::{NewDisk, create_disk, file_facts, publish, reference_to};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Step, around};
 use crate::jobs::{
@@ -106,7 +105,7 @@ impl Service {
     }
 }
 
-/// Before each try to clear an unfinished image away: its name is taken until one succeeds.
+/// Before each try to undo what failed: until one succeeds the name of an unfinished image is taken, or the file of one that stays is aside.
 const UNDO_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(200), Duration::from_secs(2)];
 
 /// What a new image starts from.
@@ -244,10 +243,7 @@ fn make_file(
     secrets: &crate::disk::OpenSecrets,
     now: crate::Timestamp,
 ) -> Result<FileFacts> {
-    let backing = plan.base.as_ref().map(|base| BackingReference {
-        name: base.file.clone(),
-        format: Some(base.image.format.clone()),
-    });
+    let backing = plan.base.as_ref().map(reference_to);
     let spec = CreateSpec {
         virtual_size: plan.virtual_size,
         options: engine_options(&request.options),

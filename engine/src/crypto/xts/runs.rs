@@ -16,7 +16,7 @@ const LANES: usize = 4;
 const LANE: usize = 8;
 
 /// A keyed cipher.
-pub(crate) struct Runs<C>(pub(crate) C);
+pub(super) struct Runs<C>(pub(super) C);
 
 /// Calls `cipher` with runs of blocks, XORed with their tweaks before and after.
 fn apply(starts: &[Block16], sector_len: usize, data: &mut [u8], cipher: impl Fn(&mut [Block16])) {

@@ -134,9 +134,8 @@ fn sectors<const ENCRYPT: bool>(keys: &[[u8; 16]], starts: &[Block16], sector_le
 
 #[target_feature(enable = "aes,avx2,vaes")]
 fn apply<const ENCRYPT: bool>(keys: &[__m256i], tweaks: &[__m256i; PAIRS], data: &mut [u8; STRETCH]) {
-    let ([first, keys @ .., last], pairs) = (keys, data.as_chunks_mut::<PAIR>().0) else {
-        return;
-    };
+    let [first, keys @ .., last] = keys else { return };
+    let (pairs, _) = data.as_chunks_mut::<PAIR>();
     let mut states = [*first; PAIRS];
     for ((state, pair), tweak) in states.iter_mut().zip(&*pairs).zip(tweaks) {
         *state = _mm256_xor_si256(*state, _mm256_xor_si256(transmute!(*pair), *tweak));

@@ -4,10 +4,9 @@
 use std::sync::Arc;
 
 use vdisk_engine::Control;
-use vdisk_engine::image::BackingReference;
 
 use super::Work;
-use crate::disk::{Layer, OpenSecrets, Opening};
+use crate::disk::{Layer, OpenSecrets, Opening, reference_to};
 use crate::error::{ErrorCode, Result};
 use crate::jobs::JobContext;
 use crate::jobs::context::open_patiently;
@@ -48,10 +47,7 @@ fn go_back(work: &Work, recorded: &[Layer], control: &Control) -> Result<()> {
         [] => None,
         below => Some(open_patiently(below, &reading, control)?),
     };
-    let old = below.first().map(|base| BackingReference {
-        name: base.record.file.clone(),
-        format: Some(base.record.image.format.clone()),
-    });
+    let old = below.first().map(|base| reference_to(&base.record));
     let below = base.as_ref().map(vdisk_engine::Chain::top);
     let back = chain.top().set_backing_over(old.as_ref(), below);
     let closed = chain.top().close();
