@@ -14,7 +14,7 @@ use crate::service::{Inner, take_back};
 use crate::store::Database;
 use crate::store::images::ImageRecord;
 
-/// Makes dead jobs claimable, frees what dead requests held, sweeps what is half made, notes what is missing.
+/// Makes dead jobs claimable, frees what dead requests and deliveries held, sweeps what is half made, notes what is missing.
 pub async fn recover(inner: &Inner) -> Result<()> {
     // On SQLite nobody else can be alive. On PostgreSQL leases and expiry times tell.
     let alone = inner.store.database() == Database::Sqlite;
@@ -22,6 +22,7 @@ pub async fn recover(inner: &Inner) -> Result<()> {
         let mut tx = inner.store.begin().await?;
         let dead = tx.expire_all_leases().await?;
         tx.drop_all_request_locks().await?;
+        tx.give_back_all_webhooks().await?;
         tx.commit_as(Step::ExpireLeases).await?;
         if dead > 0 {
             tracing::warn!(jobs = dead, "jobs of an ended process will run again");

@@ -78,6 +78,23 @@ impl Tx {
         Ok(claimed.rows_affected() == 1)
     }
 
+    /// Ends a claim: the webhook is due again at that moment.
+    pub async fn give_back_webhook(&mut self, id: WebhookId, next_try: Timestamp) -> Result<()> {
+        sqlx::query("UPDATE webhooks SET next_try = $2 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(next_try.0)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Ends the claims of processes that are gone: only right when no other can be alive. What failed keeps its pause.
+    pub async fn give_back_all_webhooks(&mut self) -> Result<()> {
+        let sql = "UPDATE webhooks SET next_try = 0 WHERE failures = 0";
+        sqlx::query(sql).execute(&mut *self.inner).await?;
+        Ok(())
+    }
+
     /// Notes how far a webhook was told, and until when this process has it.
     pub async fn webhook_told(&mut self, id: WebhookId, delivered: u64, until: Timestamp) -> Result<()> {
         let sql = "UPDATE webhooks SET delivered = $2, failures = 0, problem = NULL, next_try = $3 WHERE id = $1";
@@ -157,4 +174,53 @@ fn record(row: &sqlx::any::AnyRow) -> Result<WebhookRecord> {
             key_id: row.text("key_id")?,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::SealedSecret;
+    use crate::model::{EventKind, WebhookId};
+    use crate::store::testing::{TestStore, on_both_databases};
+
+    on_both_databases! {
+        a_claim_ends_with_its_process_or_by_itself,
+    }
+
+    async fn a_claim_ends_with_its_process_or_by_itself(test: TestStore) {
+        let store = &test.store;
+        let (lease, secret) = (
+            Duration::from_secs(60),
+            SealedSecret {
+                sealed: "s".to_owned(),
+                key_id: "k".to_owned(),
+            },
+        );
+        let (told, failing) = (WebhookId::now_v7(), WebhookId::now_v7());
+        let mut tx = store.begin().await.unwrap();
+        for id in [told, failing] {
+            tx.insert_webhook(id, "https://hooks.example/", &[EventKind::ImageCreated], &secret)
+                .await
+                .unwrap();
+            assert!(tx.claim_webhook(id, lease).await.unwrap());
+            assert!(!tx.claim_webhook(id, lease).await.unwrap(), "claimed twice");
+        }
+        let later = tx.now.after(lease * 2);
+        tx.webhook_failed(failing, "it is down", later).await.unwrap();
+        tx.give_back_all_webhooks().await.unwrap();
+        assert!(tx.claim_webhook(told, lease).await.unwrap(), "still another's");
+        assert!(
+            !tx.claim_webhook(failing, lease).await.unwrap(),
+            "not before its pause has ended"
+        );
+        tx.give_back_webhook(told, tx.now.after(Duration::from_secs(1)))
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+
+        test.clock.advance(1001);
+        let mut tx = store.begin().await.unwrap();
+        assert!(tx.claim_webhook(told, lease).await.unwrap());
+    }
 }

@@ -51,7 +51,19 @@ async fn deliver_to(inner: &Arc<Inner>, id: WebhookId) -> Result<()> {
     if !tx.claim_webhook(id, LEASE).await? {
         return Ok(());
     }
-    tx.commit_as(Step::ClaimWebhook).await?;
+    let told = async {
+        tx.commit_as(Step::ClaimWebhook).await?;
+        tell(inner, id).await
+    };
+    let told = told.await;
+    if told.is_err() {
+        // It would wait for the end of the lease.
+        give_back(inner, id).await?;
+    }
+    told
+}
+
+async fn tell(inner: &Arc<Inner>, id: WebhookId) -> Result<()> {
     let record = inner.store.webhook(id).await?;
     let secret = inner.vault.open_secret(id, &record.secret)?;
     let mut told = record.webhook.delivered;
@@ -74,6 +86,14 @@ async fn deliver_to(inner: &Arc<Inner>, id: WebhookId) -> Result<()> {
             }
         }
     }
+}
+
+/// Lets a webhook be told again soon, where this process could not do it or put it on record.
+async fn give_back(inner: &Inner, id: WebhookId) -> Result<()> {
+    let mut tx = inner.store.begin().await?;
+    let next = tx.now.after(PAUSE);
+    tx.give_back_webhook(id, next).await?;
+    tx.commit_as(Step::NoteFailure).await
 }
 
 async fn send(

@@ -143,11 +143,12 @@ async fn looks() {
     scene.lab().service.shutdown(Duration::from_secs(5)).await;
 }
 
-/// Does something for each item, several at the same time.
+/// Does something for each item, several at the same time: more than there are processors, since most of a case is waiting.
 pub fn side_by_side<T: Send + Sync>(items: &[T], work: impl Fn(&T) + Sync) {
     let next = AtomicUsize::new(0);
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8)) {
+        for _ in 0..(4 * cores).min(16) {
             scope.spawn(|| {
                 while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
                     work(item);

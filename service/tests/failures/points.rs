@@ -49,6 +49,9 @@ const MENDED: &[(Verb, Step, bool, u64)] = &[
     (Verb::Audit, Step::WriteAudit, true, 1),
 ];
 
+/// Kills of one case, before what is left is looked at.
+const KILLS_IN_A_ROW: u64 = 3;
+
 /// A process that dies at a point, after another that died, or alone.
 type Death = (Verb, Option<Point>, Point);
 
@@ -286,10 +289,10 @@ fn duration(verb: Verb, disk: &str) -> Duration {
     began.elapsed()
 }
 
-/// Kills the process of one case up to three times, at moments the numbers say.
-fn killed_at_random(verb: Verb, most: Duration, disk: &str, state: &mut u64) -> u64 {
+/// Kills the process of one case, and whoever goes on with it, at moments the numbers say.
+fn killed_at_random(verb: Verb, most: Duration, disk: &str, state: &mut u64) {
     let (_dir, mut case) = new_case(verb, What::Live);
-    for kill in 0..3 {
+    for kill in 0..KILLS_IN_A_ROW {
         case.goes_on = kill > 0;
         let mut process = Process::start(&case, disk);
         process.until_ready();
@@ -297,25 +300,32 @@ fn killed_at_random(verb: Verb, most: Duration, disk: &str, state: &mut u64) -> 
         process.kill();
     }
     look(&Case { goes_on: true, ..case }, disk);
-    3
 }
 
 #[test]
 fn a_kill_at_any_moment_loses_nothing() {
     let (began, disk) = (Instant::now(), serve());
-    let (kills, seed) = (number("VDISK_KILLS", 3), number("VDISK_SEED", 1));
-    let done = Mutex::new(BTreeMap::<Verb, u64>::new());
+    let (kills, seed) = (number("VDISK_KILLS", 100), number("VDISK_SEED", 1));
     let verbs: Vec<Verb> = verbs().into_iter().filter(|verb| verb.trouble().is_empty()).collect();
+    let durations = Mutex::new(BTreeMap::new());
     side_by_side(&verbs, |verb| {
         let most = duration(*verb, &disk);
-        let mut state = seed.wrapping_mul(1000) + *verb as u64;
-        let mut count = 0;
-        while count < kills {
-            count += killed_at_random(*verb, most, &disk, &mut state);
-        }
-        done.lock().unwrap().insert(*verb, count);
+        durations.lock().unwrap().insert(*verb, most);
     });
-    let done = done.into_inner().unwrap();
-    let all: u64 = done.values().sum();
-    println!("{all} kills in {} s: {done:?}", began.elapsed().as_secs());
+    let durations = durations.into_inner().unwrap();
+    let rounds = kills.div_ceil(KILLS_IN_A_ROW);
+    let cases: Vec<(u64, Verb, Duration)> = (0..rounds)
+        .flat_map(|round| durations.iter().map(move |(verb, most)| (round, *verb, *most)))
+        .collect();
+    side_by_side(&cases, |&(round, verb, most)| {
+        let mut state = (seed << 32) + (round << 8) + verb as u64;
+        next(&mut state);
+        killed_at_random(verb, most, &disk, &mut state);
+    });
+    println!(
+        "{} kills of each of {} verbs in {} s",
+        rounds * KILLS_IN_A_ROW,
+        durations.len(),
+        began.elapsed().as_secs()
+    );
 }
