@@ -7,6 +7,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use vdisk_service::ServiceError;
 
+use super::words::plain;
 use crate::access::limits::BODY_TIME;
 use crate::errors::TransportCode;
 use crate::http::problem::{Answer, Problem};
@@ -91,7 +92,7 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
         let inner = error.into_inner();
         if inner.is_data() {
             let detail = inner.to_string();
-            ServiceError::invalid(&field_at(&path, &detail), detail).into()
+            ServiceError::invalid(&field_at(&path, &detail), plain(&detail)).into()
         } else {
             Problem::transport(TransportCode::MalformedBody, format!("the body is not JSON: {inner}"))
         }
@@ -110,7 +111,7 @@ pub(super) fn parse_value<T: DeserializeOwned>(value: serde_json::Value) -> Answ
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
         let detail = error.into_inner().to_string();
-        ServiceError::invalid(&field_at(&path, &detail), detail).into()
+        ServiceError::invalid(&field_at(&path, &detail), plain(&detail)).into()
     })
 }
 

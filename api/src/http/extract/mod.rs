@@ -9,6 +9,7 @@ mod path;
 mod query;
 mod range;
 mod wait;
+mod words;
 
 pub use accept::accepts;
 pub use body::{JsonBody, OptionalBody};

@@ -1,0 +1,54 @@
+//! What serde says, without the names of Rust's types.
+
+const WORDS: &[(&str, &str)] = &[
+    ("a nonzero u32", "a whole number from 1 to 4294967295"),
+    ("u32", "a whole number from 0 to 4294967295"),
+    ("u64", "a whole number from 0 to 18446744073709551615"),
+    ("i32", "a whole number of 32 bits"),
+    ("i64", "a whole number of 64 bits"),
+];
+
+/// The message with what was expected in words that users of any language know.
+pub(super) fn plain(message: &str) -> String {
+    let Some((found, expected)) = message.split_once("expected ") else {
+        return message.to_owned();
+    };
+    let is_whole = |rest: &&str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+    let number = WORDS.iter().find_map(|(name, words)| {
+        let rest = expected.strip_prefix(name).filter(is_whole)?;
+        Some(format!("{found}expected {words}{rest}"))
+    });
+    let object = || {
+        let rest = expected.strip_prefix("struct ")?;
+        let rest = rest.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
+        Some(format!("{found}expected an object{rest}"))
+    };
+    number.or_else(object).unwrap_or_else(|| message.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn types_have_plain_names() {
+        for (serde, ours) in [
+            (
+                "invalid value: integer `0`, expected a nonzero u32",
+                "invalid value: integer `0`, expected a whole number from 1 to 4294967295",
+            ),
+            (
+                "invalid value: integer `-5`, expected u64 at line 1 column 46",
+                "invalid value: integer `-5`, expected a whole number from 0 to 18446744073709551615 at line 1 column 46",
+            ),
+            (
+                "invalid type: string \"x\", expected struct CreateImage",
+                "invalid type: string \"x\", expected an object",
+            ),
+            ("missing field `name`", "missing field `name`"),
+            ("expected a string", "expected a string"),
+        ] {
+            assert_eq!(plain(serde), ours);
+        }
+    }
+}
