@@ -199,8 +199,8 @@ pub trait Image: Send + Sync {
     /// What the range from `offset` begins with: the longest run of one kind (contiguous in the file for data) that is cheap to find,
     /// at most `len` bytes.
     fn extent(&self, offset: u64, len: u64) -> Result<Extent>;
-    /// Whether much of what [`extent`](Self::extent) calls data may be space that was only set aside, so that a map should look for
-    /// holes of the storage below it.
+    /// Whether much of what [`extent`](Self::extent) calls data may be space that was only set aside, so that maps and copies should look
+    /// for holes of the storage below it. Where `direct`, such a hole reads as zeroes.
     fn reserves_space(&self) -> bool {
         false
     }

@@ -1,7 +1,9 @@
 //! Walking along a chain: what each layer said last is kept, so that a step through hundreds of layers asks few of them.
 
+use super::host::Host;
 use super::{Chain, ChainExtent};
 use crate::image::{Extent, ExtentKind, HostPlace};
+use crate::storage::StorageExtent;
 use crate::{Image, Result};
 
 /// Answers [`Chain::extent`] for rising offsets. Layers must not change ahead of it.
@@ -14,6 +16,7 @@ struct Layer<'a> {
     size: u64,
     start: u64,
     extent: Option<Extent>,
+    host: Host,
 }
 
 impl<'a> Cursor<'a> {
@@ -29,13 +32,15 @@ impl<'a> Cursor<'a> {
             size: image.virtual_size(),
             start: 0,
             extent: None,
+            host: Host::default(),
         };
         Self {
             layers: layers.iter().map(|l| layer(l.as_ref())).collect(),
         }
     }
 
-    /// What the range from `offset` begins with; see [`Chain::extent`].
+    /// What the range from `offset` begins with; see [`Chain::extent`]. Where a layer sets space aside, its data are cut further where
+    /// they pass from data to a hole of its storage or back.
     ///
     /// # Errors
     /// What the layers say.
@@ -50,11 +55,13 @@ impl<'a> Cursor<'a> {
             let extent = layer.at(offset, if d > 0 { len.min(layer.size - offset) } else { len })?;
             len = extent.len;
             if extent.kind != ExtentKind::Unallocated {
+                let found = layer.hole(&extent);
                 return Ok(ChainExtent {
-                    len,
+                    len: found.map_or(len, |found| len.min(found.len)),
                     depth,
                     present: true,
                     kind: extent.kind,
+                    hole: found.is_some_and(|found| !found.data),
                 });
             }
         }
@@ -63,6 +70,7 @@ impl<'a> Cursor<'a> {
             depth,
             present: false,
             kind: ExtentKind::Unallocated,
+            hole: false,
         })
     }
 }
@@ -87,6 +95,17 @@ impl Layer<'_> {
             len: (extent.len - passed).min(len),
             kind: advanced(extent.kind, passed),
         })
+    }
+
+    /// What the storage says about stored bytes that are the guest's: others, encrypted ones for one, are no zeroes over a hole.
+    fn hole(&mut self, extent: &Extent) -> Option<StorageExtent> {
+        match extent.kind {
+            ExtentKind::Data {
+                at: Some(place),
+                direct: true,
+            } => self.host.hole(self.image, place),
+            _ => None,
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! An image with everything below it.
 
 mod cursor;
+mod host;
 
 use std::collections::HashSet;
 
@@ -26,12 +27,14 @@ pub struct ChainExtent {
     pub present: bool,
     /// What it is there; `Unallocated` only where no layer has it.
     pub kind: ExtentKind,
+    /// Whether it is data over a hole of the layer's storage: space that was only set aside. Only a [`Cursor`] looks.
+    pub hole: bool,
 }
 
 impl ChainExtent {
     /// Whether the range reads as zeroes for sure.
     pub fn is_zero(&self) -> bool {
-        matches!(self.kind, ExtentKind::Unallocated | ExtentKind::Zero { .. })
+        self.hole || matches!(self.kind, ExtentKind::Unallocated | ExtentKind::Zero { .. })
     }
     /// Where its bytes are, if they are anywhere.
     pub fn place(&self) -> Option<HostPlace> {
@@ -192,6 +195,7 @@ impl<'a> LayersBelow<'a> {
             depth: 0,
             present: false,
             kind: ExtentKind::Unallocated,
+            hole: false,
         };
         let size = self.layers.first().map_or(0, |l| l.virtual_size());
         if offset >= size {
@@ -283,6 +287,7 @@ fn extent_through(layers: &[Box<dyn Image>], offset: u64, len: u64) -> Result<Ch
                 depth,
                 present: true,
                 kind: extent.kind,
+                hole: false,
             });
         }
     }
@@ -291,6 +296,7 @@ fn extent_through(layers: &[Box<dyn Image>], offset: u64, len: u64) -> Result<Ch
         depth,
         present: false,
         kind: ExtentKind::Unallocated,
+        hole: false,
     })
 }
 

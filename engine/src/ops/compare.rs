@@ -102,6 +102,7 @@ impl<'a> Side<'a> {
                 depth: 0,
                 present: false,
                 kind: ExtentKind::Unallocated,
+                hole: false,
             });
         }
         self.cursor.extent(offset, len.min(self.size - offset))

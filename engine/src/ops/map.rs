@@ -2,7 +2,7 @@
 
 use crate::chain::{Chain, ChainExtent, Cursor};
 use crate::image::{ExtentKind, HostPlace};
-use crate::{Image, Result, StorageRef};
+use crate::{Image, Result};
 
 /// One guest range of one status; the fields are those of `qemu-img map --output=json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,45 +51,26 @@ impl MapEntry {
     }
 }
 
-/// The storages of one layer, where its data may lie over holes of them.
-struct Host<'a> {
-    image: &'a dyn Image,
-    /// `None`: nobody asked yet. Empty: no need to look.
-    storages: Option<Vec<StorageRef>>,
-}
+/// The ends of a layer's storages, where its data may lie past them; empty where no space is set aside.
+#[derive(Default)]
+struct Ends(Option<Vec<u64>>);
 
-impl<'a> Host<'a> {
-    fn new(image: &'a dyn Image) -> Self {
-        Self { image, storages: None }
-    }
-
-    /// Cuts stored data where it passes from data to a hole of its storage or back; what lies over a hole, or past the end, reads as
-    /// zeroes. It says more where the storage can tell, and nothing where it cannot.
-    fn look_for_holes(&mut self, entry: &mut MapEntry) {
-        let Some(place) = entry.place.filter(|_| entry.data) else {
-            return;
-        };
-        let image = self.image;
-        let storages = self.storages.get_or_insert_with(|| match image.reserves_space() {
-            true => image.storages(),
+impl Ends {
+    /// Whether data that was only set aside lies past the end of its file.
+    fn are_before(&mut self, image: &dyn Image, place: HostPlace) -> bool {
+        let ends = self.0.get_or_insert_with(|| match image.reserves_space() {
+            true => image.storages().iter().map(|s| s.len().unwrap_or(u64::MAX)).collect(),
             false => Vec::new(),
         });
-        let Some(storage) = storages.get(place.file) else {
-            return;
-        };
-        if storage.len().is_ok_and(|end| place.offset >= end) {
-            entry.zero = true;
-        } else if let Ok(found) = storage.extent(place.offset, entry.length) {
-            entry.length = entry.length.min(found.len);
-            entry.zero = !found.data;
-        }
+        ends.get(place.file).is_some_and(|end| place.offset >= *end)
     }
 }
 
 /// Iterates over the map of a guest range; neighbours of the same status come merged. Memory does not grow with the map.
 pub struct Map<'a> {
-    chain: Cursor<'a>,
-    hosts: Vec<Host<'a>>,
+    cursor: Cursor<'a>,
+    layers: &'a [Box<dyn Image>],
+    ends: Vec<Ends>,
     next: u64,
     end: u64,
     pending: Option<MapEntry>,
@@ -99,8 +80,9 @@ pub struct Map<'a> {
 pub fn map(chain: &Chain, start: u64, length: u64) -> Map<'_> {
     let end = start.saturating_add(length).min(chain.virtual_size());
     Map {
-        chain: Cursor::new(chain),
-        hosts: chain.layers().iter().map(|l| Host::new(l.as_ref())).collect(),
+        cursor: Cursor::new(chain),
+        layers: chain.layers(),
+        ends: chain.layers().iter().map(|_| Ends::default()).collect(),
         next: start,
         end,
         pending: None,
@@ -108,13 +90,19 @@ pub fn map(chain: &Chain, start: u64, length: u64) -> Map<'_> {
 }
 
 impl Map<'_> {
+    fn is_past_the_end(&mut self, entry: &MapEntry) -> bool {
+        let place = entry.place.filter(|_| entry.data);
+        let layer = self.layers.get(entry.depth).zip(self.ends.get_mut(entry.depth));
+        place
+            .zip(layer)
+            .is_some_and(|(place, (image, ends))| ends.are_before(image.as_ref(), place))
+    }
+
     fn step(&mut self) -> Result<Option<MapEntry>> {
         while self.next < self.end {
-            let extent = self.chain.extent(self.next, self.end - self.next)?;
+            let extent = self.cursor.extent(self.next, self.end - self.next)?;
             let mut entry = MapEntry::new(self.next, &extent);
-            if let Some(host) = self.hosts.get_mut(entry.depth) {
-                host.look_for_holes(&mut entry);
-            }
+            entry.zero |= self.is_past_the_end(&entry);
             self.next += entry.length;
             match &mut self.pending {
                 None => self.pending = Some(entry),

@@ -161,6 +161,9 @@ impl Image for VdiImage {
             kind,
         })
     }
+    fn reserves_space(&self) -> bool {
+        self.meta().header.kind == Kind::Static
+    }
     fn read(&self, offset: u64, mut buf: &mut [u8]) -> Result<()> {
         let block = self.inside(offset, buf.len() as u64)?;
         for part in Self::parts(block, offset, buf.len()) {

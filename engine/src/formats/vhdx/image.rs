@@ -8,7 +8,7 @@ use super::bits::Bits;
 use super::journal::Journal;
 use super::layout::{Geometry, Header, MIB};
 use super::locator::Parent;
-use super::metadata::Disk;
+use super::metadata::{Disk, LEAVE_ALLOCATED};
 use super::open::{Opened, Regions};
 use super::{backing, check, resize};
 use crate::formats::common::{check_range, lock, shared};
@@ -150,6 +150,9 @@ impl Image for VhdxImage {
     fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         self.inside(offset, len)?;
         self.block_extent(offset, len)
+    }
+    fn reserves_space(&self) -> bool {
+        shared(&self.disk).flags & LEAVE_ALLOCATED != 0
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.inside(offset, buf.len() as u64)?;

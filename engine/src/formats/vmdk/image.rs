@@ -192,6 +192,9 @@ impl Image for VmdkImage {
         }
         found.ok_or_else(|| Error::invalid("an empty range"))
     }
+    fn reserves_space(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part.body, Body::Flat { .. }))
+    }
     fn read(&self, offset: u64, mut buf: &mut [u8]) -> Result<()> {
         self.inside(offset, buf.len() as u64)?;
         for (part, at, len) in self.pieces(offset, buf.len() as u64) {
