@@ -22,6 +22,9 @@ pub mod vvfat;
 mod windows;
 mod xml;
 
+#[cfg(test)]
+mod testing;
+
 use crate::env::CreateSpec;
 use crate::options::{OptionSpec, Options};
 use crate::{CreateEnv, Error, Image, OpenEnv, Result, Storage, StorageRef};

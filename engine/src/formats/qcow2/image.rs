@@ -12,7 +12,7 @@ use super::crypt::Encryption;
 use super::host::Host;
 use super::layout::{Crypt, Extensions, Geometry, Header};
 use super::metadata::MetadataMap;
-use super::snapshot_table::{Snapshot, TableDamage};
+use super::snapshots::{Snapshot, TableDamage};
 use super::writer::Writer;
 use crate::image::{
     BackingReference, Below, Bitmaps, BulkWrite, CheckReport, Extent, ImageInfo, KeySlots, Repair, Resize, Snapshots,

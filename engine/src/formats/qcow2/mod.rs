@@ -40,7 +40,6 @@ mod refcounts;
 mod reserved;
 mod resize;
 mod shrink;
-mod snapshot_table;
 mod snapshots;
 mod tables;
 mod write;

@@ -12,7 +12,7 @@ use super::layout::header::{V2_LEN, unknown_features};
 use super::layout::{Autoclear, Extensions, Geometry, Header, Incompatible, words_from_be};
 use super::metadata::MetadataMap;
 use super::refcounts::Refcounts;
-use super::snapshot_table::{self, Snapshot, SnapshotTable};
+use super::snapshots::{self, Snapshot, SnapshotTable};
 use super::writer::Writer;
 use crate::env::BackingReference;
 use crate::gate::{Reference, Role};
@@ -111,7 +111,7 @@ pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) ->
     let SnapshotTable {
         list: snapshots,
         damage,
-    } = snapshot_table::read(storage.as_ref(), &header)?;
+    } = snapshots::read(storage.as_ref(), &header)?;
     if let Some(damage) = damage.as_ref().filter(|_| env.writable && !env.for_check) {
         return Err(damage.refusal());
     }

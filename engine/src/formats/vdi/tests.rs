@@ -5,30 +5,16 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::Vdi;
-use crate::env::{CreateSpec, NoSecrets};
-use crate::formats::FormatDriver;
-use crate::gate::DenyAll;
-use crate::image::{Below, ExtentKind, NothingBelow, Repair, Resize};
+use crate::formats::testing::bytes::{ByteArray, Op};
+use crate::formats::testing::crash::at_every_change;
+use crate::formats::testing::{self, file, whole};
+use crate::image::{ExtentKind, NothingBelow, Repair, Resize};
 use crate::options::Options;
-use crate::storage::{Fault, FaultyStorage, MemoryStorage};
-use crate::{Control, CreateEnv, Image, Limits, OpenEnv, Result, StorageRef};
+use crate::storage::{Fault, MemoryStorage};
+use crate::{Control, Image, Result, StorageRef};
 
 pub(super) fn created(size: u64, options: Options) -> Vec<u8> {
-    let storage = Arc::new(MemoryStorage::empty());
-    let env = CreateEnv {
-        gate: &DenyAll,
-        limits: &Limits::default(),
-        secrets: &NoSecrets,
-        random: &|bytes| bytes.fill(7),
-        now: 0,
-    };
-    let spec = CreateSpec {
-        virtual_size: size,
-        options,
-        backing: None,
-    };
-    Vdi.create(storage.clone(), &spec, &env).unwrap();
-    storage.contents()
+    testing::created(&Vdi, size, options)
 }
 
 fn small_blocks() -> Options {
@@ -36,18 +22,11 @@ fn small_blocks() -> Options {
 }
 
 pub(super) fn open_on(storage: StorageRef) -> Result<Box<dyn Image>> {
-    Vdi.open(
-        storage,
-        &Options::new(),
-        &OpenEnv::closed(&Limits::default()).writable(),
-    )
+    testing::open_on(&Vdi, storage)
 }
 
 pub(super) fn open_to_check(bytes: Vec<u8>) -> (Arc<MemoryStorage>, Box<dyn Image>) {
-    let storage = Arc::new(MemoryStorage::new("m", bytes));
-    let env_limits = Limits::default();
-    let env = OpenEnv::closed(&env_limits).writable().for_check();
-    (storage.clone(), Vdi.open(storage, &Options::new(), &env).unwrap())
+    testing::open_to_check(&Vdi, bytes)
 }
 
 /// Turns an image into a differencing one over the image with the UUID of sevens.
@@ -55,48 +34,6 @@ fn made_overlay(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes[0x4c] = 4;
     bytes[0x1a8..0x1b8].fill(7);
     bytes
-}
-
-/// A layer below that is all one byte.
-struct All(u8);
-
-impl Below for All {
-    fn read(&self, _offset: u64, buf: &mut [u8]) -> Result<()> {
-        buf.fill(self.0);
-        Ok(())
-    }
-    fn is_zero(&self, _offset: u64, _len: u64) -> Result<bool> {
-        Ok(self.0 == 0)
-    }
-}
-
-fn whole(image: &dyn Image) -> Vec<u8> {
-    let mut buf = vec![0xee; image.virtual_size() as usize];
-    image.read(0, &mut buf).unwrap();
-    buf
-}
-
-fn seen_over(image: &dyn Image, below: u8) -> Vec<u8> {
-    let mut buf = whole(image);
-    let mut at = 0;
-    while at < buf.len() as u64 {
-        let extent = image.extent(at, buf.len() as u64 - at).unwrap();
-        if extent.kind == ExtentKind::Unallocated {
-            buf[at as usize..(at + extent.len) as usize].fill(below);
-        }
-        at += extent.len;
-    }
-    buf
-}
-
-#[derive(Debug, Clone)]
-enum Op {
-    Write(u64, u64, u8),
-    Zero(u64, u64, bool),
-    Discard(u64, u64),
-    Flush,
-    Reopen,
-    Grow(u64),
 }
 
 const SIZE: u64 = 10 * 4096 + 512;
@@ -114,61 +51,23 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn run(overlay: bool, fixed: bool, ops: &[Op]) {
-    let below = All(if overlay { 0x55 } else { 0 });
     let options = small_blocks().with("static", if fixed { "on" } else { "off" });
     let mut bytes = created(SIZE, options);
     if overlay {
         bytes = made_overlay(bytes);
     }
-    let storage: StorageRef = Arc::new(MemoryStorage::new("m", bytes));
-    let mut image = open_on(storage.clone()).unwrap();
-    let mut model = vec![below.0; SIZE as usize];
+    let mut disk = ByteArray::new(&Vdi, bytes, SIZE, if overlay { 0x55 } else { 0 });
     for op in ops {
-        match *op {
-            Op::Write(o, l, b) => {
-                image.write(o, &vec![b; l as usize], &below).unwrap();
-                model[o as usize..(o + l) as usize].fill(b);
-            }
-            Op::Zero(o, l, unmap) => {
-                image.write_zeroes(o, l, unmap, &below).unwrap();
-                model[o as usize..(o + l) as usize].fill(0);
-            }
-            Op::Discard(o, l) => {
-                image.discard(o, l).unwrap();
-                let now = seen_over(image.as_ref(), below.0);
-                let range = o as usize..(o + l) as usize;
-                for (m, n) in model[range.clone()].iter_mut().zip(&now[range]) {
-                    assert!(*n == 0 || n == m);
-                    *m = *n;
-                }
-            }
-            Op::Flush => image.flush().unwrap(),
-            Op::Reopen => {
-                image.close().unwrap();
-                image = open_on(storage.clone()).unwrap();
-            }
-            Op::Grow(by) => {
-                let size = image.virtual_size() + by;
-                image
-                    .resize(&Resize {
-                        virtual_size: size,
-                        ..Resize::default()
-                    })
-                    .unwrap();
-                model.resize(size as usize, below.0);
-                // An overlay shows what is below; a block that it had whole shows zeroes past the old end.
-                let now = seen_over(image.as_ref(), below.0);
-                let tail = (size - by) as usize..(size - by).next_multiple_of(4096).min(size) as usize;
-                model[tail.clone()].copy_from_slice(&now[tail]);
-            }
+        let old = disk.model.len();
+        disk.apply(op);
+        if let Op::Grow(_) = op {
+            // An overlay shows what is below; a block that it had whole shows zeroes past the old end.
+            let now = disk.seen();
+            let tail = old..old.next_multiple_of(4096).min(now.len());
+            disk.model[tail.clone()].copy_from_slice(&now[tail]);
         }
     }
-    assert!(seen_over(image.as_ref(), below.0) == model, "contents differ");
-    image.close().unwrap();
-    assert!(
-        seen_over(open_on(storage).unwrap().as_ref(), below.0) == model,
-        "contents differ after reopening"
-    );
+    disk.finish();
 }
 
 proptest! {
@@ -183,40 +82,29 @@ proptest! {
     }
 }
 
-/// Runs `work` with a freeze at each change in turn; what was flushed before must be there, and the image must open.
+/// Freezes at each change of `work` in turn; what was flushed before must be there, and the image must open.
 fn survives_any_crash(bytes: &[u8], flushed: &[u8], work: impl Fn(&dyn Image)) {
-    let full = FaultyStorage::new(bytes.to_vec());
-    let full = Arc::new(full);
-    work(open_on(full.clone()).unwrap().as_ref());
-    for n in 0..=full.changes() {
-        let storage = Arc::new(FaultyStorage::new(bytes.to_vec()));
-        storage.plan(n, Fault::Freeze);
-        work(open_on(storage.clone()).unwrap().as_ref());
-        let after = open_on(Arc::new(MemoryStorage::new("after", storage.contents()))).unwrap();
-        let content = whole(after.as_ref());
-        assert!(
-            content[..flushed.len()] == *flushed,
-            "freeze at change {n} lost flushed data"
-        );
-    }
+    let work = |storage| work(open_on(storage).unwrap().as_ref());
+    at_every_change(bytes, &[Fault::Freeze], work, |left, crash| {
+        let content = whole(open_on(file(left)).unwrap().as_ref());
+        assert!(content[..flushed.len()] == *flushed, "{crash} lost flushed data");
+    });
 }
 
 /// An image with every block written, in an order that is not the guest's, and its contents.
 fn scattered() -> (Vec<u8>, Vec<u8>) {
-    let storage = Arc::new(MemoryStorage::new("m", created(8 * 4096, small_blocks())));
-    let image = open_on(storage.clone()).unwrap();
-    for block in [3u64, 0, 7, 1, 2, 6, 5, 4] {
-        image
-            .write(block * 4096, &[block as u8 + 1; 4096], &NothingBelow)
-            .unwrap();
-    }
-    image.close().unwrap();
-    (storage.contents(), whole(image.as_ref()))
+    testing::changed(&Vdi, created(8 * 4096, small_blocks()), 0, |image| {
+        for block in [3u64, 0, 7, 1, 2, 6, 5, 4] {
+            image
+                .write(block * 4096, &[block as u8 + 1; 4096], &NothingBelow)
+                .unwrap();
+        }
+    })
 }
 
 #[test]
 fn a_crash_while_writing_new_blocks_loses_nothing_flushed() {
-    let storage = Arc::new(MemoryStorage::new("m", created(64 * 4096, small_blocks())));
+    let storage = file(created(64 * 4096, small_blocks()));
     let image = open_on(storage.clone()).unwrap();
     image.write(0, &[1; 3 * 4096], &NothingBelow).unwrap();
     image.flush().unwrap();
@@ -247,7 +135,7 @@ fn a_crash_while_growing_leaves_the_old_contents() {
 fn new_blocks_never_show_what_a_crash_left_behind() {
     let mut bytes = created(8 * 4096, small_blocks());
     bytes.extend_from_slice(&[0xaa; 3 * 4096 - 100]);
-    let image = open_on(Arc::new(MemoryStorage::new("m", bytes))).unwrap();
+    let image = open_on(file(bytes)).unwrap();
     for block in 0..4u64 {
         image.write(block * 4096 + 100, &[1; 10], &NothingBelow).unwrap();
     }
@@ -257,10 +145,7 @@ fn new_blocks_never_show_what_a_crash_left_behind() {
 
 #[test]
 fn growing_a_static_image_keeps_every_block_in_place() {
-    let storage: StorageRef = Arc::new(MemoryStorage::new(
-        "m",
-        created(4 * 4096, small_blocks().with("static", "on")),
-    ));
+    let storage: StorageRef = file(created(4 * 4096, small_blocks().with("static", "on")));
     let image = open_on(storage.clone()).unwrap();
     image.write(0, &[5; 4 * 4096], &NothingBelow).unwrap();
     image
@@ -334,7 +219,7 @@ fn a_mend_survives_any_crash() {
 
 #[test]
 fn bulk_and_plain_writes_read_the_same() {
-    let storage = Arc::new(MemoryStorage::new("m", created(10 * 4096 + 512, small_blocks())));
+    let storage = file(created(10 * 4096 + 512, small_blocks()));
     let image = open_on(storage.clone()).unwrap();
     let bulk = image.bulk().unwrap();
     for (offset, len) in [(4096, 3 * 4096), (6 * 4096, 4096), (10 * 4096, 512)] {
@@ -354,11 +239,11 @@ fn bulk_and_plain_writes_read_the_same() {
 #[test]
 fn a_differencing_image_asks_for_its_parent_by_uuid() {
     let bytes = made_overlay(created(4096 * 4, small_blocks()));
-    let image = open_on(Arc::new(MemoryStorage::new("m", bytes))).unwrap();
+    let image = open_on(file(bytes)).unwrap();
     let backing = image.backing().unwrap();
     assert_eq!(backing.name, "uuid:07070707-0707-0707-0707-070707070707");
     assert_eq!(image.extent(0, 100).unwrap().kind, ExtentKind::Unallocated);
-    let other = open_on(Arc::new(MemoryStorage::new("p", created(4096 * 4, small_blocks())))).unwrap();
+    let other = open_on(file(created(4096 * 4, small_blocks()))).unwrap();
     let error = image.check_below(other.as_ref()).unwrap_err();
     assert!(
         error.to_string().contains("07070707-0707-0707-0707-070707070707"),
@@ -370,7 +255,7 @@ fn a_differencing_image_asks_for_its_parent_by_uuid() {
 fn blocks_with_extra_bytes_read_behind_them() {
     let mut bytes = created(2 * 4096, small_blocks());
     bytes[0x17c..0x180].copy_from_slice(&512u32.to_le_bytes());
-    let storage: StorageRef = Arc::new(MemoryStorage::new("m", bytes));
+    let storage: StorageRef = file(bytes);
     let image = open_on(storage.clone()).unwrap();
     image.write(0, &[3; 2 * 4096], &NothingBelow).unwrap();
     image.close().unwrap();

@@ -4,12 +4,14 @@
 //! back only after the pointer's end is stable. So changed blocks may be written at any time; only the refcount table must wait until the
 //! blocks that it names are stable.
 
+mod allocate;
+mod growth;
+
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::host::Host;
-use super::layout::header::{MAX_HOST_OFFSET, MAX_REFTABLE_BYTES};
 use super::layout::refcounts::RefcountWidth;
 use super::layout::{Geometry, Header, RefTableEntry, words_to_be};
 use super::metadata::MetadataMap;
@@ -190,210 +192,6 @@ impl Refcounts {
         Ok(())
     }
 
-    /// The first free cluster from `from` on. Where there is no block, everything is free.
-    fn next_free(&mut self, from: u64) -> Result<u64> {
-        let width = self.width;
-        let per = self.per_block();
-        let mut cluster = from;
-        loop {
-            let (index, slot) = self.split(cluster);
-            let Some(block) = self.block(index)? else {
-                return Ok(cluster);
-            };
-            let found = (slot..per as usize).find(|s| width.get(&block.bytes, *s) == 0);
-            if let Some(found) = found {
-                return Ok(cluster - slot as u64 + found as u64);
-            }
-            cluster = (cluster / per + 1) * per;
-        }
-    }
-
-    /// Takes up to `most` free clusters in a row: the first one and how many.
-    ///
-    /// # Errors
-    /// `Corrupt` when the refcounts call something free that is not.
-    pub fn allocate(&mut self, most: u64) -> Result<Range<u64>> {
-        let width = self.width;
-        loop {
-            let first = self.next_free(self.hint)?;
-            self.hint = first;
-            self.check_reach(first)?;
-            let (index, slot) = self.split(first);
-            if self.ensure_block(index, &(first..first))? {
-                continue;
-            }
-            let Some(block) = self.block(index)? else { continue };
-            let count = width.count(block_len(block));
-            let run = (slot..count as usize)
-                .take(usize::try_from(most).unwrap_or(usize::MAX))
-                .take_while(|s| width.get(&block.bytes, *s) == 0)
-                .count() as u64;
-            let range = first..first + run.max(1);
-            self.take(range.clone())?;
-            self.hint = range.end;
-            return Ok(range);
-        }
-    }
-
-    /// Takes exactly `count` clusters in a row.
-    pub fn allocate_row(&mut self, count: u64) -> Result<u64> {
-        let mut first = self.next_free(self.hint)?;
-        let lowest = first;
-        let mut end = first;
-        while end - first < count {
-            let free = self.next_free(end)?;
-            if free != end {
-                first = free;
-            }
-            end = free + 1;
-        }
-        self.check_reach(end)?;
-        let row = first..end;
-        let (from, to) = (self.split(first).0, self.split(end - 1).0);
-        for index in from..=to {
-            self.ensure_block(index, &row)?;
-        }
-        self.take(row)?;
-        if first == lowest {
-            self.hint = end;
-        }
-        Ok(first)
-    }
-
-    fn check_reach(&self, cluster: u64) -> Result<()> {
-        if cluster >= MAX_HOST_OFFSET >> self.geometry.cluster_bits {
-            return Err(Error::limit("the image file would grow past 2^56 bytes"));
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, range: Range<u64>) -> Result<()> {
-        let bits = self.geometry.cluster_bits;
-        self.read_metadata()
-            .refuse_data(range.start << bits, (range.end - range.start) << bits)
-            .map_err(|e| {
-                self.host.note_damage();
-                Error::corrupt("the refcounts call used clusters free; run a repair").because(e)
-            })?;
-        self.change(range, Change::Up).map(|_| ())
-    }
-
-    /// Makes sure that there is a refcount block, without using clusters in `avoid`; true when one was made.
-    fn ensure_block(&mut self, index: usize, avoid: &Range<u64>) -> Result<bool> {
-        if index >= self.table.len() {
-            self.grow_table(index as u64 + 1, avoid.end)?;
-            return Ok(true);
-        }
-        if self.block_at(index)?.is_some() {
-            return Ok(false);
-        }
-        loop {
-            let mut place = self.next_free(self.hint)?;
-            if avoid.contains(&place) {
-                place = self.next_free(avoid.end)?;
-            }
-            let (home, _) = self.split(place);
-            if home >= self.table.len() {
-                self.grow_table(home as u64 + 1, avoid.end)?;
-            } else if home == index || self.block_at(home)?.is_some() {
-                self.new_block(index, place)?;
-                return Ok(true);
-            } else {
-                // Its own range has no block yet: that block goes there and counts itself.
-                self.new_block(home, place)?;
-            }
-        }
-    }
-
-    fn new_block(&mut self, index: usize, place: u64) -> Result<()> {
-        self.make_room()?;
-        let at = place << self.geometry.cluster_bits;
-        self.read_metadata().refuse_data(at, 1)?;
-        let len = self.geometry.cluster_len();
-        self.blocks.insert(
-            index,
-            Block {
-                bytes: vec![0; len],
-                dirty: 0..len,
-            },
-        );
-        self.table[index] = at;
-        self.table_dirty.insert(index);
-        self.change(place..place + 1, Change::Up)?;
-        self.write_metadata().add(at, 1);
-        Ok(())
-    }
-
-    /// Moves the table to a longer place behind everything that the present one covers, with the blocks that count that place.
-    ///
-    /// Order: blocks, new table, flush, header, flush, then the old table is free.
-    fn grow_table(&mut self, entries: u64, past: u64) -> Result<()> {
-        let per = self.per_block();
-        let old = self.table_place();
-        let start = (self.table.len() as u64 * per).max(past);
-        let first_block = start / per;
-        let mut wanted = entries.max(self.table.len() as u64 * 3 / 2);
-        let (table_clusters, end_block) = loop {
-            let table_clusters = self.geometry.clusters(wanted * 8);
-            let mut blocks = 1;
-            while (start + table_clusters + blocks).div_ceil(per) - first_block > blocks {
-                blocks += 1;
-            }
-            if first_block + blocks <= table_clusters * (self.geometry.cluster_size() / 8) {
-                break (table_clusters, first_block + blocks);
-            }
-            wanted = (wanted + 1).max(first_block + blocks);
-        };
-        if table_clusters << self.geometry.cluster_bits > MAX_REFTABLE_BYTES {
-            return Err(Error::limit(
-                "the refcount table cannot grow further; use larger clusters",
-            ));
-        }
-        let old_len = self.table.len();
-        let len = (table_clusters << self.geometry.cluster_bits) / 8;
-        self.table.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
-        self.move_table(start, first_block..end_block, table_clusters)
-            .inspect_err(|_| self.undo_growth(old_len))?;
-        let old_first = old.0 >> self.geometry.cluster_bits;
-        self.write_metadata().remove(old.0, old.1 << self.geometry.cluster_bits);
-        self.change(old_first..old_first + old.1, Change::Down)?;
-        self.hint = self.hint.min(old_first);
-        Ok(())
-    }
-
-    fn undo_growth(&mut self, old_len: usize) {
-        let bits = self.geometry.cluster_bits;
-        for at in self.table.split_off(old_len).into_iter().filter(|at| *at != 0) {
-            self.write_metadata().remove(at, 1 << bits);
-        }
-        self.blocks.retain(|index, _| *index < old_len);
-        self.table_dirty.split_off(&old_len);
-    }
-
-    fn move_table(&mut self, start: u64, blocks: Range<u64>, table_clusters: u64) -> Result<()> {
-        for (place, index) in (start..).zip(blocks.clone()) {
-            self.new_block(index as usize, place)?;
-        }
-        let first = start + (blocks.end - blocks.start);
-        self.change(first..first + table_clusters, Change::Up)?;
-        let at = first << self.geometry.cluster_bits;
-        self.write_blocks()?;
-        self.host.file.write_at(at, &words_to_be(&self.table))?;
-        self.host.flush()?;
-        let (_, clusters) = self.table_place();
-        let clusters = u32::try_from(clusters).map_err(|_| Error::limit("the refcount table is too large"))?;
-        let mut field = at.to_be_bytes().to_vec();
-        field.extend_from_slice(&clusters.to_be_bytes());
-        self.host.file.write_at(Header::AT_REFTABLE, &field)?;
-        self.host.flush()?;
-        self.table_at = at;
-        self.table_dirty.clear();
-        self.write_metadata()
-            .add(at, u64::from(clusters) << self.geometry.cluster_bits);
-        self.no_longer_fresh(at + self.table.len() as u64 * 8);
-        Ok(())
-    }
-
     /// Counts one more user of each cluster.
     ///
     /// # Errors
@@ -492,10 +290,6 @@ impl Refcounts {
         self.table_dirty.clear();
         Ok(())
     }
-}
-
-fn block_len(block: &Block) -> u64 {
-    block.bytes.len() as u64
 }
 
 fn uncounted(at: u64) -> Error {

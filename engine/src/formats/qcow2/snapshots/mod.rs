@@ -3,20 +3,25 @@
 //! Refcounts and copied flags change in many places, which no order can make look like one change. So the image is marked dirty around it: after
 //! a crash the next writable open counts anew. The step that makes a snapshot appear, become active or vanish is always one header write.
 
-use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+mod entry;
+mod sharing;
+mod table;
 
+use std::sync::{Arc, Mutex, RwLock};
+
+use self::entry::KNOWN_EXTRA;
+pub(super) use self::entry::Snapshot;
+pub(super) use self::table::{SnapshotTable, TableDamage, read};
 use super::cache::L2Cache;
 use super::codec::Codec;
 use super::host::Host;
 use super::image::{Qcow2, Shared};
 use super::layout::header::MAX_SNAPSHOTS;
-use super::layout::{Extensions, Header, Incompatible, L1Entry, L2Entry, words_from_be, words_to_be};
+use super::layout::{Extensions, Header, L1Entry, words_to_be};
 use super::open::read_table;
-use super::snapshot_table::{self, KNOWN_EXTRA, Snapshot};
-use super::writer::{Release, Writer};
-use crate::image::{Repair, SnapshotInfo, Snapshots};
-use crate::{Control, Error, Image, Result};
+use super::writer::Writer;
+use crate::image::{SnapshotInfo, Snapshots};
+use crate::{Error, Image, Result};
 
 impl Qcow2 {
     /// Clusters of a data file are not counted, so none could be kept for a snapshot: a later write would change it.
@@ -51,212 +56,6 @@ impl Qcow2 {
             snapshot.l1_offset,
             snapshot.l1_bytes(),
             self.limits.table_bytes,
-        )
-    }
-
-    /// Runs a change of many refcounts and flags, marked by the dirty bit; when it fails, everything is counted anew. Damage in the active
-    /// tables and in those of the given L1 tables is told before: an image that cannot be counted could never lose the mark again.
-    pub fn marked(&self, involved: &[Vec<u64>], change: impl FnOnce(&mut Writer) -> Result<()>) -> Result<()> {
-        let mut writer = self.quiet_writer()?;
-        let active = self.read_shared().l1.clone();
-        for l1 in std::iter::once(&active).chain(involved) {
-            self.references(l1, |clusters| writer.refcounts.require_used(clusters))?;
-        }
-        let marks = self.read_shared().header.version >= 3;
-        if marks {
-            self.change_header(&writer, |s| s.header.incompatible.0 |= Incompatible::DIRTY)?;
-            self.host.flush()?;
-        }
-        let done = change(&mut writer).and_then(|()| {
-            self.write_back(&mut writer)?;
-            self.host.flush()
-        });
-        if let Err(error) = done {
-            writer.released.clear();
-            self.restore_after_failure(&mut writer)?;
-            return Err(error);
-        }
-        if marks {
-            self.change_header(&writer, |s| s.header.incompatible.0 &= !Incompatible::DIRTY)?;
-            self.host.flush()?;
-        }
-        Ok(())
-    }
-
-    fn quiet_writer(&self) -> Result<MutexGuard<'_, Writer>> {
-        let mut writer = self.lock_writer()?;
-        self.prepare(&mut writer)?;
-        self.write_back(&mut writer)?;
-        self.host.flush()?;
-        Ok(writer)
-    }
-
-    fn restore_after_failure(&self, writer: &mut Writer) -> Result<()> {
-        writer.l1_dirty.clear();
-        let l1 = {
-            let header = &self.read_shared().header;
-            let bytes = u64::from(header.l1_size) * 8;
-            read_table(self.host.file.as_ref(), "L1 table", header.l1_offset, bytes, u64::MAX)?
-        };
-        self.write_shared().l1 = l1;
-        self.reload(writer)?;
-        self.repair_image(writer, Repair::All, &Control::default()).map(|_| ())
-    }
-
-    /// Every host cluster that an L1 table's tree uses, with repetitions, tables included.
-    fn references(&self, l1: &[u64], mut each: impl FnMut(Range<u64>) -> Result<()>) -> Result<()> {
-        let bits = self.geometry.cluster_bits;
-        let version = self.read_shared().header.version;
-        for raw in l1 {
-            let L1Entry::Table { at, .. } = L1Entry::decode(*raw, &self.geometry)? else {
-                continue;
-            };
-            let bytes = crate::storage::read_vec(self.host.file.as_ref(), at, self.geometry.cluster_len())?;
-            let table = words_from_be(&bytes);
-            // After the reading: the caller may let go of the table's cluster.
-            each(at >> bits..(at >> bits) + 1)?;
-            let mut run: Range<u64> = 0..0;
-            for index in 0..self.geometry.l2_entries() as usize {
-                let clusters = match L2Entry::decode(&table, index, &self.geometry, version)? {
-                    L2Entry::Standard { at: Some(at), .. } if !self.geometry.data_file => at >> bits..(at >> bits) + 1,
-                    L2Entry::Compressed { at, len } => at >> bits..((at + len - 1) >> bits) + 1,
-                    L2Entry::Standard { .. } => continue,
-                };
-                if clusters.start == run.end {
-                    run.end = clusters.end;
-                    continue;
-                }
-                each(std::mem::replace(&mut run, clusters))?;
-            }
-            each(run)?;
-        }
-        Ok(())
-    }
-
-    fn count_up(&self, writer: &mut Writer, l1: &[u64]) -> Result<()> {
-        self.references(l1, |clusters| writer.refcounts.increment(clusters))
-    }
-
-    fn count_down(&self, writer: &mut Writer, l1: &[u64]) -> Result<()> {
-        self.references(l1, |clusters| {
-            self.free_now(
-                writer,
-                &Release {
-                    clusters,
-                    discard: true,
-                },
-            )
-        })
-    }
-
-    /// Makes the copied flags of the active tables say what the refcounts say.
-    pub fn refresh_flags(&self, writer: &mut Writer) -> Result<()> {
-        let bits = self.geometry.cluster_bits;
-        let count = self.read_shared().l1.len();
-        for index in 0..count {
-            let raw = self.read_shared().l1.get(index).copied().unwrap_or(0);
-            let L1Entry::Table { at, copied } = L1Entry::decode(raw, &self.geometry)? else {
-                continue;
-            };
-            let alone = writer.refcounts.get(at >> bits)? == 1;
-            if alone != copied {
-                self.set_l1(writer, index, L1Entry::Table { at, copied: alone });
-            }
-            if !self.geometry.data_file {
-                self.refresh_table_flags(writer, index)?;
-            }
-            self.write_back_if_full(writer)?;
-        }
-        Ok(())
-    }
-
-    fn refresh_table_flags(&self, writer: &mut Writer, index: usize) -> Result<()> {
-        let guest = index as u64 * self.geometry.l2_span();
-        for (n, entry) in (0..).zip(self.entries(guest, self.geometry.l2_entries())?) {
-            let L2Entry::Standard {
-                at: Some(at),
-                copied,
-                subs,
-            } = entry
-            else {
-                continue;
-            };
-            let alone = writer.refcounts.get(at >> self.geometry.cluster_bits)? == 1;
-            if alone != copied {
-                let new = L2Entry::Standard {
-                    at: Some(at),
-                    copied: alone,
-                    subs,
-                };
-                self.set_linked_entry(guest + n * self.geometry.cluster_size(), new)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Sets a flag in a table that stays where it is, whoever shares it.
-    fn set_linked_entry(&self, guest: u64, entry: L2Entry) -> Result<()> {
-        let index = self.geometry.l1_index(guest);
-        let mut shared = self.write_shared();
-        let table = self.table(&shared, index)?.unwrap_or_default();
-        let raw = shared.l1.get(index).copied().unwrap_or(0);
-        let L1Entry::Table { at, .. } = L1Entry::decode(raw, &self.geometry)? else {
-            return Ok(());
-        };
-        let (slot, step) = (self.geometry.l2_index(guest), self.geometry.entry_words());
-        let words = shared
-            .l2
-            .change(index, at, true, || table)
-            .touch(slot * step..(slot + 1) * step);
-        entry.encode(words, slot, &self.geometry);
-        Ok(())
-    }
-
-    /// Writes a new snapshot table and points the header at it.
-    ///
-    /// Order: table with its refcounts, flush, header (count and offset in one write), flush, then the old table is free.
-    fn replace_snapshot_table(&self, writer: &mut Writer, mut list: Vec<Snapshot>) -> Result<()> {
-        list.iter_mut().for_each(|s| s.known_extra = KNOWN_EXTRA);
-        let (old_at, old_len, virtual_size) = {
-            let shared = self.read_shared();
-            let len: u64 = shared.snapshots.iter().map(Snapshot::stored_len).sum();
-            (shared.header.snapshots_offset, len, shared.header.virtual_size)
-        };
-        let bytes = snapshot_table::encode(&list, virtual_size);
-        let at = if bytes.is_empty() {
-            0
-        } else {
-            self.write_new(writer, &bytes)?
-        };
-        self.stabilise_refcounts(writer)?;
-        let mut field = (list.len() as u32).to_be_bytes().to_vec();
-        field.extend_from_slice(&at.to_be_bytes());
-        self.host.file.write_at(Header::AT_SNAPSHOTS, &field)?;
-        self.host.flush()?;
-        let mut shared = self.write_shared();
-        shared.header.nb_snapshots = list.len() as u32;
-        shared.header.snapshots_offset = at;
-        shared.snapshots = list;
-        drop(shared);
-        let mut metadata = self.write_metadata();
-        metadata.add(at, bytes.len() as u64);
-        if old_len > 0 {
-            metadata.remove(old_at, old_len);
-            drop(metadata);
-            self.free_bytes(writer, old_at, old_len)?;
-        }
-        Ok(())
-    }
-
-    fn free_bytes(&self, writer: &mut Writer, at: u64, len: u64) -> Result<()> {
-        let first = at >> self.geometry.cluster_bits;
-        let clusters = first..first + self.geometry.clusters(len);
-        self.free_now(
-            writer,
-            &Release {
-                clusters,
-                discard: true,
-            },
         )
     }
 
