@@ -38,7 +38,7 @@ fn a_crash_while_writing_loses_nothing_flushed() {
         after_any_crash(&bytes, work, |now, crash| {
             let mib = MIB as usize;
             assert!(
-                now[..2 * mib] == content[..2 * mib] && now[4 * mib..] == content[4 * mib..],
+                now.len() == content.len() && now[..2 * mib] == content[..2 * mib],
                 "{crash}"
             );
             for block in now[2 * mib..4 * mib].chunks(mib) {
