@@ -1,0 +1,66 @@
+//! Opening a file of a pool, and nothing else by its name.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::{PoolFolder, check_component, denied};
+use crate::error::Result;
+
+/// How to open a file of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read.
+    Read,
+    /// Read and write.
+    Write,
+    /// Read and write, made when absent.
+    Create,
+}
+
+impl PoolFolder {
+    /// Opens a regular file of the folder.
+    ///
+    /// # Errors
+    /// `not_found`; `denied` for what is no regular file, is reached through a link, or has a second name.
+    pub fn open_file(&self, name: &str, access: Access) -> Result<File> {
+        check_component(name)?;
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let flags = match access {
+            Access::Read => flags | OFlags::RDONLY,
+            Access::Write => flags | OFlags::RDWR,
+            Access::Create => flags | OFlags::RDWR | OFlags::CREATE,
+        };
+        let mode = if access == Access::Create {
+            Mode::from_raw_mode(0o644)
+        } else {
+            Mode::empty()
+        };
+        let file = self
+            .open_beneath(name, flags, mode)
+            .map_err(|errno| self.refused(name, errno))?;
+        let stat = rustix::fs::fstat(&file).map_err(|errno| self.failed("look at", name, errno.into()))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(denied(name, "is no regular file"));
+        }
+        if stat.st_nlink != 1 {
+            return Err(denied(name, "has a second name (hard link) somewhere"));
+        }
+        Ok(File::from(file))
+    }
+
+    fn open_beneath(&self, name: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        loop {
+            match rustix::fs::openat2(&self.folder, name, flags, mode, resolve) {
+                // A rename elsewhere in the tree raced with the resolution.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                // Kernels and sandboxes without openat2: the name is one component, and the last is not followed.
+                Err(Errno::NOSYS) => return rustix::fs::openat(&self.folder, name, flags, mode),
+                other => return other,
+            }
+        }
+    }
+}
