@@ -123,7 +123,7 @@ pub fn look(storage: &StorageRef, look: &Look, limits: &Limits, control: &Contro
                 report.judge_headers(&description);
                 looked.backing = description.backing.map(|backing| (backing.name, backing.format));
             }
-            Err(error) => report.refuse(error.code, error.public),
+            Err(error) => report.refuse_if(Err(error))?,
         }
     }
     if look.check && !report.is_refused() && !report.encrypted {

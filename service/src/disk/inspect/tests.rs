@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vdisk_engine::CancelToken;
 use vdisk_engine::control::NoProgress;
-use vdisk_engine::storage::MemoryStorage;
+use vdisk_engine::storage::{MemoryStorage, ReadOnlyStorage, Storage, StorageExtent};
 
 use super::*;
 
@@ -182,4 +182,47 @@ fn damage_is_a_refusal_with_its_reason() {
     short.truncate(3000);
     let found = report(short, None, true);
     assert_eq!(found.verdict, Verdict::Refused, "{found:?}");
+}
+
+/// A file of which a disk gives the first cluster and no more.
+#[derive(Debug)]
+struct Broken(MemoryStorage);
+
+impl ReadOnlyStorage for Broken {
+    fn name(&self) -> &str {
+        "broken"
+    }
+    fn len(&self) -> vdisk_engine::Result<u64> {
+        self.0.len()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> vdisk_engine::Result<()> {
+        let tables = (1 << 16)..(3 << 16);
+        match tables.contains(&offset) {
+            true => Err(vdisk_engine::Error::io("read", std::io::ErrorKind::Other)),
+            false => self.0.read_at(offset, buf),
+        }
+    }
+    fn extent(&self, offset: u64, len: u64) -> vdisk_engine::Result<StorageExtent> {
+        self.0.extent(offset, len)
+    }
+    fn allocated(&self) -> vdisk_engine::Result<u64> {
+        self.0.allocated()
+    }
+    fn why_read_only(&self) -> &'static str {
+        "broken"
+    }
+}
+
+#[test]
+fn a_disk_that_fails_says_nothing_of_the_file() {
+    let storage: StorageRef = Arc::new(Broken(MemoryStorage::new("file", qcow2())));
+    let wanted = Look {
+        claimed: Some("qcow2".to_owned()),
+        check: true,
+        strict: true,
+    };
+    let control = Control::new(Arc::new(NoProgress), CancelToken::new());
+    let found = look(&storage, &wanted, &Limits::untrusted(), &control);
+    let error = found.map(|found| found.inspection).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Io);
 }
