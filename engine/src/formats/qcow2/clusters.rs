@@ -3,29 +3,29 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-const WORDS: usize = 4;
-const BITS: u64 = WORDS as u64 * 64;
+const BITS: u64 = 64;
 
 /// Cluster numbers.
 #[derive(Debug, Default, Clone)]
 pub(super) struct ClusterSet {
-    chunks: HashMap<u64, [u64; WORDS]>,
+    /// Words of bits by their number: short, since a hostile table may name millions of clusters that stand alone.
+    words: HashMap<u64, u64>,
 }
 
 impl ClusterSet {
     /// Adds one; false when it was there already.
     pub fn insert(&mut self, cluster: u64) -> bool {
-        let (chunk, word, bit) = split(cluster);
-        let slot = &mut self.chunks.entry(chunk).or_insert([0; WORDS])[word];
-        let new = *slot & bit == 0;
-        *slot |= bit;
+        let (word, bit) = split(cluster);
+        let bits = self.words.entry(word).or_default();
+        let new = *bits & bit == 0;
+        *bits |= bit;
         new
     }
     /// Takes one out.
     pub fn remove(&mut self, cluster: u64) {
-        let (chunk, word, bit) = split(cluster);
-        if let Some(words) = self.chunks.get_mut(&chunk) {
-            words[word] &= !bit;
+        let (word, bit) = split(cluster);
+        if let Some(bits) = self.words.get_mut(&word) {
+            *bits &= !bit;
         }
     }
     /// Takes a range out.
@@ -34,32 +34,27 @@ impl ClusterSet {
     }
     /// Whether it is in.
     pub fn contains(&self, cluster: u64) -> bool {
-        let (chunk, word, bit) = split(cluster);
-        self.chunks.get(&chunk).is_some_and(|words| words[word] & bit != 0)
+        let (word, bit) = split(cluster);
+        self.words.get(&word).is_some_and(|bits| bits & bit != 0)
     }
-    /// The first of a range that is in. Costs a lookup per 256 clusters without any.
+    /// The first of a range that is in. Costs a lookup per 64 clusters without any.
     pub fn first_in(&self, range: Range<u64>) -> Option<u64> {
         let mut at = range.start;
         while at < range.end {
-            let chunk_end = (at / BITS + 1).saturating_mul(BITS).min(range.end);
-            if let Some(words) = self.chunks.get(&(at / BITS)) {
-                let hit = (at..chunk_end).find(|c| {
-                    let (_, word, bit) = split(*c);
-                    words[word] & bit != 0
-                });
-                if hit.is_some() {
-                    return hit;
-                }
+            let inside = at % BITS;
+            let rest = self.words.get(&(at / BITS)).map_or(0, |bits| bits >> inside);
+            if rest != 0 {
+                let hit = at + u64::from(rest.trailing_zeros());
+                return (hit < range.end).then_some(hit);
             }
-            at = chunk_end;
+            at = at.saturating_add(BITS - inside);
         }
         None
     }
 }
 
-fn split(cluster: u64) -> (u64, usize, u64) {
-    let inside = (cluster % BITS) as usize;
-    (cluster / BITS, inside / 64, 1 << (inside % 64))
+fn split(cluster: u64) -> (u64, u64) {
+    (cluster / BITS, 1 << (cluster % BITS))
 }
 
 #[cfg(test)]

@@ -13,8 +13,16 @@ pub(super) struct MetadataMap {
     /// Clusters that two structures claim.
     conflicts: ClusterSet,
     first_conflict: Option<u64>,
+    /// Clusters that were added, those that two structures claim counted twice.
+    claimed: u64,
+    /// Structures claim so much that not all of them are in the map.
+    too_much: bool,
     cluster_bits: u32,
 }
+
+/// Clusters that all structures together may claim: a table of the largest size has 4 million entries. A few bytes in a header can claim
+/// any number.
+const MOST_CLAIMED: u64 = 1 << 23;
 
 impl MetadataMap {
     /// Collects what header and tables say. Entries that make no sense are left out: using them fails by itself.
@@ -55,7 +63,14 @@ impl MetadataMap {
 
     /// A structure of `len` bytes stands at `at`.
     pub fn add(&mut self, at: u64, len: u64) {
-        for cluster in self.range(at, len) {
+        let clusters = self.range(at, len);
+        let count = clusters.end.saturating_sub(clusters.start);
+        self.claimed = self.claimed.saturating_add(count);
+        if self.claimed > MOST_CLAIMED {
+            self.too_much = true;
+            return;
+        }
+        for cluster in clusters {
             if !self.owned.insert(cluster) {
                 self.conflicts.insert(cluster);
                 self.first_conflict.get_or_insert(cluster << self.cluster_bits);
@@ -64,7 +79,9 @@ impl MetadataMap {
     }
     /// It stands there no longer.
     pub fn remove(&mut self, at: u64, len: u64) {
-        self.owned.remove_range(self.range(at, len));
+        let clusters = self.range(at, len);
+        self.claimed = self.claimed.saturating_sub(clusters.end.saturating_sub(clusters.start));
+        self.owned.remove_range(clusters);
     }
 
     /// # Errors
@@ -87,11 +104,39 @@ impl MetadataMap {
         Ok(())
     }
     /// # Errors
-    /// `Corrupt` when any two structures overlap: such an image must not be written.
+    /// `Corrupt` when any two structures overlap, `LimitExceeded` when they claim too much to be told apart: such an image must not be
+    /// written.
     pub fn refuse_conflicts(&self) -> Result<()> {
+        if self.too_much {
+            return Err(Error::limit(format!(
+                "the metadata claim more than {MOST_CLAIMED} clusters"
+            )));
+        }
         match self.first_conflict {
             None => Ok(()),
             Some(at) => Err(Error::corrupt(format!("metadata structures overlap at {at:#x}"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn what_claims_everything_is_not_counted() {
+        let mut map = MetadataMap {
+            cluster_bits: 9,
+            ..MetadataMap::default()
+        };
+        map.add(512, 512);
+        map.refuse_conflicts().unwrap();
+        // Snapshots may claim tables of 32 MiB each, an extension of the header everything.
+        for _ in 0..65_536 {
+            map.add(1 << 20, 32 << 20);
+        }
+        map.add(4096, u64::MAX - 8192);
+        assert_eq!(map.refuse_conflicts().unwrap_err().kind(), ErrorKind::LimitExceeded);
     }
 }

@@ -44,17 +44,18 @@ impl VdiImage {
         self.flush_growing()
     }
 
-    /// The bytes of the last block past the old end become visible: nobody said what they are.
+    /// The bytes of the old blocks past the old end become visible: nobody said what they are, or that the file reaches that far.
     fn clear_tail(&self, old: &Header, size: u64) -> Result<()> {
-        let within = old.size % old.block;
-        if within == 0 {
-            return Ok(());
+        let (mut at, end) = (old.size, size.min(old.blocks * old.block));
+        while at < end {
+            let within = at % old.block;
+            let len = (old.block - within).min(end - at);
+            if let (Entry::Block(_), place) = self.lookup(at / old.block) {
+                self.file.write_zeroes(place + within, len, false)?;
+            }
+            at += len;
         }
-        let len = (old.block - within).min(size - old.size);
-        match self.lookup(old.size / old.block) {
-            (Entry::Block(_), place) if len > 0 => self.file.write_zeroes(place + within, len, false),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Writes the new entries behind the old ones, then lets the header say so.

@@ -55,6 +55,7 @@ pub(super) fn open_hosted(file: &StorageRef, header: Header, env: &OpenEnv<'_>) 
     };
     let redundant_at = header.redundant.filter(|_| !redundant.is_empty());
     if env.writable && !env.for_check {
+        refuse_overlaps(&header, directory_at, redundant_at)?;
         refuse_shared_tables(&directory)?;
         refuse_outside(&redundant, header.entries * 4, file.len()?)?;
     }
@@ -81,6 +82,25 @@ pub(super) fn open_hosted(file: &StorageRef, header: Header, env: &OpenEnv<'_>) 
     extent.read_only = read_only;
     extent.header = Some(Mutex::new(header));
     Ok(extent)
+}
+
+/// Descriptor and directories are written each for itself: an entry of one must not be one of another as well.
+fn refuse_overlaps(header: &Header, directory_at: u64, redundant_at: Option<u64>) -> Result<()> {
+    let directory = |at| (at, header.tables().saturating_mul(4));
+    let mut parts = vec![(directory(directory_at), "the grain directory")];
+    parts.extend(redundant_at.map(|at| (directory(at), "the redundant grain directory")));
+    parts.extend(header.descriptor.map(|part| (part, "the descriptor")));
+    parts.sort_unstable();
+    match parts
+        .array_windows()
+        .find(|[(first, _), (second, _)]| first.0.saturating_add(first.1) > second.0)
+    {
+        Some([(first, reaches), (second, over)]) => Err(Error::corrupt(format!(
+            "{reaches}, {} bytes at {:#x}, reaches over {over} at {:#x}",
+            first.1, first.0, second.0
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn sparse(file: &StorageRef, packing: Packing, capacity: u64, grain: u64, tables: Tables) -> Result<SparseExtent> {
