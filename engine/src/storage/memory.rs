@@ -44,11 +44,19 @@ impl MemoryStorage {
         let end = usize::try_from(end).map_err(|_| Error::invalid("offset past the address space").at(&self.name))?;
         let mut bytes = self.bytes.write().unwrap_or_else(PoisonError::into_inner);
         if bytes.len() < end {
+            let full = || Error::io(format!("no room for {end} bytes"), std::io::ErrorKind::StorageFull).at(&self.name);
+            let more = end - bytes.len();
+            if end > MOST || bytes.try_reserve(more).is_err() {
+                return Err(full());
+            }
             bytes.resize(end, 0);
         }
         Ok(work(&mut bytes))
     }
 }
+
+/// What does not fit into memory anyway is not tried: an image of a few bytes may ask for any length.
+const MOST: usize = 4 << 30;
 
 fn end_of(offset: u64, len: u64) -> Result<u64> {
     offset
@@ -133,5 +141,13 @@ mod tests {
         let mut buf = [9; 6];
         super::super::read_padded(&storage, 4, &mut buf).unwrap();
         assert_eq!(buf, [1, 1, 1, 1, 0, 0]);
+    }
+
+    #[test]
+    fn a_length_without_room_is_an_error() {
+        let storage = MemoryStorage::new("memory", vec![1; 10]);
+        let error = storage.set_len(1 << 40).unwrap_err();
+        assert_eq!(error.io_kind(), Some(std::io::ErrorKind::StorageFull));
+        assert_eq!(storage.contents(), [1; 10]);
     }
 }
