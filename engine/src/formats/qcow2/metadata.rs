@@ -64,8 +64,7 @@ impl MetadataMap {
     /// A structure of `len` bytes stands at `at`.
     pub fn add(&mut self, at: u64, len: u64) {
         let clusters = self.range(at, len);
-        let count = clusters.end.saturating_sub(clusters.start);
-        self.claimed = self.claimed.saturating_add(count);
+        self.claimed = self.claimed.saturating_add(clusters.end.saturating_sub(clusters.start));
         if self.claimed > MOST_CLAIMED {
             self.too_much = true;
             return;
@@ -104,14 +103,20 @@ impl MetadataMap {
         Ok(())
     }
     /// # Errors
+    /// `LimitExceeded` when structures claim too much to be told apart, or to be looked at one by one.
+    pub fn refuse_excess(&self) -> Result<()> {
+        match self.too_much {
+            true => Err(Error::limit(format!(
+                "the metadata claim more than {MOST_CLAIMED} clusters"
+            ))),
+            false => Ok(()),
+        }
+    }
+    /// # Errors
     /// `Corrupt` when any two structures overlap, `LimitExceeded` when they claim too much to be told apart: such an image must not be
     /// written.
     pub fn refuse_conflicts(&self) -> Result<()> {
-        if self.too_much {
-            return Err(Error::limit(format!(
-                "the metadata claim more than {MOST_CLAIMED} clusters"
-            )));
-        }
+        self.refuse_excess()?;
         match self.first_conflict {
             None => Ok(()),
             Some(at) => Err(Error::corrupt(format!("metadata structures overlap at {at:#x}"))),

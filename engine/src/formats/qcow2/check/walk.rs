@@ -88,6 +88,7 @@ impl<'a> Walk<'a> {
 
     /// Counts everything.
     pub fn run(&mut self, shared: &Shared, control: &Control) -> Result<()> {
+        self.image.read_metadata().refuse_excess()?;
         self.report.total_clusters = Some(self.geometry.clusters(shared.header.virtual_size));
         self.report.allocated_clusters = Some(0);
         self.report.fragmented_clusters = Some(0);
