@@ -8,8 +8,10 @@ use proptest::prelude::*;
 use super::Vmdk;
 use crate::env::{CreateSpec, NoSecrets};
 use crate::formats::FormatDriver;
+pub(super) use crate::formats::testing::whole;
+use crate::formats::testing::{All, seen};
 use crate::gate::{DenyAll, Gate, Node, Reference};
-use crate::image::{Below, ExtentKind, NothingBelow, Repair, Resize};
+use crate::image::{NothingBelow, Repair, Resize};
 use crate::options::Options;
 use crate::storage::{Fault, FaultyStorage, MemoryStorage};
 use crate::{Control, CreateEnv, Error, ErrorKind, Image, Limits, OpenEnv, Result, StorageRef};
@@ -80,38 +82,6 @@ pub(super) fn open_to_check(bytes: Vec<u8>) -> Box<dyn Image> {
         .unwrap()
 }
 
-/// A layer below that is all one byte.
-struct All(u8);
-
-impl Below for All {
-    fn read(&self, _offset: u64, buf: &mut [u8]) -> Result<()> {
-        buf.fill(self.0);
-        Ok(())
-    }
-    fn is_zero(&self, _offset: u64, _len: u64) -> Result<bool> {
-        Ok(self.0 == 0)
-    }
-}
-
-pub(super) fn whole(image: &dyn Image) -> Vec<u8> {
-    let mut buf = vec![0xee; image.virtual_size() as usize];
-    image.read(0, &mut buf).unwrap();
-    buf
-}
-
-fn seen_over(image: &dyn Image, below: u8) -> Vec<u8> {
-    let mut buf = whole(image);
-    let mut at = 0;
-    while at < buf.len() as u64 {
-        let extent = image.extent(at, buf.len() as u64 - at).unwrap();
-        if extent.kind == ExtentKind::Unallocated {
-            buf[at as usize..(at + extent.len) as usize].fill(below);
-        }
-        at += extent.len;
-    }
-    buf
-}
-
 pub(super) fn assert_clean(image: &dyn Image) {
     let report = image.check(Repair::No, &Control::default()).unwrap();
     assert_eq!((report.corruptions, report.leaks), (0, 0), "{:?}", report.messages);
@@ -173,11 +143,11 @@ fn run(zero_grains: bool, below: u8, ops: &[Op]) {
             Op::Grow(_) => {}
         }
     }
-    assert!(seen_over(image.as_ref(), below.0) == model, "contents differ");
+    assert!(seen(image.as_ref(), below.0) == model, "contents differ");
     image.close().unwrap();
     let again = open_on(storage).unwrap();
     assert!(
-        seen_over(again.as_ref(), below.0) == model,
+        seen(again.as_ref(), below.0) == model,
         "contents differ after reopening"
     );
     assert_clean(again.as_ref());
