@@ -177,12 +177,24 @@ async fn run_until_fenced(dir: &Path, url: &str) {
     println!("\nlet go");
 }
 
-fn signal(child: &std::process::Child, signal: rustix::process::Signal) {
-    let id = i32::try_from(child.id())
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
-        .unwrap();
-    rustix::process::kill_process(id, signal).unwrap();
+/// A node in a process of its own, which ends with the test whatever comes of it.
+struct Child(std::process::Child);
+
+impl Child {
+    fn signal(&self, signal: rustix::process::Signal) {
+        let id = i32::try_from(self.0.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+            .unwrap();
+        rustix::process::kill_process(id, signal).unwrap();
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A node that is stopped for longer than its lease and then goes on shows nothing: another one has done the job.
@@ -198,16 +210,16 @@ async fn a_node_that_was_stopped_for_longer_than_its_lease_is_fenced() {
     let front = node(dir.path(), "a", &url, 0).await;
     let job = convert(&front, "copy", Some(1 << 20)).await;
     let name = "service::postgres_tests::a_node_that_was_stopped_for_longer_than_its_lease_is_fenced";
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture"])
         .env(STOPPED, format!("{} {url}", dir.path().display()))
         .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+        .spawn();
+    let mut child = Child(child.unwrap());
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.0.stdout.take().unwrap()));
     let mut until = |wanted: &str| lines.find(|line| line.as_ref().unwrap() == wanted).unwrap().unwrap();
     until("running");
-    signal(&child, rustix::process::Signal::STOP);
+    child.signal(rustix::process::Signal::STOP);
     let unlimited = UpdateJob {
         rate_limit: Some(0),
         priority: None,
@@ -216,9 +228,9 @@ async fn a_node_that_was_stopped_for_longer_than_its_lease_is_fenced() {
     let back = node(dir.path(), "b", &url, 1).await;
     let done = finish(&front, &job).await;
     assert_eq!((done.state, done.attempt), (JobState::Succeeded, 2), "{:?}", done.error);
-    signal(&child, rustix::process::Signal::CONT);
+    child.signal(rustix::process::Signal::CONT);
     until("let go");
-    assert!(child.wait().unwrap().success());
+    assert!(child.0.wait().unwrap().success());
     assert_eq!(front.job(job.id).await.unwrap().attempt, 2);
     let files: Vec<_> = std::fs::read_dir(dir.path().join("pool"))
         .unwrap()

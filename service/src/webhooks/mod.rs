@@ -56,9 +56,11 @@ async fn deliver_to(inner: &Arc<Inner>, id: WebhookId) -> Result<()> {
         tell(inner, id).await
     };
     let told = told.await;
-    if told.is_err() {
-        // It would wait for the end of the lease.
-        give_back(inner, id).await?;
+    // It would wait for the end of the lease.
+    if told.is_err()
+        && let Err(error) = give_back(inner, id).await
+    {
+        tracing::warn!(%error, webhook = %id, "a webhook waits for the end of its lease");
     }
     told
 }

@@ -15,6 +15,8 @@ pub(super) struct MetadataMap {
     first_conflict: Option<u64>,
     /// Clusters that were added, those that two structures claim counted twice.
     claimed: u64,
+    /// Clusters that may be claimed.
+    most: u64,
     /// Structures claim so much that not all of them are in the map.
     too_much: bool,
     cluster_bits: u32,
@@ -23,11 +25,14 @@ pub(super) struct MetadataMap {
 /// Clusters that all structures together may claim: a table of the largest size has 4 million entries. A few bytes in a header can claim
 /// any number.
 const MOST_CLAIMED: u64 = 1 << 23;
+/// Clusters that they may claim past what a file has when it is opened. Sound structures do not overlap, and stand in the file.
+const EXCESS: u64 = 1 << 17;
 
 impl MetadataMap {
     /// Collects what header and tables say. Entries that make no sense are left out: using them fails by itself.
     pub fn build(geometry: &Geometry, header: &Header, l1: &[u64], reftable: &[u64], file_len: u64) -> Self {
         let mut map = Self {
+            most: MOST_CLAIMED.min(geometry.clusters(file_len).saturating_add(EXCESS)),
             cluster_bits: geometry.cluster_bits,
             ..Self::default()
         };
@@ -56,6 +61,12 @@ impl MetadataMap {
         map
     }
 
+    /// All that was in the file is in the map: from here on the file grows with what is added.
+    pub fn complete(mut self) -> Self {
+        self.most = MOST_CLAIMED;
+        self
+    }
+
     fn range(&self, at: u64, len: u64) -> std::ops::Range<u64> {
         let end = at.saturating_add(len.saturating_sub(1)) >> self.cluster_bits;
         at >> self.cluster_bits..if len == 0 { 0 } else { end + 1 }
@@ -65,7 +76,7 @@ impl MetadataMap {
     pub fn add(&mut self, at: u64, len: u64) {
         let clusters = self.range(at, len);
         self.claimed = self.claimed.saturating_add(clusters.end.saturating_sub(clusters.start));
-        if self.claimed > MOST_CLAIMED {
+        if self.claimed > self.most {
             self.too_much = true;
             return;
         }
@@ -107,7 +118,8 @@ impl MetadataMap {
     pub fn refuse_excess(&self) -> Result<()> {
         match self.too_much {
             true => Err(Error::limit(format!(
-                "the metadata claim more than {MOST_CLAIMED} clusters"
+                "the metadata claim {} clusters, more than the file can have",
+                self.claimed
             ))),
             false => Ok(()),
         }
@@ -132,6 +144,7 @@ mod tests {
     #[test]
     fn what_claims_everything_is_not_counted() {
         let mut map = MetadataMap {
+            most: MOST_CLAIMED,
             cluster_bits: 9,
             ..MetadataMap::default()
         };

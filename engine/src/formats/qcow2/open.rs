@@ -279,5 +279,5 @@ pub(super) fn build_map(
     {
         map.add(at, len);
     }
-    map
+    map.complete()
 }

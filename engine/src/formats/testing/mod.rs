@@ -4,6 +4,7 @@
 pub(super) mod bytes;
 pub(super) mod crash;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::FormatDriver;
@@ -105,17 +106,25 @@ pub(super) fn whole(image: &dyn Image) -> Vec<u8> {
 
 /// What the guest sees with a layer of the byte `below` under this one. What is told to be zeroes must read so.
 pub(super) fn seen(image: &dyn Image, below: u8) -> Vec<u8> {
-    let mut buf = whole(image);
-    let mut at = 0;
-    while at < buf.len() as u64 {
-        let extent = image.extent(at, buf.len() as u64 - at).unwrap();
-        let range = at as usize..(at + extent.len) as usize;
+    seen_in(image, 0..image.virtual_size(), below)
+}
+
+/// What it sees in a range.
+pub(super) fn seen_in(image: &dyn Image, range: Range<u64>, below: u8) -> Vec<u8> {
+    let mut buf = vec![0xee; (range.end - range.start) as usize];
+    image.read(range.start, &mut buf).unwrap();
+    let mut rest = buf.as_mut_slice();
+    let mut at = range.start;
+    while at < range.end {
+        let extent = image.extent(at, range.end - at).unwrap();
+        let (now, later) = rest.split_at_mut(extent.len as usize);
         match extent.kind {
-            ExtentKind::Unallocated => buf[range].fill(below),
-            ExtentKind::Zero { .. } => assert!(buf[range].iter().all(|b| *b == 0)),
+            ExtentKind::Unallocated => now.fill(below),
+            ExtentKind::Zero { .. } => assert!(now.iter().all(|b| *b == 0)),
             _ => {}
         }
         at += extent.len;
+        rest = later;
     }
     buf
 }

@@ -1,17 +1,22 @@
 //! Naming another disk below, or none.
 //!
 //! Order of writes. The new locator goes to a part of the metadata region that no item uses; it, the entry that points to it and the flags change
-//! in one entry of the log. Without a disk below, blocks are first made whole, through the log as well.
+//! in one entry of the log. Without a disk below, blocks are whole: sectors that they lack become zero first, which nobody sees, and that
+//! entry of the log changes the table too, or names another one where the changed pages are too many.
 
 use zerocopy::IntoBytes;
 
 use super::blocks::Piece;
 use super::image::{Space, VhdxImage};
+use super::journal::Page;
 use super::layout::{
-    Block, FILE_PARAMETERS, METADATA_ITEMS, MetadataEntry, PARENT_LOCATOR, RawMetadataEntry, RawMetadataHeader, Region,
+    Bitmap, Block, FILE_PARAMETERS, METADATA_ITEMS, MetadataEntry, PARENT_LOCATOR, REGION_TABLES, RawMetadataEntry,
+    RawMetadataHeader, Region, encode_table,
 };
 use super::locator::Parent;
 use super::metadata::{Disk, HAS_PARENT};
+use super::open::Regions;
+use super::write::ENTRIES;
 use crate::formats::common::{exclusive, lock, shared};
 use crate::image::{BackingReference, Image};
 use crate::{Error, Result};
@@ -35,16 +40,21 @@ pub fn change(image: &VhdxImage, backing: Option<&BackingReference>, below: Opti
     };
     image.start(b"backing")?;
     let space = &mut *lock(&image.space);
-    if parent.is_none() {
-        image.make_whole(space)?;
-    }
     image.flush_locked(space)?;
+    let table = match parent {
+        Some(_) => shared(&image.bat).clone(),
+        None => image.whole_blocks()?,
+    };
     let (disk, changes) = image.metadata_with(space, parent.as_ref())?;
-    let pages = image.patched(&changes)?;
+    let mut pages = image.patched(&changes)?;
+    let regions = image.name_table(space, &table, &mut pages)?;
     image.commit(space, &pages)?;
+    image.bits.clear();
+    space.regions = regions;
     *exclusive(&image.geometry) = disk.geometry;
     *exclusive(&image.disk) = disk;
     *exclusive(&image.parent) = parent;
+    *exclusive(&image.bat) = table;
     let entries = usize::try_from(image.geometry().entries()).unwrap_or(usize::MAX);
     exclusive(&image.bat).resize(entries, 0);
     Ok(())
@@ -74,10 +84,16 @@ fn identity(image: &VhdxImage, backing: &BackingReference, below: Option<&dyn Im
 type Changes = Vec<(u64, Vec<u8>)>;
 
 impl VhdxImage {
-    /// Makes partially present blocks whole, with zeroes for what is below.
-    fn make_whole(&self, space: &mut Space) -> Result<()> {
+    /// Writes zeroes to the sectors that partially present blocks lack, makes them stable, and gives the table without such blocks.
+    fn whole_blocks(&self) -> Result<Vec<u64>> {
         let geometry = self.geometry();
+        let mut table = shared(&self.bat).clone();
+        let mut put = |index: u64, entry: u64| {
+            let slot = usize::try_from(index).ok().and_then(|at| table.get_mut(at));
+            slot.into_iter().for_each(|slot| *slot = entry);
+        };
         for block in 0..geometry.blocks() {
+            put(geometry.bitmap_index(block), Bitmap::NotPresent.encode());
             let Block::Partial(place) = self.block(&geometry, block)? else {
                 continue;
             };
@@ -90,16 +106,32 @@ impl VhdxImage {
                 }
                 from += len;
             }
-            self.put_block(space, &geometry, block, Block::Full(place))?;
+            put(geometry.index(block), Block::Full(place).encode());
         }
-        self.unstable.store(true, std::sync::atomic::Ordering::Release);
-        self.flush_locked(space)?;
-        // The bitmaps serve nothing any more.
-        for block in (0..geometry.blocks()).step_by(usize::try_from(geometry.chunk()).unwrap_or(usize::MAX)) {
-            self.put_bitmap_free(space, &geometry, block)?;
+        self.file.flush()?;
+        Ok(table)
+    }
+
+    /// Adds what makes `table` the image's to the pages of one entry of the log.
+    fn name_table(&self, space: &mut Space, table: &[u64], pages: &mut Vec<Page>) -> Result<Regions> {
+        let changed: Vec<u64> = {
+            let now = shared(&self.bat);
+            let pages = table
+                .chunks(ENTRIES as usize)
+                .zip(now.chunks(ENTRIES as usize))
+                .zip(0u64..);
+            pages.filter(|((new, old), _)| new != old).map(|(_, n)| n).collect()
+        };
+        if pages.len() + changed.len() <= space.journal.most() {
+            for page in changed {
+                pages.push(self.table_page(table, space.regions.bat.offset, page)?);
+            }
+            return Ok(space.regions.clone());
         }
-        self.bits.clear();
-        Ok(())
+        let regions = self.copy_table(space, table, space.regions.bat.length)?;
+        let names = encode_table(&regions.all);
+        pages.extend(self.patched(&REGION_TABLES.map(|copy| (copy, names.clone())))?);
+        Ok(regions)
     }
 
     /// What another parent makes of the metadata, and the bytes of the file that change.

@@ -69,8 +69,8 @@ impl Journal {
         }
     }
 
-    /// Pages that fit in an entry of half the log.
-    fn most(&self) -> usize {
+    /// Pages that fit in an entry of half the log: so many change as one.
+    pub fn most(&self) -> usize {
         let pages = self.length / 2 / PAGE;
         let descriptors = (1..pages).find(|d| descriptors_in(*d) + d >= pages).unwrap_or(1);
         usize::try_from((pages - descriptors).min(descriptors_in(descriptors))).unwrap_or(1)

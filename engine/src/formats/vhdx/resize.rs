@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use super::image::{Space, VhdxImage};
 use super::journal::Page;
 use super::layout::{Block, Geometry, MAX_SIZE, MIB, PAGE, REGION_TABLES, VIRTUAL_SIZE, encode_table};
+use super::open::Regions;
 use crate::formats::common::{exclusive, lock, shared};
 use crate::image::{Preallocation, Resize};
 use crate::{Error, Result};
@@ -103,32 +104,37 @@ impl VhdxImage {
     fn make_room(&self, space: &mut Space, old: &Geometry, new: &Geometry) -> Result<()> {
         let (had, needed) = (old.entries(), new.entries());
         let count = usize::try_from(needed).map_err(|_| Error::limit("the BAT exceeds the address space"))?;
-        let region = space.regions.bat;
         exclusive(&self.bat).resize(count, 0);
-        if needed * 8 <= region.length {
+        if needed * 8 <= space.regions.bat.length {
             // What is behind the entries that were needed is nobody's: it may be anything.
             let pages = had * 8 / PAGE..(needed * 8).div_ceil(PAGE);
             space.dirty.extend(pages);
             return Ok(());
         }
-        let length = (needed * 8).next_multiple_of(MIB);
-        let place = self.take(space, length)?;
-        let bytes: Vec<u8> = shared(&self.bat).iter().flat_map(|e| e.to_le_bytes()).collect();
-        self.file.write_at(place, &bytes)?;
-        self.file.flush()?;
-        let mut regions = space.regions.clone();
-        regions.bat.offset = place;
-        regions.bat.length = length;
-        for entry in regions.all.iter_mut().filter(|r| r.id == region.id) {
-            (entry.offset, entry.length) = (place, length);
-        }
-        let table = encode_table(&regions.all);
+        let table = shared(&self.bat).clone();
+        let regions = self.copy_table(space, &table, (needed * 8).next_multiple_of(MIB))?;
+        let names = encode_table(&regions.all);
         for copy in REGION_TABLES {
-            self.file.write_at(copy, &table)?;
+            self.file.write_at(copy, &names)?;
             self.file.flush()?;
         }
         space.regions = regions;
         Ok(())
+    }
+
+    /// Writes a block allocation table to a new region of `length` bytes, and gives the regions with it.
+    pub(super) fn copy_table(&self, space: &mut Space, table: &[u64], length: u64) -> Result<Regions> {
+        let place = self.take(space, length)?;
+        let bytes: Vec<u8> = table.iter().flat_map(|e| e.to_le_bytes()).collect();
+        self.file.write_at(place, &bytes)?;
+        self.file.flush()?;
+        let mut regions = space.regions.clone();
+        let id = regions.bat.id;
+        for region in regions.all.iter_mut().filter(|r| r.id == id) {
+            (region.offset, region.length) = (place, length);
+        }
+        (regions.bat.offset, regions.bat.length) = (place, length);
+        Ok(regions)
     }
 
     /// The pages that hold some bytes, with these bytes in them.

@@ -17,7 +17,7 @@ use crate::storage::read_padded;
 use crate::{Error, Result};
 
 /// Table entries of a page.
-const ENTRIES: u64 = PAGE / 8;
+pub(super) const ENTRIES: u64 = PAGE / 8;
 /// Zeroes that are written as bytes at once, where sectors come partly from below.
 const SOME: u64 = MIB;
 
@@ -57,11 +57,6 @@ impl VhdxImage {
     }
     pub(super) fn put_block(&self, space: &mut Space, geometry: &Geometry, block: u64, state: Block) -> Result<()> {
         self.put(space, geometry.index(block), state.encode())
-    }
-
-    /// Forgets the bitmap that serves a block.
-    pub(super) fn put_bitmap_free(&self, space: &mut Space, geometry: &Geometry, block: u64) -> Result<()> {
-        self.put(space, geometry.bitmap_index(block), Bitmap::NotPresent.encode())
     }
 
     /// Takes bytes at the end of the file, which grows by them.
@@ -353,8 +348,11 @@ impl VhdxImage {
             return Ok(());
         }
         let mut pages = self.bits.changed();
-        for page in space.dirty.iter().rev() {
-            pages.push(self.table_page(space.regions.bat.offset, *page)?);
+        {
+            let table = shared(&self.bat);
+            for page in space.dirty.iter().rev() {
+                pages.push(self.table_page(&table, space.regions.bat.offset, *page)?);
+            }
         }
         self.commit(space, &pages)?;
         self.bits.written();
@@ -369,14 +367,13 @@ impl VhdxImage {
         space.journal.close(self.file.as_ref())
     }
 
-    /// A page of the table as it is to be; what is behind the entries that the disk needs stays.
-    fn table_page(&self, table: u64, page: u64) -> Result<Page> {
+    /// A page of the table at `start` as it is to be; what is behind the entries that the disk needs stays.
+    pub(super) fn table_page(&self, table: &[u64], start: u64, page: u64) -> Result<Page> {
         let mut bytes = Box::new([0; PAGE as usize]);
-        let place = table + page * PAGE;
+        let place = start + page * PAGE;
         read_padded(self.file.as_ref(), place, bytes.as_mut_slice())?;
-        let bat = shared(&self.bat);
         let first = usize::try_from(page * ENTRIES).unwrap_or(usize::MAX);
-        let entries = bat.get(first..).unwrap_or_default();
+        let entries = table.get(first..).unwrap_or_default();
         for (slot, entry) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(entries) {
             *slot = entry.to_le_bytes();
         }

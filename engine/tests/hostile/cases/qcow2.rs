@@ -397,9 +397,27 @@ fn tables() -> Vec<Case> {
         }
         bytes
     };
-    let mut many = with(&[(60, 4, 65_536), (64, 8, 0x7_0000)]);
-    many.resize(0x7_0000 + 40 * 65_536, 0);
-    cases.push(q(18, "65,536 snapshots in a hole", many, Damaged));
+    let many = |count: u64| {
+        let mut bytes = with(&[(60, 4, count), (64, 8, 0x7_0000)]);
+        bytes.resize(0x7_0000 + 40 * count as usize, 0);
+        bytes
+    };
+    cases.push(q(18, "65,536 snapshots in a hole", many(65_536), Damaged));
+    for count in [65_536, 1_024] {
+        let mut bytes = many(count);
+        let shared = bytes.len().next_multiple_of(0x1_0000);
+        bytes.resize(shared + (4 << 20), 0);
+        for number in 0..count as i64 {
+            put(&mut bytes, 0x7_0000 + 40 * number, 8, shared as u64, true);
+            put(&mut bytes, 0x7_0008 + 40 * number, 4, (4 << 20) / 8, true);
+        }
+        cases.push(q(
+            20,
+            format!("{count} snapshots with one L1 table of 4 MiB"),
+            bytes,
+            Damaged,
+        ));
+    }
     for (what, changes, verdict) in [
         (
             "L1 of 2^22+1 entries",

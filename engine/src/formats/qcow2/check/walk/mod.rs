@@ -1,11 +1,14 @@
 //! Walking everything that an image refers to.
 
+mod l1;
+mod l2;
+
 use std::collections::BTreeMap;
 
 use super::super::bitmap_table::{self, BitmapCluster};
 use super::super::clusters::ClusterSet;
 use super::super::image::{Qcow2, Shared};
-use super::super::layout::{Autoclear, Extension, Geometry, L1Entry, L2Entry, RefTableEntry};
+use super::super::layout::{Autoclear, Extension, Geometry, RefTableEntry};
 use super::super::open::read_table;
 use super::counts::Counts;
 use crate::image::CheckReport;
@@ -13,8 +16,6 @@ use crate::{Control, Result};
 
 /// Findings that are put into words; more are only counted.
 const MOST_MESSAGES: usize = 200;
-/// Bytes of neighbouring L2 tables that are read at once.
-const READ_AHEAD: usize = 1 << 20;
 
 /// What can be done about a table entry that makes no sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,9 +96,9 @@ impl<'a> Walk<'a> {
         self.report.compressed_clusters = Some(0);
         self.add(0, 1, 1);
         self.refcount_structures(shared)?;
-        let snapshots = self.l1_tables(shared);
+        let snapshots = self.l1_tables(shared)?;
         self.l1_entries(&shared.l1, true);
-        snapshots.iter().for_each(|l1| self.l1_entries(l1, false));
+        self.snapshots(&snapshots, control)?;
         self.l2_tables(control)?;
         self.bitmaps(shared)?;
         for extension in &shared.extensions.0 {
@@ -226,160 +227,6 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Counts the L1 tables themselves, of the active image and of the snapshots; gives the snapshots' ones.
-    fn l1_tables(&mut self, shared: &Shared) -> Vec<Vec<u64>> {
-        self.add(shared.header.l1_offset, shared.l1.len() as u64 * 8, 1);
-        let mut list = Vec::new();
-        let mut len = 0;
-        for snapshot in &shared.snapshots {
-            len += snapshot.stored_len();
-            match self.image.snapshot_l1(snapshot) {
-                Ok(l1) => {
-                    self.add(snapshot.l1_offset, snapshot.l1_bytes(), 1);
-                    list.push(l1);
-                }
-                Err(error) => {
-                    self.corruption(|| format!("ERROR {error}"));
-                    self.bad.push(BadEntry::Snapshot);
-                }
-            }
-        }
-        self.add(shared.header.snapshots_offset, len, 1);
-        if let Some(damage) = &shared.snapshot_damage {
-            self.corruption(|| format!("ERROR {}", damage.text()));
-            self.bad.push(BadEntry::Snapshot);
-        }
-        list
-    }
-
-    /// Collects the L2 tables of an L1 table.
-    fn l1_entries(&mut self, l1: &[u64], active: bool) {
-        let what = if active { "L1 table" } else { "snapshot's L1 table" };
-        for (index, raw) in l1.iter().enumerate().filter(|(_, raw)| **raw != 0) {
-            let why = match L1Entry::decode(*raw, &self.geometry) {
-                Ok(L1Entry::Unallocated) => continue,
-                Ok(L1Entry::Table { at, copied }) => {
-                    let end = at.saturating_add(self.geometry.cluster_size());
-                    let others = self.counts.get(at >> self.geometry.cluster_bits);
-                    if end <= self.file_len && others == 0 {
-                        let users = self.tables.entry(at).or_default();
-                        users.times += 1;
-                        users.active |= active;
-                        self.flags_matter |= active && !copied || users.times > 1;
-                        continue;
-                    }
-                    let why = if others > 0 {
-                        "it overlaps other metadata"
-                    } else {
-                        "it lies past the end of the file"
-                    };
-                    why.to_owned()
-                }
-                Err(error) => error.to_string(),
-            };
-            self.corruption(|| format!("ERROR {what} entry {index} ({raw:#x}): {why}"));
-            if active {
-                self.bad.push(BadEntry::L1);
-            }
-        }
-    }
-
-    /// Reads every L2 table once, in the order of the file.
-    fn l2_tables(&mut self, control: &Control) -> Result<()> {
-        let size = self.geometry.cluster_len();
-        let tables: Vec<(u64, Users)> = std::mem::take(&mut self.tables).into_iter().collect();
-        control.set_total(tables.len() as u64 * size as u64);
-        let mut rest = tables.as_slice();
-        let mut bytes = Vec::new();
-        while let Some((first, _)) = rest.first() {
-            let row = rest
-                .iter()
-                .zip(0u64..)
-                .take((READ_AHEAD / size).max(1))
-                .take_while(|((at, _), n)| Some(*at) == first.checked_add(n * size as u64))
-                .count();
-            let (now, later) = rest.split_at(row);
-            control.checkpoint((row * size) as u64)?;
-            bytes.resize(row * size, 0);
-            self.image.host.file.read_at(*first, &mut bytes)?;
-            for ((at, users), bytes) in now.iter().zip(bytes.chunks_exact(size)) {
-                self.l2(*at, *users, bytes);
-            }
-            control.advance((row * size) as u64);
-            rest = later;
-        }
-        Ok(())
-    }
-
-    fn l2(&mut self, table: u64, users: Users, bytes: &[u8]) {
-        self.add(table, 1, users.times);
-        let step = self.geometry.entry_words();
-        let mut next = 0;
-        let mut allocated = 0;
-        for index in non_zero_entries(bytes, step * 8) {
-            let mut words = [0; 2];
-            let raw = bytes.as_chunks().0.iter().skip(index * step).take(step);
-            words
-                .iter_mut()
-                .zip(raw)
-                .for_each(|(word, raw)| *word = u64::from_be_bytes(*raw));
-            match L2Entry::decode(&words, 0, &self.geometry, self.version) {
-                Ok(L2Entry::Standard { at: None, .. }) => {}
-                Ok(L2Entry::Standard {
-                    at: Some(at), copied, ..
-                }) => {
-                    allocated += 1;
-                    self.flags_matter |= users.active && !copied;
-                    if users.active && next != 0 && at != next {
-                        bump(&mut self.report.fragmented_clusters);
-                    }
-                    next = at.saturating_add(self.geometry.cluster_size());
-                    if !self.geometry.data_file {
-                        self.data(table, index, (at, 1), users);
-                    }
-                }
-                Ok(L2Entry::Compressed { at, len }) => {
-                    allocated += 1;
-                    if users.active {
-                        bump(&mut self.report.compressed_clusters);
-                        bump(&mut self.report.fragmented_clusters);
-                    }
-                    self.data(table, index, (at, len), users);
-                }
-                Err(error) => {
-                    self.corruption(|| format!("ERROR L2 table at {table:#x}, entry {index}: {error}"));
-                    self.bad.push(BadEntry::L2 { table, index });
-                }
-            }
-        }
-        if users.active {
-            self.report.allocated_clusters = self.report.allocated_clusters.map(|n| n + allocated);
-        }
-    }
-
-    fn data(&mut self, table: u64, index: usize, (at, len): (u64, u64), users: Users) {
-        if let Err(error) = self.image.read_metadata().refuse_data(at, len) {
-            self.corruption(|| format!("ERROR L2 table at {table:#x}, entry {index}: {error}"));
-            self.bad.push(BadEntry::L2 { table, index });
-            return;
-        }
-        if at >= self.file_len {
-            self.past_end(at, if len > 1 { len } else { self.geometry.cluster_size() });
-            self.bad.push(BadEntry::L2 { table, index });
-            return;
-        }
-        let bits = self.geometry.cluster_bits;
-        let packed = len > 1;
-        for cluster in at >> bits..((at + len - 1) >> bits) + 1 {
-            let known = self.counts.get(cluster) > 0;
-            // Compressed clusters share host clusters by nature; others have one for themselves, or shared flags.
-            let known_packed = packed && !self.packed.insert(cluster);
-            self.flags_matter |= users.times > 1 || known && !known_packed;
-        }
-        // One byte stands for a whole cluster, whose end may lie past the end of the file.
-        self.add(at, if packed { len } else { self.geometry.cluster_size() }, users.times);
-    }
-
     fn bitmaps(&mut self, shared: &Shared) -> Result<()> {
         let Some(extension) = shared.extensions.bitmaps() else {
             return Ok(());
@@ -417,19 +264,4 @@ impl<'a> Walk<'a> {
             }
         }
     }
-}
-
-/// The entries of `step` bytes that are not zero: most tables of a large disk are nearly empty.
-fn non_zero_entries(table: &[u8], step: usize) -> impl Iterator<Item = usize> {
-    const BLOCK: usize = 512;
-    let blocks = table.chunks(BLOCK).enumerate();
-    let used = blocks.filter(|(_, block)| block.iter().fold(0, |any, b| any | b) != 0);
-    used.flat_map(move |(n, block)| {
-        let entries = block.chunks_exact(step).enumerate();
-        entries.filter_map(move |(i, raw)| raw.iter().any(|b| *b != 0).then_some(n * BLOCK / step + i))
-    })
-}
-
-fn bump(count: &mut Option<u64>) {
-    *count = count.map(|n| n + 1);
 }

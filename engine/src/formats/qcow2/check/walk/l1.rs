@@ -1,0 +1,92 @@
+//! L1 tables: the active one and those of snapshots.
+
+use std::fmt;
+
+use super::super::super::image::Shared;
+use super::super::super::layout::L1Entry;
+use super::super::super::snapshots::Snapshot;
+use super::{BadEntry, Walk};
+use crate::{Control, Error, Result};
+
+impl Walk<'_> {
+    /// Counts the L1 tables themselves, of the active image and of the snapshots; gives the snapshots whose one can be read.
+    pub(super) fn l1_tables<'s>(&mut self, shared: &'s Shared) -> Result<Vec<&'s Snapshot>> {
+        self.add(shared.header.l1_offset, shared.l1.len() as u64 * 8, 1);
+        let mut sound = Vec::new();
+        let (mut len, mut bytes) = (0, 0u64);
+        for snapshot in &shared.snapshots {
+            len += snapshot.stored_len();
+            match snapshot.check(&self.geometry) {
+                Ok(()) if self.add(snapshot.l1_offset, snapshot.l1_bytes(), 1) => {
+                    bytes = bytes.saturating_add(snapshot.l1_bytes());
+                    sound.push(snapshot);
+                }
+                Ok(()) => self.bad.push(BadEntry::Snapshot),
+                Err(error) => self.bad_snapshot(error),
+            }
+        }
+        // Tables that do not overlap fit in the file. Reading the same bytes for thousands of snapshots takes for ever.
+        let most = self.file_len.saturating_add(self.image.limits.table_bytes);
+        if bytes > most {
+            return Err(Error::limit(format!(
+                "the L1 tables of {} snapshots have {bytes} bytes in a file of {}",
+                sound.len(),
+                self.file_len
+            )));
+        }
+        self.add(shared.header.snapshots_offset, len, 1);
+        if let Some(damage) = &shared.snapshot_damage {
+            self.bad_snapshot(damage.text());
+        }
+        Ok(sound)
+    }
+
+    fn bad_snapshot(&mut self, why: impl fmt::Display) {
+        self.corruption(|| format!("ERROR {why}"));
+        self.bad.push(BadEntry::Snapshot);
+    }
+
+    /// Collects the L2 tables of the snapshots, with one L1 table in memory at a time.
+    pub(super) fn snapshots(&mut self, snapshots: &[&Snapshot], control: &Control) -> Result<()> {
+        for snapshot in snapshots {
+            control.checkpoint(snapshot.l1_bytes())?;
+            match self.image.snapshot_l1(snapshot) {
+                Ok(l1) => self.l1_entries(&l1, false),
+                Err(error) => self.bad_snapshot(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Collects the L2 tables of an L1 table.
+    pub(super) fn l1_entries(&mut self, l1: &[u64], active: bool) {
+        let what = if active { "L1 table" } else { "snapshot's L1 table" };
+        for (index, raw) in l1.iter().enumerate().filter(|(_, raw)| **raw != 0) {
+            let why = match L1Entry::decode(*raw, &self.geometry) {
+                Ok(L1Entry::Unallocated) => continue,
+                Ok(L1Entry::Table { at, copied }) => {
+                    let end = at.saturating_add(self.geometry.cluster_size());
+                    let others = self.counts.get(at >> self.geometry.cluster_bits);
+                    if end <= self.file_len && others == 0 {
+                        let users = self.tables.entry(at).or_default();
+                        users.times += 1;
+                        users.active |= active;
+                        self.flags_matter |= active && !copied || users.times > 1;
+                        continue;
+                    }
+                    let why = if others > 0 {
+                        "it overlaps other metadata"
+                    } else {
+                        "it lies past the end of the file"
+                    };
+                    why.to_owned()
+                }
+                Err(error) => error.to_string(),
+            };
+            self.corruption(|| format!("ERROR {what} entry {index} ({raw:#x}): {why}"));
+            if active {
+                self.bad.push(BadEntry::L1);
+            }
+        }
+    }
+}
