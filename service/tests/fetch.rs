@@ -135,3 +135,20 @@ async fn a_file_of_the_pool_is_converted_on_the_way_in() {
     assert!(lab.data(id).await == bytes);
     assert_eq!(lab.files().len(), 2, "the file that was there stays: {:?}", lab.files());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_signature_of_a_url_is_not_shown() {
+    let lab = Lab::with(|config| config.import_from_private = true).await;
+    let bytes = sample(100_000, 5);
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (name, url) in [("there", serve(bytes)), ("away", format!("http://{closed}/disk.img"))] {
+        let source = ImportSource::Url(format!("{url}?sig=TOPSECRET"));
+        let request = import(name, Some("raw"), source);
+        let ImportOutcome::Queued(job) = lab.service.import_image(request, &NONE).await.unwrap() else {
+            panic!("a job was asked for")
+        };
+        let done = lab.finish(job).await;
+        let shown = serde_json::to_string(&done).unwrap();
+        assert!(shown.contains("/disk.img") && !shown.contains("TOPSECRET"), "{shown}");
+    }
+}

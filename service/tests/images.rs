@@ -248,3 +248,25 @@ async fn a_base_changed_behind_our_back_is_noticed() {
     assert_eq!(lab.data(overlay.id).await[0], 1);
     assert_eq!(lab.service.image(base.id).await.unwrap().generation, 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_that_no_database_stores_is_refused() {
+    let lab = Lab::new().await;
+    let image = lab.create("disk", "raw", MIB).await.id;
+    for change in [json!({"labels": {"a": "b\0c"}}), json!({"secrets": {"a\0": image}})] {
+        let refused = lab.service.update_image(image, json(change)).await;
+        assert_eq!(code(refused), ErrorCode::InvalidArgument);
+    }
+    for filter in [
+        json!({"label": "\0"}),
+        json!({"name": "\0"}),
+        json!({"pool": "\0"}),
+        json!({"format": "\0"}),
+    ] {
+        let refused = lab.service.list_images(&json(filter), &Default::default()).await;
+        assert_eq!(code(refused), ErrorCode::InvalidArgument);
+    }
+    let filter = json(json!({"pool": "\0"}));
+    let refused = lab.service.list_jobs(&filter, &Default::default()).await;
+    assert_eq!(code(refused), ErrorCode::InvalidArgument);
+}

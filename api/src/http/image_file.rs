@@ -19,9 +19,10 @@ use vdisk_service::request::{UploadPart, UploadStatus};
 use super::documented::problems;
 use super::download::{BinaryBody, send};
 use super::extract::{ContentRange, ImagePath, RangeHeaders, announced_checksum};
-use super::problem::Answer;
+use super::problem::{Answer, Problem};
 use super::reply::ImageBody;
 use crate::access::limits::not_idle;
+use crate::errors::TransportCode;
 use crate::state::App;
 
 /// How much of a refused body is read on, and for how long.
@@ -33,8 +34,8 @@ pub fn router() -> OpenApiRouter<App> {
 }
 
 problems!(UploadProblems: NotFound, InvalidArgument, ImageNotReady, ImageBusy, UploadOffsetMismatch, UploadInterrupted,
-    LimitExceeded, InsufficientStorage, ChecksumMismatch, FormatMismatch, CorruptImage, Denied, Unsupported;
-    MalformedRequest);
+    LimitExceeded, InsufficientStorage, ChecksumMismatch, FormatMismatch, CorruptImage, Denied, Unsupported, BaseChanged;
+    MalformedRequest, UnsupportedMediaType);
 problems!(DownloadProblems: NotFound, ImageNotReady, ImageBusy, RangeNotSatisfiable; MalformedRequest);
 
 /// How far an upload is.
@@ -108,8 +109,23 @@ async fn drain<E>(body: impl Stream<Item = Result<Bytes, E>> + Unpin) {
     let _ = tokio::time::timeout(DRAIN_TIME, async { while body.next().await.is_some() {} }).await;
 }
 
+/// What is coded is not decoded here: it would be stored as it is.
+fn require_identity(headers: &HeaderMap) -> Answer<()> {
+    let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let coded = codings.find(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    match coded {
+        None => Ok(()),
+        Some(coding) => {
+            let found = coding.to_str().unwrap_or("bytes that are no text").escape_debug();
+            let detail = format!("expected the bytes of the file, found Content-Encoding '{found}'");
+            Err(Problem::transport(TransportCode::UnsupportedMediaType, detail))
+        }
+    }
+}
+
 /// `None` when the request only asks how far the upload is.
 fn part_of(range: ContentRange, headers: &HeaderMap) -> Answer<Option<UploadPart>> {
+    require_identity(headers)?;
     let checksum = announced_checksum(headers)?;
     let body_length = headers
         .get(header::CONTENT_LENGTH)

@@ -6,8 +6,8 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
+use vdisk_service::Service;
 use vdisk_service::model::Snapshot;
-use vdisk_service::{Service, ServiceError};
 
 use super::documented::problems;
 use super::extract::{IdempotencyKey, ImagePath, JsonBody, SnapshotPath};
@@ -73,13 +73,7 @@ async fn get_snapshot(
     ImagePath(id): ImagePath,
     SnapshotPath(name): SnapshotPath,
 ) -> Answer<Json<Snapshot>> {
-    let snapshots = service.snapshots(id).await?;
-    let found = snapshots
-        .into_iter()
-        .find(|snapshot| snapshot.name == name || snapshot.id == name);
-    Ok(Json(found.ok_or_else(|| {
-        ServiceError::not_found("snapshot", name.escape_debug())
-    })?))
+    Ok(Json(service.snapshot(id, &name).await?))
 }
 
 /// Delete an internal snapshot.

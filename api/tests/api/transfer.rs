@@ -89,6 +89,16 @@ async fn announced_digests_are_verified() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_coded_body_is_not_taken_for_the_file() {
+    let server = Server::start().await;
+    let path = format!("/v1/images/{}/file", server.import("disk", "raw").await);
+    let coded = server.put(&path, &[("content-encoding", "gzip")], "abc").await;
+    coded.problem(415, "unsupported_media_type");
+    let plain = server.put(&path, &[("content-encoding", "identity")], "abc").await;
+    plain.expect(StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn ranges_are_served() {
     let server = Server::start().await;
     let bytes = pattern(4096);

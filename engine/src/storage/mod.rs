@@ -20,7 +20,9 @@ pub(crate) use buffer::PAGE;
 pub use buffer::PageBuffer;
 pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
-pub use http::{AddressGuard, AllowAddress, HttpOptions, HttpStorage, is_public, is_public_web, web_url};
+pub use http::{
+    AddressGuard, AllowAddress, HttpOptions, HttpStorage, is_public, is_public_web, web_url, without_query,
+};
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;
 pub use nbd::{NbdAddress, NbdOptions, NbdStorage, NbdTls, TlsFiles};

@@ -9,6 +9,7 @@ mod gate;
 mod inspect;
 mod open;
 mod secrets;
+mod snapshots;
 
 pub use check::check_structures;
 pub use create::{NewDisk, content, create_disk, fill_random, publish, stage, try_random};
@@ -17,3 +18,4 @@ pub use gate::explicit_node;
 pub use inspect::{Look, Looked, look};
 pub use open::{Layer, Opening, base_changed, keyring, open_chain, reference_to, was_changed_by_others};
 pub use secrets::OpenSecrets;
+pub use snapshots::find_snapshot;

@@ -3,7 +3,8 @@ use std::time::{Duration, Instant};
 
 use vdisk_engine::{Chain, Control};
 
-use crate::disk::{Layer, OpenSecrets, Opening, base_changed, open_chain, was_changed_by_others};
+use super::plan::refuse_changed_base;
+use crate::disk::{Layer, OpenSecrets, Opening, open_chain};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Step, around};
 use crate::model::{ImageId, ImageState, JobId, SecretId};
@@ -112,18 +113,12 @@ impl JobContext {
             else {
                 continue;
             };
-            let dependents = tx.dependents(image).await?;
             let layer = Layer {
                 pool: pool_of(&self.inner, &record.image.pool)?,
                 keys: OpenSecrets::default(),
                 record,
             };
-            if let Some(overlay) = dependents
-                .first()
-                .filter(|_| was_changed_by_others(&layer).unwrap_or(false))
-            {
-                return Err(base_changed(&layer, *overlay));
-            }
+            refuse_changed_base(&mut tx, Some(&layer)).await?;
         }
         tx.forget_stamps(self.job()).await?;
         tx.commit_as(Step::PrepareChanges).await

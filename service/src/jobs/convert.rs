@@ -20,8 +20,8 @@ use super::sources::DifferenceTo;
 use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
 use crate::clock::Timestamp;
 use crate::disk::{
-    Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, file_facts, keyring, open_chain,
-    publish, reference_to,
+    Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, file_facts, find_snapshot, keyring,
+    open_chain, publish, reference_to,
 };
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -265,13 +265,10 @@ fn at_snapshot(chain: Chain, name: Option<&str>) -> Result<Chain> {
     let Some(name) = name else {
         return Ok(chain);
     };
-    let none = || ServiceError::not_found("snapshot", name).with_field("snapshot");
-    let old = chain
-        .top()
-        .snapshots()
-        .ok_or_else(none)?
-        .open(name)
-        .map_err(|_| none())?;
+    let none = || ServiceError::not_found("snapshot", name.escape_debug()).with_field("snapshot");
+    let table = chain.top().snapshots().ok_or_else(none)?;
+    let list = table.list()?;
+    let old = table.open(&find_snapshot(&list, name).ok_or_else(none)?.id)?;
     let mut layers = chain.into_layers();
     if let Some(top) = layers.first_mut() {
         *top = old;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
 use uuid::Uuid;
+use vdisk_engine::storage::without_query;
 use vdisk_engine::{Control, Limits};
 
 use super::context::pool_of;
@@ -19,7 +20,7 @@ use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
 use crate::pool::{Access, PoolFolder, check_image_name};
 use crate::queue::{Done, Effect};
-use crate::request::{ImportImage, Options, SecretRefs};
+use crate::request::{ImportImage, ImportSource, Options, SecretRefs};
 use crate::sandbox::inspect;
 use crate::service::Inner;
 use crate::store::Tx;
@@ -82,7 +83,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, pool: &str, source: Source, reques
         target_format: request.target_format.clone(),
         backing: request.backing,
     };
-    let mut job = plan::new_job(JobKind::Import, &request, &payload)?;
+    let mut job = plan::new_job(JobKind::Import, &shown(&request), &payload)?;
     let format = request.target_format.or(request.format);
     job.makes = Some(NewImage {
         id: image,
@@ -135,6 +136,18 @@ impl Payload {
     }
 }
 
+/// The request as everybody may see it.
+fn shown(request: &ImportImage) -> ImportImage {
+    let source = match &request.source {
+        ImportSource::Url(url) => ImportSource::Url(without_query(url).to_owned()),
+        other => other.clone(),
+    };
+    ImportImage {
+        source,
+        ..request.clone()
+    }
+}
+
 /// A file that lies in the pool stays where it is.
 async fn take_over(context: JobContext, payload: Payload, file: String) -> Result<Done> {
     let pool = pool_of(&context.inner, &payload.pool)?;
@@ -145,11 +158,13 @@ async fn take_over(context: JobContext, payload: Payload, file: String) -> Resul
         None => None,
     };
     context.step("looking at the file").await?;
-    let (claimed, wanted, name) = (payload.format, payload.backing.is_some(), file.clone());
+    let base_format = base.as_ref().map(|base| base.image.format.clone());
+    let (claimed, name) = (payload.format, file.clone());
     let inspector = context.inner.config.inspector.clone();
     let taken = context.blocking(move |control| {
         let inspector = inspector.as_deref();
-        take_in(inspector, &pool, &name, claimed.as_deref(), wanted, &limits, control)
+        let (claimed, base) = (claimed.as_deref(), base_format.as_deref());
+        take_in(inspector, &pool, &name, claimed, base, &limits, control)
     });
     let taken = taken.await?;
     let mut effects = vec![Effect::Published {
@@ -180,8 +195,8 @@ pub struct TakenIn {
     pub backing_name: Option<String>,
 }
 
-/// Looks at a file of a pool: of which format it is, whether it is sound, and whether it needs no other files than a
-/// base that is known when `backing_wanted`.
+/// Looks at a file of a pool: of which format it is, whether it is sound, and whether it needs no other files than the
+/// base that was named for it, if one was, of format `base`.
 ///
 /// # Errors
 /// `format_mismatch`, `denied`, `corrupt_image`, `unsupported`, `inspection_failed`, `invalid_argument` when a base was named for a file
@@ -191,7 +206,7 @@ pub fn take_in(
     pool: &PoolFolder,
     file: &str,
     claimed: Option<&str>,
-    backing_wanted: bool,
+    base: Option<&str>,
     limits: &Limits,
     control: &Control,
 ) -> Result<TakenIn> {
@@ -202,18 +217,25 @@ pub fn take_in(
         strict: true,
     };
     let looked = inspect(inspector, handle, file, &wanted, limits, control)?.accepted()?;
-    match (&looked.backing, backing_wanted) {
-        (Some((name, _)), false) => {
+    match (&looked.backing, base) {
+        (Some((name, _)), None) => {
             let name = name.escape_debug();
             let public =
                 format!("the file is an overlay on \"{name}\"; name the image that stands for it as 'backing'");
             return Err(ServiceError::new(ErrorCode::Denied, public).with_field("backing"));
         }
-        (None, true) => {
+        (None, Some(_)) => {
             return Err(ServiceError::invalid(
                 "backing",
                 "the file has no backing reference, so it takes no base",
             ));
+        }
+        (Some((_, Some(claimed))), Some(base)) if claimed != base => {
+            let claimed = claimed.escape_debug();
+            let public = format!(
+                "the file's header says that its base is of format '{claimed}'; the image named as 'backing' is of format '{base}'"
+            );
+            return Err(ServiceError::new(ErrorCode::FormatMismatch, public).with_field("backing"));
         }
         _ => {}
     }

@@ -45,8 +45,8 @@ pub use self::flatten::plan as plan_flatten;
 pub use self::import::plan as plan_import;
 pub use self::import::take_in;
 pub use self::plan::{
-    creatable, engine_options, priority as check_priority, require_ready, require_same_pool, require_secrets,
-    require_unprotected, take_roles,
+    creatable, engine_options, priority as check_priority, refuse_changed_base, require_ready, require_same_pool,
+    require_secrets, require_unprotected, take_roles,
 };
 pub use self::rebase::plan as plan_rebase;
 pub use self::rekey::plan as plan_rekey;

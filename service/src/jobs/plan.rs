@@ -6,6 +6,7 @@ use uuid::Uuid;
 use vdisk_engine::formats::{self, FormatDriver};
 use vdisk_engine::options::OptionSpec;
 
+use crate::disk::{Layer, base_changed, was_changed_by_others};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, ImageState, JobKind};
 use crate::request::{Options, SecretRefs};
@@ -55,6 +56,19 @@ pub fn require_ready(record: &ImageRecord) -> Result<()> {
     }
     let public = format!("image {} is in state '{state}'", record.image.id);
     Err(ServiceError::new(ErrorCode::ImageNotReady, public))
+}
+
+/// Refuses to change a base that somebody else changed: its overlays would take that for what they were made on.
+///
+/// # Errors
+/// `base_changed`.
+pub async fn refuse_changed_base(tx: &mut Tx, layer: Option<&Layer>) -> Result<()> {
+    let Some(layer) = layer else { return Ok(()) };
+    let overlays = tx.dependents(layer.record.image.id).await?;
+    match overlays.first() {
+        Some(overlay) if was_changed_by_others(layer).unwrap_or(false) => Err(base_changed(layer, *overlay)),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses to change what is protected.

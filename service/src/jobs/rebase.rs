@@ -292,7 +292,8 @@ impl Work {
         Ok(Some(Effect::Changed {
             image: base.record.image.id,
             facts,
-            new_content: true,
+            // Without a stamp nobody knows of a change by others.
+            new_content: base.record.file_stamp.is_some(),
         }))
     }
 }

@@ -66,7 +66,7 @@ pub struct ImportImage {
 pub enum ImportSource {
     /// The client sends them; must be `true`.
     Upload(bool),
-    /// The service fetches them.
+    /// The service fetches them. The job shows the URL without its query, which may be a signature.
     Url(String),
     /// They lie in the pool's folder under this name already; the file is moved into the inventory.
     PoolFile(String),

@@ -16,7 +16,7 @@ impl Service {
     /// it.
     ///
     /// # Errors
-    /// As [`Service::create_image`]; `unsupported` for an upload with `target_format` (convert the image afterwards).
+    /// As [`Service::create_image`]; `image_busy` while a layer of an upload's base is changed; `unsupported` for an upload with `target_format` (convert the image afterwards).
     pub async fn import_image(&self, request: ImportImage, call: &Call) -> Result<ImportOutcome> {
         check_image_name(&request.name)?;
         self.check_labels(&request.labels)?;
@@ -79,8 +79,20 @@ impl Service {
         }
         let backing = match request.backing {
             Some(base) => {
-                let base = tx.image(base).await?;
-                require_ready(&base)?;
+                let limit = self.inner.config.limits.chain_depth.saturating_sub(1);
+                let chain = tx.chain(base, limit).await?;
+                for layer in &chain {
+                    require_ready(layer)?;
+                    // What it shows changes under the new overlay.
+                    if tx.is_locked_exclusively(layer.image.id).await? {
+                        let public = format!("image {} is being changed; wait for that to end", layer.image.id);
+                        return Err(ServiceError::new(ErrorCode::ImageBusy, public));
+                    }
+                }
+                let base = chain
+                    .into_iter()
+                    .next()
+                    .ok_or_else(|| ServiceError::internal("an empty chain"))?;
                 require_same_pool(pool, &base)?;
                 // The name in the header becomes known when the file is complete.
                 Some(Backing {

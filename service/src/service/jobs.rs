@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::Service;
+use super::images::refuse_nul;
 use super::paging::Window;
 use crate::error::Result;
 use crate::fault::Step;
@@ -24,6 +25,7 @@ impl Service {
     /// # Errors
     /// `invalid_argument` for a page token that is not ours.
     pub async fn list_jobs(&self, filter: &JobFilter, page: &PageRequest) -> Result<Page<Job>> {
+        refuse_nul("pool", &filter.pool)?;
         let window = Window::new(page, &self.inner.config.limits)?;
         let jobs = self.inner.store.list_jobs(filter, window.from, window.rows()).await?;
         Ok(window.page(jobs, |job| job.id))

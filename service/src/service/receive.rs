@@ -82,7 +82,9 @@ impl Receiver {
         }
         // What lies behind was never acknowledged, or the client starts anew.
         around(Step::OpenUpload, || file.set_len(part.offset).map_err(failed))?;
-        let limit = part.total.unwrap_or(u64::MAX).min(inner.config.limits.upload_bytes);
+        let end = part.length.and_then(|length| part.offset.checked_add(length));
+        let announced = end.unwrap_or(u64::MAX).min(part.total.unwrap_or(u64::MAX));
+        let limit = announced.min(inner.config.limits.upload_bytes);
         Ok(Self {
             file,
             start: part.offset,

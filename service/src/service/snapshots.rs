@@ -1,23 +1,24 @@
 use std::sync::Arc;
 
 use serde_json::json;
+use vdisk_engine::Image as EngineImage;
 use vdisk_engine::image::SnapshotInfo;
-use vdisk_engine::{Chain, Image as EngineImage};
 
 use super::background::blocking;
 use super::locks::RequestLocks;
 use super::{Inner, Service};
 use crate::clock::Timestamp;
-use crate::disk::{Layer, OpenSecrets, Opening, file_facts, open_chain};
+use crate::disk::{Layer, OpenSecrets, Opening, file_facts, find_snapshot, open_chain, was_changed_by_others};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
-use crate::jobs::{require_ready, require_unprotected};
+use crate::jobs::{refuse_changed_base, require_ready, require_unprotected};
 use crate::model::{Image, ImageId, Snapshot};
 use crate::pool::check_image_name;
 use crate::request::Call;
+use crate::store::idempotency::{IdempotentRequest, Outcome};
 use crate::store::locks::LockMode;
 
-/// A change of an image's snapshots.
+/// A change of an image's snapshots: the name of a new one, or what a request calls one that is there and, once that is known, its id.
 enum Change {
     Create(String),
     Delete(String),
@@ -32,61 +33,85 @@ impl Service {
     pub async fn snapshots(&self, id: ImageId) -> Result<Vec<Snapshot>> {
         let layers = self.readable(id).await?;
         let limits = self.inner.limits.clone();
+        blocking(move || Ok(table(&layers, &limits)?.into_iter().map(snapshot).collect())).await
+    }
+
+    /// One of them: the one of that name or, where none has it, of that id.
+    ///
+    /// # Errors
+    /// As [`Service::snapshots`].
+    pub async fn snapshot(&self, id: ImageId, word: &str) -> Result<Snapshot> {
+        let layers = self.readable(id).await?;
+        let (limits, word) = (self.inner.limits.clone(), word.to_owned());
         blocking(move || {
-            let secrets = OpenSecrets::default();
-            let opening = Opening {
-                top_only: true,
-                metadata_only: true,
-                ..Opening::read(&limits, &secrets)
-            };
-            list(&open_chain(&layers, &opening)?)
+            let found = find_snapshot(&table(&layers, &limits)?, &word).cloned();
+            found.map(snapshot).ok_or_else(|| missing(&word))
         })
         .await
     }
 
-    /// Takes a snapshot of the image's present content. Without effect on the answer, `call` is there for symmetry: a
-    /// second request of the same name is refused with `name_taken`.
+    /// Takes a snapshot of the image's present content.
     ///
     /// # Errors
-    /// As [`Service::snapshots`]; `invalid_name`, `name_taken`, `image_protected`, `insufficient_storage`.
+    /// As [`Service::snapshots`]; `invalid_name`, `name_taken`, `image_protected`, `base_changed`, `insufficient_storage`,
+    /// `idempotency_conflict`.
     pub async fn create_snapshot(&self, id: ImageId, name: &str, call: &Call) -> Result<Snapshot> {
         check_image_name(name)?;
-        call.bind("create_snapshot", &id.to_string(), &json!({"name": name}))?;
-        let snapshots = self.change_snapshots(id, Change::Create(name.to_owned())).await?;
+        let key = call.bind("create_snapshot", &id.to_string(), &json!({"name": name}))?;
+        let change = Change::Create(name.to_owned());
+        let snapshots = match self.change_snapshots(id, change, key).await? {
+            Some(snapshots) => snapshots,
+            None => self.snapshots(id).await?,
+        };
         let taken = snapshots.into_iter().rev().find(|snapshot| snapshot.name == name);
-        taken.ok_or_else(|| ServiceError::internal("the new snapshot is not in the image's table"))
+        taken.ok_or_else(|| missing(name))
     }
 
-    /// Deletes a snapshot.
+    /// Deletes a snapshot, named by its name or, where none has that name, by its id.
     ///
     /// # Errors
-    /// As [`Service::snapshots`]; `image_protected`.
+    /// As [`Service::snapshots`]; `image_protected`, `base_changed`.
     pub async fn delete_snapshot(&self, id: ImageId, name: &str) -> Result<()> {
-        self.change_snapshots(id, Change::Delete(name.to_owned()))
+        self.change_snapshots(id, Change::Delete(name.to_owned()), None)
             .await
             .map(drop)
     }
 
-    /// Makes the image's content what the snapshot holds; what was there since is lost. Doing it again changes nothing.
+    /// Makes the image's content what the snapshot holds; what was there since is lost. A snapshot is named as in
+    /// [`Service::delete_snapshot`].
     ///
     /// # Errors
-    /// As [`Service::snapshots`]; `conflict_dependents`, `image_protected`.
+    /// As [`Service::snapshots`]; `conflict_dependents`, `image_protected`, `idempotency_conflict`.
     pub async fn apply_snapshot(&self, id: ImageId, name: &str, call: &Call) -> Result<Image> {
-        call.bind("apply_snapshot", &id.to_string(), &json!({"name": name}))?;
-        self.change_snapshots(id, Change::Apply(name.to_owned())).await?;
+        let key = call.bind("apply_snapshot", &id.to_string(), &json!({"name": name}))?;
+        self.change_snapshots(id, Change::Apply(name.to_owned()), key).await?;
         self.image(id).await
     }
 
-    async fn change_snapshots(&self, id: ImageId, change: Change) -> Result<Vec<Snapshot>> {
+    /// The snapshots afterwards; `None` when the same request was carried out before.
+    async fn change_snapshots(
+        &self,
+        id: ImageId,
+        change: Change,
+        key: Option<IdempotentRequest>,
+    ) -> Result<Option<Vec<Snapshot>>> {
         let inner = self.inner.clone();
-        self.to_the_end(async move { run(&inner, id, change).await }).await
+        self.to_the_end(async move { run(&inner, id, change, key).await }).await
     }
 }
 
-async fn run(inner: &Arc<Inner>, id: ImageId, change: Change) -> Result<Vec<Snapshot>> {
+async fn run(
+    inner: &Arc<Inner>,
+    id: ImageId,
+    change: Change,
+    key: Option<IdempotentRequest>,
+) -> Result<Option<Vec<Snapshot>>> {
     let locks = RequestLocks::new(inner);
     let new_content = matches!(change, Change::Apply(_));
     let mut tx = inner.store.begin().await?;
+    if tx.recall(key.as_ref()).await?.is_some() {
+        return Ok(None);
+    }
     let record = tx.image(id).await?;
     require_ready(&record)?;
     require_unprotected(&record)?;
@@ -94,22 +119,60 @@ async fn run(inner: &Arc<Inner>, id: ImageId, change: Change) -> Result<Vec<Snap
         tx.require_free_of_dependents(id, &[]).await?;
     }
     locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
-    // Between here and the record of what came out, what the file looks like is open.
-    tx.forget_stamps(locks.id).await?;
     tx.commit_as(Step::BeginSnapshot).await?;
-    let layers = inner.layers(id).await?;
-    let (limits, now) = (inner.limits.clone(), inner.store.now());
-    let changed = blocking(move || apply(&layers, &change, &limits, now)).await;
+    let (locks, (layers, change)) = locks.with(resolve(inner, id, change).await).await?;
+    // Between here and the record of what came out, what the file looks like is open.
+    let mut tx = inner.store.begin().await?;
+    refuse_changed_base(&mut tx, layers.first()).await?;
+    tx.forget_stamps(locks.id).await?;
+    tx.commit_as(Step::PrepareChanges).await?;
+    let (files, limits, now) = (layers.clone(), inner.limits.clone(), inner.store.now());
+    let changed = blocking(move || apply(&files, &change, &limits, now)).await;
     let mut tx = inner.store.begin().await?;
     let snapshots = match changed {
         Ok((snapshots, facts)) => {
             tx.record_change(id, &facts, new_content).await?;
-            Ok(snapshots)
+            // Another request may have taken the key meanwhile.
+            if matches!(tx.recall(key.as_ref()).await, Ok(None)) {
+                tx.remember(key.as_ref(), Outcome::Image(id)).await?;
+            }
+            Ok(Some(snapshots))
         }
-        Err(error) => Err(error),
+        Err(error) => {
+            if let Some(layer) = layers.first()
+                && !was_changed_by_others(layer).unwrap_or(true)
+            {
+                tx.restore_stamp(id, layer.record.file_stamp.as_deref()).await?;
+            }
+            Err(error)
+        }
     };
     locks.release_and_commit(tx, Step::RecordSnapshot).await?;
     snapshots
+}
+
+/// What is to be changed, with the id of the snapshot that is meant, before anything is.
+async fn resolve(inner: &Arc<Inner>, id: ImageId, change: Change) -> Result<(Vec<Layer>, Change)> {
+    let layers = inner.layers(id).await?;
+    let limits = inner.limits.clone();
+    blocking(move || {
+        let list = table(&layers, &limits)?;
+        let meant = |word: &str| {
+            let found = find_snapshot(&list, word).map(|found| found.id.clone());
+            found.ok_or_else(|| missing(word))
+        };
+        let change = match change {
+            Change::Create(name) if find_snapshot(&list, &name).is_some() => {
+                let public = format!("the image has a snapshot '{name}' already");
+                return Err(ServiceError::new(ErrorCode::NameTaken, public).with_field("name"));
+            }
+            Change::Create(name) => Change::Create(name),
+            Change::Delete(word) => Change::Delete(meant(&word)?),
+            Change::Apply(word) => Change::Apply(meant(&word)?),
+        };
+        Ok((layers, change))
+    })
+    .await
 }
 
 fn apply(
@@ -128,31 +191,35 @@ fn apply(
     let chain = open_chain(layers, &opening)?;
     let image: &dyn EngineImage = chain.top();
     let table = image.snapshots().ok_or_else(|| unsupported(image))?;
-    let exists = |name: &str| Ok::<_, ServiceError>(table.list()?.iter().any(|s| s.name == name || s.id == name));
     match change {
         Change::Create(name) => {
-            if exists(name)? {
-                let public = format!("the image has a snapshot '{name}' already");
-                return Err(ServiceError::new(ErrorCode::NameTaken, public).with_field("name"));
-            }
             let millis = u64::try_from(now.0).unwrap_or(0);
             let nanos = u32::try_from(millis % 1000).unwrap_or(0) * 1_000_000;
             table.create(name, (millis / 1000, nanos))?;
         }
-        Change::Delete(name) | Change::Apply(name) if !exists(name)? => {
-            return Err(ServiceError::not_found("snapshot", name.escape_debug()));
-        }
-        Change::Delete(name) => table.delete(name)?,
-        Change::Apply(name) => table.apply(name)?,
+        Change::Delete(id) => table.delete(id)?,
+        Change::Apply(id) => table.apply(id)?,
     }
     image.close()?;
     let facts = file_facts(image, &layer.pool, &layer.record.file)?;
-    Ok((list(&chain)?, facts))
+    Ok((table.list()?.into_iter().map(snapshot).collect(), facts))
 }
 
-fn list(chain: &Chain) -> Result<Vec<Snapshot>> {
+/// The snapshots of the first of these layers.
+fn table(layers: &[Layer], limits: &vdisk_engine::Limits) -> Result<Vec<SnapshotInfo>> {
+    let secrets = OpenSecrets::default();
+    let opening = Opening {
+        top_only: true,
+        metadata_only: true,
+        ..Opening::read(limits, &secrets)
+    };
+    let chain = open_chain(layers, &opening)?;
     let table = chain.top().snapshots().ok_or_else(|| unsupported(chain.top()))?;
-    Ok(table.list()?.into_iter().map(snapshot).collect())
+    Ok(table.list()?)
+}
+
+fn missing(word: &str) -> ServiceError {
+    ServiceError::not_found("snapshot", word.escape_debug())
 }
 
 fn snapshot(found: SnapshotInfo) -> Snapshot {

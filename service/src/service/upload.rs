@@ -18,6 +18,8 @@ use crate::jobs::take_in;
 use crate::model::{ImageId, ImageState};
 use crate::pool::{Access, FileName, PoolFolder};
 use crate::request::{Checksum, UploadPart, UploadStatus};
+use crate::secrets::hex;
+use crate::store::Tx;
 use crate::store::images::{Backing, ImageRecord};
 use crate::store::locks::LockMode;
 
@@ -36,14 +38,15 @@ impl Service {
         S: Stream<Item = Result<Bytes, E>> + Send + Unpin,
         E: std::fmt::Display + Send,
     {
-        let (locks, record) = self.begin_part(id, &part).await?;
+        let (locks, record, digest) = self.begin_part(id, &part).await?;
         let pool = self.inner.pool(&record.image.pool)?;
         let receiver = take_back(&pool, id).and_then(|()| Receiver::open(&self.inner, &pool, id, &part));
         let (locks, receiver) = locks.with(receiver).await?;
         let (feeder, feed) = feed();
         let inner = self.inner.clone();
         // On a task of its own: a transport may drop this future when the client goes away, and what arrived counts.
-        let work = self.to_the_end(async move { take_part(&inner, locks, record, receiver, part, feed).await });
+        let work =
+            self.to_the_end(async move { take_part(&inner, locks, (record, digest), receiver, part, feed).await });
         let (outcome, ()) = tokio::join!(work, feeder.forward(body));
         outcome
     }
@@ -63,7 +66,8 @@ impl Service {
         }
     }
 
-    async fn begin_part(&self, id: ImageId, part: &UploadPart) -> Result<(RequestLocks, ImageRecord)> {
+    /// The locks, the image and the digest that was announced for its file.
+    async fn begin_part(&self, id: ImageId, part: &UploadPart) -> Result<(RequestLocks, ImageRecord, Option<String>)> {
         let locks = RequestLocks::new(&self.inner);
         let mut tx = self.inner.store.begin().await?;
         let record = tx.image(id).await?;
@@ -93,16 +97,35 @@ impl Service {
             ));
         }
         locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
+        let digest = announce(&mut tx, id, part).await?;
         tx.commit_as(Step::LockUpload).await?;
-        Ok((locks, record))
+        Ok((locks, record, digest))
     }
+}
+
+/// Keeps the digest that comes with a part until the file is complete, and gives the one that counts. A file that starts anew has none yet.
+async fn announce(tx: &mut Tx, id: ImageId, part: &UploadPart) -> Result<Option<String>> {
+    let new = part.checksum.map(|Checksum::Sha256(digest)| hex(&digest));
+    let known = match part.offset {
+        0 => None,
+        _ => tx.announced_digest(id).await?,
+    };
+    if let (Some(new), Some(known)) = (&new, &known)
+        && new != known
+    {
+        let public = format!("an earlier part announced the SHA-256 {known} for the whole file");
+        return Err(ServiceError::invalid("checksum", public));
+    }
+    let digest = new.or(known);
+    tx.announce_digest(id, digest.as_deref()).await?;
+    Ok(digest)
 }
 
 /// Stores a part, notes how far the file is, and completes it if that was the last one.
 async fn take_part(
     inner: &Arc<Inner>,
     locks: RequestLocks,
-    record: ImageRecord,
+    (record, digest): (ImageRecord, Option<String>),
     receiver: Receiver,
     part: UploadPart,
     feed: Feed,
@@ -119,7 +142,7 @@ async fn take_part(
         None => !part.more,
     };
     if complete {
-        return complete_upload(inner, locks, record, part.checksum).await;
+        return complete_upload(inner, locks, record, digest).await;
     }
     locks.release().await;
     Ok(UploadStatus::Incomplete { received })
@@ -130,11 +153,11 @@ async fn complete_upload(
     inner: &Arc<Inner>,
     locks: RequestLocks,
     record: ImageRecord,
-    checksum: Option<Checksum>,
+    digest: Option<String>,
 ) -> Result<UploadStatus> {
     let id = record.image.id;
     let pool = inner.pool(&record.image.pool)?;
-    match accept(inner, &pool, &record, checksum).await {
+    match accept(inner, &pool, &record, digest).await {
         Ok(()) => {
             locks.release().await;
             let image = inner.store.image(id).await?.image;
@@ -190,9 +213,9 @@ async fn accept(
     inner: &Arc<Inner>,
     pool: &Arc<PoolFolder>,
     record: &ImageRecord,
-    checksum: Option<Checksum>,
+    digest: Option<String>,
 ) -> Result<()> {
-    let Err(error) = show_and_record(inner, pool, record, checksum).await else {
+    let Err(error) = show_and_record(inner, pool, record, digest).await else {
         return Ok(());
     };
     // A commit that failed may have been carried out all the same: the record says where the file belongs.
@@ -232,15 +255,19 @@ async fn show_and_record(
     inner: &Arc<Inner>,
     pool: &Arc<PoolFolder>,
     record: &ImageRecord,
-    checksum: Option<Checksum>,
+    digest: Option<String>,
 ) -> Result<()> {
     let id = record.image.id;
     let claimed = Some(record.image.format.clone()).filter(|format| !format.is_empty());
-    let backing = record.image.backing_id;
+    let base = match record.image.backing_id {
+        Some(base) => Some(inner.store.image(base).await?),
+        None => None,
+    };
+    let base_format = base.map(|base| base.image.format);
     let (folder, limits, inspector) = (pool.clone(), inner.limits.clone(), inner.config.inspector.clone());
     let taken = blocking(move || {
         let file = FileName::upload(id);
-        verify(&folder, &file, checksum)?;
+        verify(&folder, &file, digest.as_deref())?;
         let control = Control::new(Arc::new(vdisk_engine::control::NoProgress), CancelToken::new());
         let inspector = inspector.as_deref();
         let taken = take_in(
@@ -248,7 +275,7 @@ async fn show_and_record(
             &folder,
             &file,
             claimed.as_deref(),
-            backing.is_some(),
+            base_format.as_deref(),
             &limits,
             &control,
         )?;
@@ -260,8 +287,13 @@ async fn show_and_record(
     let taken = taken.await?;
     let mut tx = inner.store.begin().await?;
     tx.finish_upload(id, &FileName::published(id, 1), &taken.facts).await?;
-    if let (Some(base), Some(name)) = (backing, taken.backing_name) {
+    if let (Some(base), Some(name)) = (record.image.backing_id, taken.backing_name) {
+        // The overlay was made on what the base was when its upload began.
         let generation = tx.image(base).await?.image.generation;
+        if record.backing_generation != Some(generation) {
+            let public = format!("image {base} has changed since the upload of its overlay began");
+            return Err(ServiceError::new(ErrorCode::BaseChanged, public));
+        }
         let backing = Backing {
             id: base,
             generation,
@@ -272,8 +304,8 @@ async fn show_and_record(
     tx.commit_as(Step::RecordUpload).await
 }
 
-fn verify(pool: &PoolFolder, file: &str, checksum: Option<Checksum>) -> Result<()> {
-    let Some(Checksum::Sha256(expected)) = checksum else {
+fn verify(pool: &PoolFolder, file: &str, expected: Option<&str>) -> Result<()> {
+    let Some(expected) = expected else {
         return Ok(());
     };
     let mut file = pool.open_file(file, Access::Read)?;
@@ -286,7 +318,7 @@ fn verify(pool: &PoolFolder, file: &str, checksum: Option<Checksum>) -> Result<(
         };
         digest.update(bytes);
     }
-    if digest.finalize().as_slice() == expected {
+    if hex(&digest.finalize()) == expected {
         return Ok(());
     }
     let public = "the file does not match the SHA-256 that was announced; upload it again";

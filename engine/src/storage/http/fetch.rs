@@ -10,7 +10,7 @@ use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
 
 use super::HttpOptions;
-use super::guard::{Guard, Refused, web_url};
+use super::guard::{Guard, Refused, web_url, without_query};
 use crate::{Error, ErrorKind, Result};
 
 /// Redirections that are followed when a file is opened.
@@ -189,7 +189,7 @@ fn redirection(reply: &Response<Body>, from: &Uri) -> Result<Option<Uri>> {
         Ok(next) if next.scheme() == from.scheme() && next.authority() == from.authority() => Ok(Some(next)),
         _ => Err(Error::denied(format!(
             "the server redirects to \"{}\"; only redirections to the same server are followed",
-            to.escape_debug()
+            without_query(to).escape_debug()
         ))),
     }
 }

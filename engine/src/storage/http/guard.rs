@@ -48,6 +48,11 @@ pub fn web_url(text: &str) -> Result<Uri> {
     }
 }
 
+/// A URL as it may be shown: the query of a signed one is a secret.
+pub fn without_query(url: &str) -> &str {
+    url.split_once('?').map_or(url, |(place, _)| place)
+}
+
 /// Whether an address is one of the public internet: not loopback, link-local, private, shared, multicast, reserved or unspecified,
 /// also where an IPv6 address carries an IPv4 one (RFC 6890, RFC 4193, RFC 6052).
 pub fn is_public(address: IpAddr) -> bool {

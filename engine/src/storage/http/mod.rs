@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fetch::Remote;
-pub use guard::{AllowAddress, Guard as AddressGuard, is_public, is_public_web, web_url};
+pub use guard::{AllowAddress, Guard as AddressGuard, is_public, is_public_web, web_url, without_query};
 
 use super::{ReadOnlyStorage, StorageExtent, past_end};
 use crate::{Error, Result};
@@ -96,7 +96,7 @@ impl HttpStorage {
             return Err(Error::invalid("the readahead is no multiple of 512 up to 4 MiB"));
         }
         Ok(Self {
-            remote: Remote::open(options).map_err(|e| e.at(&options.url))?,
+            remote: Remote::open(options).map_err(|e| e.at(without_query(&options.url)))?,
             name: options.url.clone(),
             readahead: options.readahead,
             windows: Mutex::default(),

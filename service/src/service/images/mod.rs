@@ -36,6 +36,16 @@ impl Service {
     /// # Errors
     /// `invalid_argument` for a page token that is not ours.
     pub async fn list_images(&self, filter: &ImageFilter, page: &PageRequest) -> Result<Page<Image>> {
+        let ImageFilter {
+            pool,
+            format,
+            name,
+            label,
+            ..
+        } = filter;
+        for (field, text) in [("pool", pool), ("format", format), ("name", name), ("label", label)] {
+            refuse_nul(field, text)?;
+        }
         let window = Window::new(page, &self.inner.config.limits)?;
         let images = self.inner.store.list_images(filter, window.from, window.rows()).await?;
         Ok(window.page(images, |image| image.id))
@@ -59,6 +69,7 @@ impl Service {
             .labels
             .as_ref()
             .map_or(Ok(()), |labels| self.check_labels(labels))?;
+        refuse_nul("secrets", request.secrets.iter().flatten().map(|(role, _)| role))?;
         let mut tx = self.inner.store.begin().await?;
         tx.update_image(id, &request).await?;
         let image = tx.image(id).await?.image;
@@ -85,6 +96,7 @@ impl Service {
             );
             return Err(ServiceError::new(ErrorCode::LimitExceeded, public).with_field("labels"));
         }
+        refuse_nul("labels", labels.keys().chain(labels.values()))?;
         if labels.keys().any(|key| key.is_empty() || key.contains('=')) {
             return Err(ServiceError::invalid(
                 "labels",
@@ -92,6 +104,14 @@ impl Service {
             ));
         }
         Ok(())
+    }
+}
+
+/// Refuses the character that not every database can store.
+pub(super) fn refuse_nul<'a>(field: &str, texts: impl IntoIterator<Item = &'a String>) -> Result<()> {
+    match texts.into_iter().any(|text| text.contains('\0')) {
+        true => Err(ServiceError::invalid(field, "text has no U+0000")),
+        false => Ok(()),
     }
 }
 

@@ -209,6 +209,16 @@ impl Tx {
         Ok(())
     }
 
+    /// The file looks as it did before its stamp was forgotten.
+    pub async fn restore_stamp(&mut self, id: ImageId, stamp: Option<&str>) -> Result<()> {
+        sqlx::query("UPDATE images SET file_stamp = $2 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(stamp)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
     /// Replaces the edge to the base.
     pub async fn set_backing(&mut self, id: ImageId, backing: Option<&Backing>) -> Result<()> {
         let sql = "UPDATE images SET backing_id = $2, backing_generation = $3, backing_name = $4 WHERE id = $1";
@@ -248,6 +258,25 @@ impl Tx {
         require_one(changed.rows_affected(), || {
             ServiceError::new(ErrorCode::ImageNotReady, "the image is not waiting for its file")
         })
+    }
+
+    /// The digest that was announced for the file of an upload.
+    pub async fn announced_digest(&mut self, id: ImageId) -> Result<Option<String>> {
+        let row = sqlx::query("SELECT upload_sha256 FROM images WHERE id = $1")
+            .bind(id.to_string())
+            .fetch_optional(&mut *self.inner)
+            .await?;
+        row.map_or(Ok(None), |row| row.text_or_null("upload_sha256"))
+    }
+
+    /// Keeps it.
+    pub async fn announce_digest(&mut self, id: ImageId, digest: Option<&str>) -> Result<()> {
+        sqlx::query("UPDATE images SET upload_sha256 = $2 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(digest)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
     }
 
     /// Ends an upload well: the file is in place.

@@ -133,7 +133,11 @@ impl Tx {
     pub async fn finish(&mut self, fence: Fence, ending: &Ending) -> Result<Job> {
         let (state, result, code, detail) = match ending {
             Ending::Succeeded(result) => ("succeeded", Some(json_text(result)?), None, None),
-            Ending::Failed(error) => ("failed", None, Some(error.code.as_str()), Some(error.public.as_str())),
+            Ending::Failed(error) => {
+                // Not every database can store U+0000, and a job must end.
+                let detail = error.public.replace('\0', "\\0");
+                ("failed", None, Some(error.code.as_str()), Some(detail))
+            }
             Ending::Cancelled => ("cancelled", None, None, None),
         };
         let sql = concat!(

@@ -1,0 +1,155 @@
+//! Uploads whose parts, digests and bases contradict each other.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use common::{Lab, MIB, body, code, import, json, sample};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use vdisk_service::model::{Image, ImageId, JobState};
+use vdisk_service::request::{Call, Checksum, ImportImage, ImportOutcome, ImportSource, UploadPart, UploadStatus};
+use vdisk_service::{ErrorCode, Result};
+
+const NONE: Call = Call { idempotency_key: None };
+
+async fn announce(lab: &Lab, request: ImportImage) -> Result<Image> {
+    match lab.service.import_image(request, &NONE).await? {
+        ImportOutcome::Uploading(image) => Ok(image),
+        ImportOutcome::Queued(_) => panic!("an upload was asked for"),
+    }
+}
+
+fn over(base: ImageId, name: &str) -> ImportImage {
+    ImportImage {
+        backing: Some(base),
+        ..import(name, Some("qcow2"), ImportSource::Upload(true))
+    }
+}
+
+fn part(offset: usize, length: usize, total: usize) -> UploadPart {
+    UploadPart {
+        offset: offset as u64,
+        length: Some(length as u64),
+        total: Some(total as u64),
+        ..UploadPart::default()
+    }
+}
+
+fn digest(bytes: &[u8]) -> Option<Checksum> {
+    Some(Checksum::Sha256(Sha256::digest(bytes).into()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_is_no_longer_than_it_says() {
+    let lab = Lab::new().await;
+    let bytes = sample(100, 1);
+    let image = announce(&lab, import("disk", Some("raw"), ImportSource::Upload(true)))
+        .await
+        .unwrap();
+    let long = lab
+        .service
+        .upload(image.id, part(0, 5, 100), body(&bytes[..50], 10))
+        .await;
+    assert_eq!(code(long), ErrorCode::LimitExceeded);
+    let status = lab.service.upload_status(image.id).await.unwrap();
+    assert!(matches!(status, UploadStatus::Incomplete { received: 0 }), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_digest_that_came_with_any_part_is_verified() {
+    let lab = Lab::new().await;
+    let bytes = sample(3000, 2);
+    let image = announce(&lab, import("disk", Some("raw"), ImportSource::Upload(true)))
+        .await
+        .unwrap()
+        .id;
+    let first = UploadPart {
+        checksum: digest(b"another file"),
+        ..part(0, 1000, 3000)
+    };
+    lab.service
+        .upload(image, first, body(&bytes[..1000], 100))
+        .await
+        .unwrap();
+    let contradicting = UploadPart {
+        checksum: digest(&bytes),
+        ..part(1000, 1000, 3000)
+    };
+    let refused = lab
+        .service
+        .upload(image, contradicting, body(&bytes[1000..2000], 100))
+        .await;
+    assert_eq!(code(refused), ErrorCode::InvalidArgument);
+    lab.service
+        .upload(image, part(1000, 1000, 3000), body(&bytes[1000..2000], 100))
+        .await
+        .unwrap();
+    let last = lab
+        .service
+        .upload(image, part(2000, 1000, 3000), body(&bytes[2000..], 100))
+        .await;
+    assert_eq!(code(last), ErrorCode::ChecksumMismatch);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_starts_anew_forgets_the_digest_of_the_one_before() {
+    let lab = Lab::new().await;
+    let bytes = sample(2000, 3);
+    let image = announce(&lab, import("disk", Some("raw"), ImportSource::Upload(true)))
+        .await
+        .unwrap()
+        .id;
+    let first = UploadPart {
+        checksum: digest(b"another file"),
+        ..part(0, 1000, 2000)
+    };
+    lab.service
+        .upload(image, first, body(&bytes[..1000], 100))
+        .await
+        .unwrap();
+    let whole = lab
+        .service
+        .upload(image, part(0, 2000, 2000), body(&bytes, 100))
+        .await
+        .unwrap();
+    assert!(matches!(whole, UploadStatus::Complete(_)), "{whole:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overlay_is_not_uploaded_over_a_base_that_a_job_changes() {
+    let lab = Lab::new().await;
+    let base = lab.create("base", "raw", 8 * MIB).await.id;
+    let top = lab.overlay("top", base).await.id;
+    if !lab.qemu_io(&top.to_string(), "qcow2", "write -P 2 0 8M") {
+        return;
+    }
+    let request = json(json!({"drop": true, "rate_limit": 1}));
+    let job = lab.service.commit_image(top, request, &NONE).await.unwrap();
+    lab.until_running(&job).await;
+    assert_eq!(code(announce(&lab, over(base, "new")).await), ErrorCode::ImageBusy);
+    lab.service.cancel_job(job.id, &NONE).await.unwrap();
+    assert_eq!(lab.finish(job).await.state, JobState::Cancelled);
+    announce(&lab, over(base, "new")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overlay_that_takes_its_base_for_another_format_is_refused() {
+    let lab = Lab::new().await;
+    let base = lab.create("base", "qcow2", MIB).await.id;
+    let Some(mut qemu_img) = common::tool("qemu-img") else {
+        return;
+    };
+    let file = lab.dir.path().join("overlay");
+    let made = qemu_img
+        .args(["create", "-q", "-u", "-f", "qcow2", "-b", "base", "-F", "raw"])
+        .arg(&file)
+        .arg("1M")
+        .status();
+    assert!(made.unwrap().success());
+    let image = announce(&lab, over(base, "new")).await.unwrap();
+    let bytes = std::fs::read(file).unwrap();
+    let whole = part(0, bytes.len(), bytes.len());
+    let refused = lab.service.upload(image.id, whole, body(&bytes, 10_000)).await;
+    assert_eq!(code(refused), ErrorCode::FormatMismatch);
+}
