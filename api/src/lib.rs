@@ -4,6 +4,7 @@
 //! ([`errors`]), and the OpenAPI document is generated from the handlers and the service's own types.
 
 pub mod access;
+mod body;
 pub mod commands;
 pub mod errors;
 mod grpc;

@@ -20,6 +20,7 @@ use tower::ServiceExt;
 use crate::App;
 use crate::access::authenticate::ClientCertificate;
 use crate::access::limits::CONNECTIONS;
+use crate::body::RequestBody;
 use crate::http::router;
 
 /// How long a client may take to send a request's head.
@@ -129,7 +130,7 @@ impl Connection {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let routes = self.routes.map_request(move |request: http::Request<Incoming>| {
-            let mut request = request.map(Body::new);
+            let mut request = RequestBody::of(request).map(Body::new);
             if let Some(client) = &client {
                 request.extensions_mut().insert(client.clone());
             }

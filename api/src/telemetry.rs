@@ -1,5 +1,7 @@
 //! The log, as text for people or JSON for programs.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::settings::LogFormat;
@@ -12,6 +14,7 @@ pub fn start(format: LogFormat, filter: &str) -> Result<(), Box<dyn std::error::
     let filter = EnvFilter::try_new(filter)?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.try_init(),

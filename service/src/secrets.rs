@@ -65,18 +65,24 @@ pub struct Vault {
 }
 
 impl Vault {
-    /// A vault under the configured keys, or under the one kept in the data folder, made now if there is none.
+    /// A vault under the configured keys, or under the one kept in the data folder, made now if there is none and nothing is sealed yet.
+    /// `used` are the ids of the keys that something is sealed under.
     ///
     /// # Errors
-    /// `unavailable` when a key file cannot be used.
-    pub fn open(config: &ServiceConfig) -> Result<Self> {
+    /// `unavailable` when a key file cannot be used, or a key that something is sealed under is not there.
+    pub fn open(config: &ServiceConfig, used: &[String]) -> Result<Self> {
         let folder = &config.data_dir;
-        let (current, own) = match &config.master_key {
-            Some(key) => (Sealer::new(&key.0)?, None),
-            None => (
+        let (current, own) = match (&config.master_key, used.first()) {
+            (Some(key), _) => (Sealer::new(&key.0)?, None),
+            (None, None) => (
                 Sealer::new(&load_or_make(&folder.join(KEY_FILE))?)?,
                 Some(folder.clone()),
             ),
+            // Another key in its place would seal what comes, and hide that the right one is to be brought back.
+            (None, Some(id)) => {
+                let key = load(&folder.join(KEY_FILE))?.ok_or_else(|| not_at_hand(id))?;
+                (Sealer::new(&key)?, Some(folder.clone()))
+            }
         };
         let kept = match &own {
             Some(folder) => load(&folder.join(NEW_KEY_FILE))?.map(MasterKey),
@@ -86,10 +92,14 @@ impl Vault {
         let next = next.map(|key| Sealer::new(&key.0)).transpose()?;
         let next = next.filter(|next| next.id != current.id);
         let own = own.filter(|_| config.new_master_key.is_none());
-        Ok(Self {
+        let vault = Self {
             sealers: RwLock::new(Sealers { current, next }),
             own,
-        })
+        };
+        match used.iter().find(|id| !vault.has(id)) {
+            None => Ok(vault),
+            Some(missing) => Err(not_at_hand(missing)),
+        }
     }
 
     fn sealers(&self) -> Sealers {
@@ -282,11 +292,11 @@ mod tests {
             new_master_key: next.map(key),
             ..ServiceConfig::new("/nowhere")
         };
-        Vault::open(&config).unwrap()
+        Vault::open(&config, &[]).unwrap()
     }
 
     fn own(dir: &Path) -> Vault {
-        Vault::open(&ServiceConfig::new(dir)).unwrap()
+        Vault::open(&ServiceConfig::new(dir), &[]).unwrap()
     }
 
     #[test]

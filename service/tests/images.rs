@@ -270,3 +270,30 @@ async fn text_that_no_database_stores_is_refused() {
     let refused = lab.service.list_jobs(&filter, &Default::default()).await;
     assert_eq!(code(refused), ErrorCode::InvalidArgument);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_of_a_pool_that_is_not_configured_are_missing() {
+    let lab = Lab::new().await;
+    let image = lab.create("disk", "raw", MIB).await.id;
+    lab.service.shutdown(std::time::Duration::from_secs(5)).await;
+    let Lab { dir, service } = lab;
+    drop(service);
+    let mut config = common::quick_config(dir.path());
+    config.default_pool = "other".to_owned();
+    let service = vdisk_service::Service::open(config).await.unwrap();
+    let found = service.image(image).await.unwrap();
+    assert_eq!(found.state, ImageState::Missing);
+    assert_eq!(found.problem.as_deref(), Some("its pool is not configured"));
+    service.shutdown(std::time::Duration::from_secs(5)).await;
+    drop(service);
+    let service = vdisk_service::Service::open(common::quick_config(dir.path()))
+        .await
+        .unwrap();
+    assert_eq!(service.image(image).await.unwrap().state, ImageState::Ready);
+    let mut none = common::quick_config(&dir.path().join("second"));
+    none.max_attempts = 0;
+    assert_eq!(
+        code(vdisk_service::Service::open(none).await),
+        ErrorCode::InvalidArgument
+    );
+}

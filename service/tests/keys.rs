@@ -538,3 +538,22 @@ async fn an_overlay_of_an_encrypted_base_is_decrypted_through_it() {
     let plain = lab.succeed(job).await.result_image_id().unwrap();
     assert!(lab.data(plain).await == bytes && !lab.service.image(plain).await.unwrap().encrypted);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_master_key_is_not_replaced_while_something_is_sealed_under_it() {
+    let lab = Lab::new().await;
+    secret(&lab, "sesame").await;
+    let file = lab.dir.path().join("master.key");
+    let key = std::fs::read(&file).unwrap();
+    lab.service.shutdown(Duration::from_secs(5)).await;
+    let Lab { dir, service } = lab;
+    drop(service);
+    let start = async || Service::open(quick_config(dir.path())).await;
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(code(start().await), ErrorCode::Unavailable);
+    assert!(!file.exists(), "another key is in its place");
+    std::fs::write(&file, [7; 32]).unwrap();
+    assert_eq!(code(start().await), ErrorCode::Unavailable);
+    std::fs::write(&file, key).unwrap();
+    start().await.unwrap().shutdown(Duration::from_secs(5)).await;
+}

@@ -3,6 +3,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
+use vdisk_service::ServiceError;
 use vdisk_service::model;
 use vdisk_service::request::WaitUntil;
 
@@ -46,11 +47,14 @@ impl JobService for Api {
     async fn wait_job(&self, request: Request<WaitJobRequest>) -> Answer<Job> {
         let request = request.into_inner();
         let id = job_id(&request.id)?;
-        let time = request
-            .timeout
-            .and_then(|time| Duration::try_from(time).ok())
-            .unwrap_or(WAIT.0)
-            .min(WAIT.1);
+        let time = match request.timeout.map(Duration::try_from) {
+            None => WAIT.0,
+            Some(Ok(time)) => time.min(WAIT.1),
+            Some(Err(_)) => {
+                let public = "expected a time of 0 or more, found a negative one";
+                return Err(status::of(ServiceError::invalid("timeout", public)));
+            }
+        };
         let _place = self.0.watchers.enter().map_err(status::of)?;
         answer(tokio::select! {
             job = self.0.service.wait_job(id, WaitUntil::Finished, time) => job,

@@ -9,7 +9,7 @@ use vdisk_service::model::ImageId;
 use vdisk_service::request::{ByteRange, Checksum, UploadPart};
 use vdisk_service::{Bytes, Download, ServiceError};
 
-use super::convert::{id_of, one_of};
+use super::convert::id_of;
 use super::status;
 use crate::metrics::Metrics;
 use crate::proto::download_response::Part as Sent;
@@ -59,14 +59,17 @@ pub fn chunks(messages: Streaming<UploadFileRequest>) -> impl Stream<Item = Resu
 /// Reads which bytes are asked for.
 ///
 /// # Errors
-/// `not_found` for an id that is no UUID, `invalid_argument` for a range without bytes or beyond 2^64.
+/// `not_found` for an id that is no UUID, `invalid_argument` for a range without bytes.
 pub fn wanted(request: DownloadRequest) -> Result<(ImageId, Option<ByteRange>), ServiceError> {
     let range = request.range.map(|range| {
-        let behind = |length: u64| range.offset.checked_add(length)?.checked_sub(1).filter(|_| length > 0);
-        let last = range
-            .length
-            .map(|length| one_of("range.length", behind(length)))
-            .transpose()?;
+        if range.length == Some(0) {
+            return Err(ServiceError::invalid(
+                "range.length",
+                "expected at least one byte, found 0",
+            ));
+        }
+        // A range may go on behind the end.
+        let last = range.length.map(|length| range.offset.saturating_add(length - 1));
         Ok::<_, ServiceError>(ByteRange::From {
             first: range.offset,
             last,

@@ -228,3 +228,95 @@ async fn a_call_whose_client_goes_is_finished() {
     }
     panic!("what was begun was not finished");
 }
+
+/// Chunks that take a while, so that the call can be given up on its way.
+fn slowly(
+    id: &str,
+    total: Option<u64>,
+    chunks: usize,
+) -> impl futures::Stream<Item = proto::UploadFileRequest> + Send + 'static {
+    let start = proto::UploadStart {
+        id: id.to_owned(),
+        total,
+        ..Default::default()
+    };
+    let start = proto::UploadFileRequest {
+        part: Some(proto::upload_file_request::Part::Start(start)),
+    };
+    let chunk = || proto::UploadFileRequest {
+        part: Some(proto::upload_file_request::Part::Chunk(vec![7; 65_536].into())),
+    };
+    let chunks = futures::stream::iter((0..chunks).map(move |_| chunk()));
+    futures::stream::iter([start]).chain(chunks.then(|chunk| async {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        chunk
+    }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_given_up_on_its_way_is_not_complete() {
+    let server = Server::start().await;
+    let mut images = ImageServiceClient::new(channel(&server).await);
+    let id = server.import("disk", "raw").await;
+    let state = async || server.get(&format!("/v1/images/{id}")).await.body;
+    // As a client's deadline or its cancellation does: the stream is reset.
+    let call = images.upload_file(slowly(&id, None, 10_000));
+    assert!(tokio::time::timeout(Duration::from_millis(400), call).await.is_err());
+    for _ in 0..2000 {
+        if state().await["uploaded_bytes"].as_u64().is_some_and(|bytes| bytes > 0) {
+            break;
+        }
+        assert_eq!(state().await["state"], "uploading");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let image = state().await;
+    assert_eq!(image["state"], "uploading", "{image}");
+    assert!(
+        image["uploaded_bytes"].as_u64().is_some_and(|bytes| bytes > 0),
+        "{image}"
+    );
+    let whole = images.upload_file(slowly(&id, None, 3)).await.unwrap().into_inner();
+    match whole.status {
+        Some(proto::upload_file_response::Status::Complete(image)) => assert_eq!(image.virtual_size, 3 * 65_536),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_out_is_not_zero() {
+    let server = Server::start().await;
+    let channel = channel(&server).await;
+    let (mut images, mut jobs) = (ImageServiceClient::new(channel.clone()), JobServiceClient::new(channel));
+    let id = images
+        .create_image(new_image("disk", None))
+        .await
+        .unwrap()
+        .into_inner()
+        .id;
+    let resize = proto::ResizeImageRequest {
+        id: id.clone(),
+        shrink: true,
+        ..Default::default()
+    };
+    let refused = images.resize_image(resize).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let empty = proto::DownloadRequest {
+        id: id.clone(),
+        range: Some(proto::ByteRange {
+            offset: 0,
+            length: Some(0),
+        }),
+    };
+    let refused = images.download_file(empty).await.unwrap_err();
+    assert!(refused.message().contains("at least one byte"), "{refused}");
+    let check = proto::CheckImageRequest {
+        id,
+        ..Default::default()
+    };
+    let job = images.check_image(check).await.unwrap().into_inner();
+    let wait = proto::WaitJobRequest {
+        id: job.id,
+        timeout: Some(prost_types::Duration { seconds: -5, nanos: 0 }),
+    };
+    assert_eq!(jobs.wait_job(wait).await.unwrap_err().code(), Code::InvalidArgument);
+}

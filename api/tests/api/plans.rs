@@ -103,7 +103,7 @@ async fn every_kind_of_job_can_be_asked_for_over_both_transports() {
             json!({"virtual_size": 2 * SIZE}),
             Request::Resize(proto::ResizeImageRequest {
                 id: disk.clone(),
-                virtual_size: 2 * SIZE,
+                virtual_size: Some(2 * SIZE),
                 ..Default::default()
             }),
         ),

@@ -31,7 +31,33 @@ pub async fn recover(inner: &Inner) -> Result<()> {
     for pool in inner.pools.values() {
         recover_pool(inner, pool, alone).await?;
     }
+    for pool in inner.store.pools_on_record().await? {
+        if !inner.pools.contains_key(&pool) {
+            tracing::error!(pool, "images of this pool are on record, but it is not configured");
+            // Other nodes may have it.
+            if alone {
+                note_unreachable(inner, &pool).await?;
+            }
+        }
+    }
     Ok(())
+}
+
+/// Images whose pool this service does not have. They are ready again when it has.
+async fn note_unreachable(inner: &Inner, pool: &str) -> Result<()> {
+    let records = inner.store.pool_records(pool).await?;
+    let shown = |record: &&ImageRecord| matches!(record.image.state, ImageState::Ready | ImageState::Busy);
+    let mut tx = inner.store.begin().await?;
+    for record in records
+        .iter()
+        .filter(|record| record.reserved_by.is_none())
+        .filter(shown)
+    {
+        let problem = Some("its pool is not configured");
+        tx.set_image_state(record.image.id, ImageState::Missing, problem)
+            .await?;
+    }
+    tx.commit_as(Step::NoteMissing).await
 }
 
 async fn recover_pool(inner: &Inner, pool: &Arc<PoolFolder>, alone: bool) -> Result<()> {

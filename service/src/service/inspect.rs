@@ -1,7 +1,8 @@
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
 use vdisk_engine::control::NoProgress;
 use vdisk_engine::{CancelToken, Control};
-
-use std::sync::Arc;
 
 use super::Service;
 use super::background::blocking;
@@ -11,6 +12,9 @@ use crate::model::{Finding, ImageId, ImageState, Inspection, Severity, Verdict};
 use crate::pool::Access;
 use crate::sandbox;
 use crate::store::images::ImageRecord;
+
+/// Each inspection on request has a child process: so many at a time, whoever asks.
+static INSPECTIONS: Semaphore = Semaphore::const_new(4);
 
 impl Service {
     /// Looks at an image's file as an import would: its formats, its references, its features, and whether they are what
@@ -32,7 +36,9 @@ impl Service {
             strict: false,
         };
         let file = record.file.clone();
+        let permit = INSPECTIONS.acquire().await.map_err(ServiceError::internal)?;
         let looked = blocking(move || {
+            let _permit = permit;
             let handle = pool.open_file(&file, Access::Read)?;
             let control = Control::new(Arc::new(NoProgress), CancelToken::new());
             sandbox::inspect(inspector.as_deref(), handle, &file, &look, &limits, &control)

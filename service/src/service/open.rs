@@ -17,7 +17,7 @@ use crate::disk::try_random;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::pool::{PoolFolder, check_image_name};
 use crate::queue::{Pulse, housekeeping, recover, worker};
-use crate::secrets::{Vault, not_at_hand};
+use crate::secrets::Vault;
 use crate::store::{Ballast, Store, sqlite_url};
 use crate::webhooks::deliverer;
 
@@ -37,12 +37,9 @@ impl Service {
             .clone()
             .unwrap_or_else(|| sqlite_url(&config.data_dir.join("vdiskd.db")));
         let owner = url.starts_with("sqlite:").then(|| own(&config.data_dir)).transpose()?;
-        let vault = Vault::open(&config)?;
         let pools = open_pools(&config.pools)?;
         let mut store = Store::open(&url, config.clock.clone()).await?;
-        if let Some(missing) = store.sealing_key().await?.filter(|key_id| !vault.has(key_id)) {
-            return Err(not_at_hand(&missing));
-        }
+        let vault = Vault::open(&config, &store.master_keys().await?)?;
         if owner.is_some() {
             store = store.with_ballast(Ballast::new(&config.data_dir, config.ballast_bytes));
         }
@@ -97,6 +94,10 @@ fn complete(config: &mut ServiceConfig) -> Result<()> {
     if config.heartbeat.is_zero() || config.progress_interval.is_zero() || config.lease < config.heartbeat * 2 {
         let public = "the heartbeat must be at most half of the lease, and neither it nor the progress interval zero";
         return Err(ServiceError::invalid("lease", public));
+    }
+    if config.max_attempts == 0 {
+        let public = "a job needs at least one attempt";
+        return Err(ServiceError::invalid("max_attempts", public));
     }
     Ok(())
 }

@@ -98,11 +98,10 @@ impl Tx {
 }
 
 impl Store {
-    /// The master key that seals; `None` when the database does not say.
-    pub async fn sealing_key(&self) -> Result<Option<String>> {
-        let row = sqlx::query("SELECT key_id FROM sealing_key")
-            .fetch_optional(&self.readers)
-            .await?;
-        row.map(|row| row.text("key_id")).transpose()
+    /// The master keys that something is sealed under, and the one that seals.
+    pub async fn master_keys(&self) -> Result<Vec<String>> {
+        let sql = "SELECT key_id FROM secrets UNION SELECT key_id FROM webhooks UNION SELECT key_id FROM sealing_key";
+        let rows = sqlx::query(sql).fetch_all(&self.readers).await?;
+        rows.iter().map(|row| row.text("key_id")).collect()
     }
 }

@@ -114,7 +114,7 @@ impl TryFrom<proto::ResizeImageRequest> for ResizeRequest {
 
     fn try_from(request: proto::ResizeImageRequest) -> Result<Self, ServiceError> {
         Ok(Self {
-            virtual_size: request.virtual_size,
+            virtual_size: one_of("virtual_size", request.virtual_size)?,
             shrink: request.shrink,
             priority: request.priority,
         })

@@ -295,7 +295,7 @@ impl Door for OverGrpc {
             Verb::Resize { size, shrink } => {
                 let request = ResizeImageRequest {
                     id,
-                    virtual_size: size,
+                    virtual_size: Some(size),
                     shrink,
                     ..Default::default()
                 };

@@ -102,6 +102,14 @@ impl Store {
             .collect()
     }
 
+    /// The names of the pools that images are recorded in.
+    pub async fn pools_on_record(&self) -> Result<Vec<String>> {
+        let rows = sqlx::query("SELECT DISTINCT pool FROM images ORDER BY pool")
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(|row| row.text("pool")).collect()
+    }
+
     /// Every record of a pool, the reserved ones too.
     pub async fn pool_records(&self, pool: &str) -> Result<Vec<ImageRecord>> {
         let sql = select_images!("WHERE i.pool = $1 ORDER BY i.id");
