@@ -17,6 +17,8 @@ mod plans;
 mod pools;
 #[cfg(test)]
 mod postgres_tests;
+#[cfg(test)]
+mod read_tests;
 mod receive;
 mod secrets;
 mod snapshots;
@@ -46,6 +48,7 @@ use crate::queue::{Pulse, Running, StopReason};
 use crate::request::SecretRefs;
 use crate::secrets::Vault;
 use crate::store::Store;
+use crate::store::images::ImageRecord;
 
 pub use access::TokenText;
 pub use audit::Audited;
@@ -135,6 +138,11 @@ impl Inner {
     /// The chain of an image with the folders of its files.
     pub(crate) async fn layers(&self, image: ImageId) -> Result<Vec<Layer>> {
         let chain = self.store.chain(image, self.config.limits.chain_depth).await?;
+        self.with_folders(chain).await
+    }
+
+    /// Records with the folders of their files, and what opens them.
+    pub(crate) async fn with_folders(&self, chain: Vec<ImageRecord>) -> Result<Vec<Layer>> {
         let mut layers = Vec::with_capacity(chain.len());
         for record in chain {
             let pool = self.pool(&record.image.pool)?;

@@ -10,10 +10,12 @@ use super::{Inner, Service};
 use crate::Bytes;
 use crate::disk::{Layer, OpenSecrets, Opening, open_chain};
 use crate::error::{Result, ServiceError};
+use crate::fault::Step;
 use crate::jobs::require_ready;
 use crate::model::{Image, ImageId};
 use crate::pool::Access;
 use crate::request::ByteRange;
+use crate::store::locks::LockMode;
 
 /// Bytes read at once, and pieces that wait for a slow client.
 const PIECE: u64 = 1 << 20;
@@ -41,9 +43,7 @@ impl Service {
     /// # Errors
     /// `not_found`, `image_not_ready`, `image_busy`, `range_not_satisfiable`.
     pub async fn read_file(&self, id: ImageId, range: Option<ByteRange>) -> Result<Download> {
-        let mut layers = self.readable(id).await?;
-        layers.truncate(1);
-        let locks = self.share(&layers).await?;
+        let (locks, layers) = self.hold(id, true).await?;
         let Some(layer) = layers.into_iter().next() else {
             return Err(ServiceError::not_found("image", id));
         };
@@ -68,8 +68,7 @@ impl Service {
     /// # Errors
     /// `not_found`, `image_not_ready`, `image_busy`, `range_not_satisfiable`, `corrupt_image`, `secret_required`.
     pub async fn read_data(&self, id: ImageId, range: Option<ByteRange>) -> Result<Download> {
-        let layers = self.readable(id).await?;
-        let locks = self.share(&layers).await?;
+        let (locks, layers) = self.hold(id, false).await?;
         let image = layers.first().map(|layer| layer.record.image.clone());
         let image = image.ok_or_else(|| ServiceError::not_found("image", id))?;
         let limits = self.inner.limits.clone();
@@ -93,9 +92,22 @@ impl Service {
         Ok(layers)
     }
 
-    async fn share(&self, layers: &[Layer]) -> Result<RequestLocks> {
+    /// The chain of an image that is read, or its top alone, held against change. Read and locked in one transaction:
+    /// what is on record then is what the files hold until the locks are let go.
+    async fn hold(&self, id: ImageId, top_only: bool) -> Result<(RequestLocks, Vec<Layer>)> {
         let inner: &Arc<Inner> = &self.inner;
-        RequestLocks::share(inner, layers.iter().map(|layer| layer.record.image.id)).await
+        let locks = RequestLocks::new(inner);
+        let mut tx = inner.store.begin().await?;
+        let chain = match top_only {
+            true => vec![tx.image(id).await?],
+            false => tx.chain(id, inner.config.limits.chain_depth).await?,
+        };
+        chain.iter().try_for_each(require_ready)?;
+        let wanted: Vec<_> = chain.iter().map(|layer| (layer.image.id, LockMode::Shared)).collect();
+        locks.take(&mut tx, &wanted).await?;
+        tx.commit_as(Step::TakeLocks).await?;
+        let layers = inner.with_folders(chain).await;
+        locks.with(layers).await
     }
 }
 
