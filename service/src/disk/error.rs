@@ -1,13 +1,33 @@
 //! The engine's kinds of error as the service's codes.
 
+use std::fmt;
+
 use vdisk_engine::{Error, ErrorKind};
 
 use crate::error::{ErrorCode, ServiceError};
 use crate::pool::is_disk_full;
 
+/// The cause below an error of the gate: the file of an image on record is not there.
+#[derive(Debug)]
+pub(super) struct FileGone(pub String);
+
+impl fmt::Display for FileGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for FileGone {}
+
+fn is_gone(error: &Error) -> bool {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.into_iter().any(<dyn std::error::Error>::is::<FileGone>)
+}
+
 impl From<Error> for ServiceError {
     fn from(error: Error) -> Self {
         let code = match error.kind() {
+            ErrorKind::Io if is_gone(&error) => ErrorCode::ImageNotReady,
             ErrorKind::Io if error.io_error().is_some_and(is_disk_full) => ErrorCode::InsufficientStorage,
             ErrorKind::Io => ErrorCode::Io,
             ErrorKind::NotThisFormat => ErrorCode::FormatMismatch,

@@ -3,13 +3,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::stream::BoxStream;
 use serde_json::Value;
 use vdisk_engine::ops::map::{MapEntry, map};
-use vdisk_engine::{CancelToken, Chain, Control, ops};
+use vdisk_engine::{CancelToken, Chain, Control, Limits, ops};
 
 use super::Service;
-use super::background::blocking;
 use super::paging::Window;
 use super::stream::produced;
-use crate::disk::{Layer, OpenSecrets, Opening, open_chain};
+use crate::disk::{Layer, OpenSecrets, Opening, open_chain, version};
 use crate::error::{Result, ServiceError};
 use crate::jobs::{creatable, engine_options};
 use crate::model::{ChainLayer, Extent, Image, ImageId, MapPage, MeasureReport, Page};
@@ -27,20 +26,19 @@ impl Service {
     /// # Errors
     /// `not_found`, `image_not_ready`, `image_busy`, `corrupt_image`.
     pub async fn image_info(&self, id: ImageId) -> Result<Value> {
-        let layers = self.readable(id).await?;
         let limits = self.inner.limits.clone();
-        blocking(move || {
+        let describe = move |layers: &[Layer]| {
             let secrets = OpenSecrets::default();
             let opening = Opening {
                 top_only: true,
                 metadata_only: true,
                 ..Opening::read(&limits, &secrets)
             };
-            let chain = open_chain(&layers, &opening)?;
+            let chain = open_chain(layers, &opening)?;
             let below = layers.get(1).map(|base| base.record.file.as_str());
             Ok(Value::Object(ops::info::describe(chain.top())?.to_json(below)))
-        })
-        .await
+        };
+        self.look(id, false, describe).await
     }
 
     /// The backing chain, the image itself first.
@@ -84,14 +82,15 @@ impl Service {
     /// # Errors
     /// `not_found`, `image_not_ready`, `image_busy`, `invalid_argument` (range, cursor), `corrupt_image`.
     pub async fn image_map(&self, id: ImageId, request: &MapRequest) -> Result<MapPage> {
-        let survey = self.survey(id, request).await?;
         let limits = &self.inner.config.limits;
         let wanted = request
             .limit
             .filter(|limit| *limit > 0)
             .unwrap_or(limits.map_page_default);
         let wanted = usize::try_from(wanted.min(limits.map_page_max)).unwrap_or(usize::MAX);
-        blocking(move || survey.page(wanted)).await
+        let (request, limits) = (request.clone(), self.inner.limits.clone());
+        let page = move |layers: &[Layer]| Survey::new(layers, &request, &limits)?.page(wanted);
+        self.look(id, false, page).await
     }
 
     /// Where the image's data lies, as a stream of bounded memory; `limit` ends it early.
@@ -99,12 +98,16 @@ impl Service {
     /// # Errors
     /// As [`Service::image_map`]; errors met on the way end the stream.
     pub async fn image_map_stream(&self, id: ImageId, request: &MapRequest) -> Result<ExtentStream> {
-        let survey = self.survey(id, request).await?;
         let limit = request
             .limit
             .filter(|limit| *limit > 0)
             .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-        let (chain, survey) = blocking(move || Ok((survey.open()?, survey))).await?;
+        let (request, limits) = (request.clone(), self.inner.limits.clone());
+        let open = move |layers: &[Layer]| {
+            let survey = Survey::new(layers, &request, &limits)?;
+            Ok((survey.open()?, survey))
+        };
+        let (chain, survey) = self.look(id, false, open).await?;
         Ok(produced(WAITING, None, move |outlet| {
             for entry in map(&chain, survey.start, survey.length).take(limit) {
                 if !outlet.send(survey.extent(&entry?)) {
@@ -121,10 +124,9 @@ impl Service {
     /// `not_found`, `image_not_ready`, `unsupported`, `invalid_argument`.
     pub async fn measure_image(&self, id: ImageId, request: MeasureRequest) -> Result<MeasureReport> {
         let driver = creatable(&request.format, &request.options)?;
-        let layers = self.readable(id).await?;
         let limits = self.inner.limits.clone();
-        blocking(move || {
-            let chain = open_chain(&layers, &Opening::read(&limits, &OpenSecrets::default()))?;
+        let measure = move |layers: &[Layer]| {
+            let chain = open_chain(layers, &Opening::read(&limits, &OpenSecrets::default()))?;
             let control = Control::new(
                 std::sync::Arc::new(vdisk_engine::control::NoProgress),
                 CancelToken::new(),
@@ -137,17 +139,27 @@ impl Service {
                 fully_allocated: measured.fully_allocated,
                 bitmaps: measured.bitmaps,
             })
-        })
-        .await
+        };
+        self.look(id, false, measure).await
     }
+}
 
-    async fn survey(&self, id: ImageId, request: &MapRequest) -> Result<Survey> {
-        let layers = self.readable(id).await?;
-        let generations: u64 = layers
-            .iter()
-            .fold(0, |sum, layer| sum.wrapping_add(layer.record.image.generation));
+/// What part of which chain is looked at.
+struct Survey {
+    layers: Vec<Layer>,
+    top_only: bool,
+    limits: Limits,
+    start: u64,
+    length: u64,
+    /// Of what is looked at: a cursor goes on in no other.
+    version: u64,
+}
+
+impl Survey {
+    fn new(layers: &[Layer], request: &MapRequest, limits: &Limits) -> Result<Self> {
+        let version = version(layers)?;
         let start = match request.cursor.as_deref().filter(|cursor| !cursor.is_empty()) {
-            Some(cursor) => read_cursor(cursor, generations)?,
+            Some(cursor) => read_cursor(cursor, version)?,
             None => request.start.unwrap_or(0),
         };
         let size = layers.first().map_or(0, |top| top.record.image.virtual_size);
@@ -160,28 +172,16 @@ impl Service {
             (Some(length), first) => first.unwrap_or(0).saturating_add(length),
             (None, _) => u64::MAX,
         };
-        Ok(Survey {
+        Ok(Self {
+            layers: layers.to_vec(),
             top_only: request.layer == MapLayer::Top,
-            limits: self.inner.limits.clone(),
-            length: end.saturating_sub(start),
-            layers,
+            limits: limits.clone(),
             start,
-            generations,
+            length: end.saturating_sub(start),
+            version,
         })
     }
-}
 
-/// What part of which chain is looked at.
-struct Survey {
-    layers: Vec<Layer>,
-    top_only: bool,
-    limits: vdisk_engine::Limits,
-    start: u64,
-    length: u64,
-    generations: u64,
-}
-
-impl Survey {
     fn open(&self) -> Result<Chain> {
         let secrets = OpenSecrets::default();
         let opening = Opening {
@@ -200,7 +200,7 @@ impl Survey {
         for entry in entries.by_ref() {
             let entry = entry?;
             if extents.len() == limit {
-                next_cursor = Some(write_cursor(entry.start, self.generations));
+                next_cursor = Some(write_cursor(entry.start, self.version));
                 break;
             }
             extents.push(self.extent(&entry));
@@ -228,11 +228,11 @@ impl Survey {
     }
 }
 
-fn write_cursor(start: u64, generations: u64) -> String {
-    URL_SAFE_NO_PAD.encode([start.to_be_bytes(), generations.to_be_bytes()].concat())
+fn write_cursor(start: u64, version: u64) -> String {
+    URL_SAFE_NO_PAD.encode([start.to_be_bytes(), version.to_be_bytes()].concat())
 }
 
-fn read_cursor(cursor: &str, generations: u64) -> Result<u64> {
+fn read_cursor(cursor: &str, version: u64) -> Result<u64> {
     let not_ours = || ServiceError::invalid("cursor", "the cursor is not one of ours");
     let bytes: [u8; 16] = URL_SAFE_NO_PAD
         .decode(cursor)
@@ -244,7 +244,7 @@ fn read_cursor(cursor: &str, generations: u64) -> Result<u64> {
         u64::try_from(number >> 64).unwrap_or(0),
         u64::try_from(number & u128::from(u64::MAX)).unwrap_or(0),
     );
-    if then != generations {
+    if then != version {
         return Err(ServiceError::invalid(
             "cursor",
             "the image has changed since; start the map again",

@@ -4,10 +4,9 @@ use vdisk_engine::{CancelToken, Control};
 use std::sync::Arc;
 
 use super::Service;
-use super::background::blocking;
-use crate::disk::Look;
+use crate::disk::{Layer, Look, open_file};
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::model::{Finding, ImageId, ImageState, Inspection, Severity, Verdict};
+use crate::model::{Finding, ImageId, Inspection, Severity, Verdict};
 use crate::pool::Access;
 use crate::sandbox;
 use crate::store::images::ImageRecord;
@@ -19,25 +18,22 @@ impl Service {
     /// # Errors
     /// `not_found`, `image_not_ready`, `image_busy`, `inspection_failed`.
     pub async fn inspect_image(&self, id: ImageId) -> Result<Inspection> {
-        let record = self.inner.store.image(id).await?;
-        if ![ImageState::Ready, ImageState::Busy].contains(&record.image.state) {
-            let public = format!("the image is {}: there is no file to look at", record.image.state);
-            return Err(ServiceError::new(ErrorCode::ImageNotReady, public));
-        }
-        let pool = self.inner.pool(&record.image.pool)?;
         let (limits, inspector) = (self.inner.limits.clone(), self.inner.config.inspector.clone());
-        let look = Look {
-            claimed: Some(record.image.format.clone()),
-            check: false,
-            strict: false,
-        };
-        let file = record.file.clone();
-        let looked = blocking(move || {
-            let handle = pool.open_file(&file, Access::Read)?;
+        let look = move |layers: &[Layer]| {
+            let Some(Layer { record, pool, .. }) = layers.first() else {
+                return Err(ServiceError::not_found("image", id));
+            };
+            let look = Look {
+                claimed: Some(record.image.format.clone()),
+                check: false,
+                strict: false,
+            };
+            let file = open_file(pool, &record.file, Access::Read)?;
             let control = Control::new(Arc::new(NoProgress), CancelToken::new());
-            sandbox::inspect(inspector.as_deref(), handle, &file, &look, &limits, &control)
-        })
-        .await?;
+            let looked = sandbox::inspect(inspector.as_deref(), file, &record.file, &look, &limits, &control)?;
+            Ok((looked, record.clone()))
+        };
+        let (looked, record) = self.look(id, true, look).await?;
         let mut inspection = looked.inspection;
         judge_base(&mut inspection, &record, looked.backing.map(|(name, _)| name));
         Ok(inspection)

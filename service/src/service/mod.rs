@@ -11,6 +11,7 @@ mod imports;
 mod inspect;
 mod jobs;
 mod locks;
+mod look;
 mod open;
 mod paging;
 mod plans;

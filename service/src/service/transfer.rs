@@ -8,11 +8,11 @@ use super::locks::RequestLocks;
 use super::stream::{Outlet, produced};
 use super::{Inner, Service};
 use crate::Bytes;
-use crate::disk::{Layer, OpenSecrets, Opening, open_chain};
+use crate::disk::{Layer, OpenSecrets, Opening, open_chain, open_file, version};
 use crate::error::{Result, ServiceError};
 use crate::fault::Step;
 use crate::jobs::require_ready;
-use crate::model::{Image, ImageId};
+use crate::model::ImageId;
 use crate::pool::Access;
 use crate::request::ByteRange;
 use crate::store::locks::LockMode;
@@ -48,17 +48,17 @@ impl Service {
             return Err(ServiceError::not_found("image", id));
         };
         let image = layer.record.image.clone();
-        let storage = blocking(move || {
-            let file = layer.pool.open_file(&layer.record.file, Access::Read)?;
-            Ok(FileStorage::from_file(file, &layer.record.file, FileOptions::read())?)
-        });
-        let opened = storage.await.and_then(|storage| {
+        let opened = blocking(move || {
+            let file = open_file(&layer.pool, &layer.record.file, Access::Read)?;
+            let storage = FileStorage::from_file(file, &layer.record.file, FileOptions::read())?;
+            // Nobody writes from here on: what the file is now is what is read.
+            let etag = etag(std::slice::from_ref(&layer))?;
             let total = storage.len()?;
-            Ok((storage, total, part_of(range, total)?))
+            Ok((storage, etag, total, part_of(range, total)?))
         });
-        let (locks, (storage, total, part)) = locks.with(opened).await?;
+        let (locks, (storage, etag, total, part)) = locks.with(opened.await).await?;
         let filename = format!("{}.{}", image.name, image.format);
-        Ok(download(&image, part, total, filename, locks, move |offset, buf| {
+        Ok(download(etag, part, total, filename, locks, move |offset, buf| {
             Ok(storage.read_at(offset, buf)?)
         }))
     }
@@ -72,24 +72,17 @@ impl Service {
         let image = layers.first().map(|layer| layer.record.image.clone());
         let image = image.ok_or_else(|| ServiceError::not_found("image", id))?;
         let limits = self.inner.limits.clone();
-        let chain = blocking(move || open_chain(&layers, &Opening::read(&limits, &OpenSecrets::default()))).await;
-        let opened = chain.and_then(|chain| {
+        let opened = blocking(move || {
+            let chain = open_chain(&layers, &Opening::read(&limits, &OpenSecrets::default()))?;
             let part = part_of(range, chain.virtual_size())?;
-            Ok((chain, part))
+            Ok((chain, etag(&layers)?, part))
         });
-        let (locks, (chain, part)) = locks.with(opened).await?;
+        let (locks, (chain, etag, part)) = locks.with(opened.await).await?;
         let total = chain.virtual_size();
         let filename = format!("{}.raw", image.name);
-        Ok(download(&image, part, total, filename, locks, move |offset, buf| {
+        Ok(download(etag, part, total, filename, locks, move |offset, buf| {
             Ok(chain.read(offset, buf)?)
         }))
-    }
-
-    /// The chain of an image whose content is wanted.
-    pub(super) async fn readable(&self, id: ImageId) -> Result<Vec<Layer>> {
-        let layers = self.inner.layers(id).await?;
-        layers.iter().try_for_each(|layer| require_ready(&layer.record))?;
-        Ok(layers)
     }
 
     /// The chain of an image that is read, or its top alone, held against change. Read and locked in one transaction:
@@ -112,7 +105,7 @@ impl Service {
 }
 
 fn download(
-    image: &Image,
+    etag: String,
     (offset, length): (u64, u64),
     total: u64,
     filename: String,
@@ -122,7 +115,6 @@ fn download(
     let body = produced(WAITING, Some(locks), move |outlet| {
         send_range(outlet, offset, length, &read)
     });
-    let etag = format!("{}-{}", image.id, image.generation);
     Download {
         offset,
         length,
@@ -131,6 +123,13 @@ fn download(
         filename,
         body,
     }
+}
+
+/// Not the generation alone: that one stays when a file changes and the guest sees the same.
+fn etag(layers: &[Layer]) -> Result<String> {
+    let top = layers.first().map(|layer| &layer.record.image);
+    let (id, generation) = top.map(|image| (image.id, image.generation)).unwrap_or_default();
+    Ok(format!("{id}-{generation}-{:016x}", version(layers)?))
 }
 
 /// Offset and length of what is wanted.
