@@ -177,7 +177,16 @@ async fn clients_that_take_nothing_keep_no_thread_and_are_so_many_at_most() {
     let grown = threads().saturating_sub(before);
     assert!(grown < open.len() / 2, "{grown} threads for {} downloads", open.len());
     drop(open.pop());
-    lab.service.read_data(image, None).await.expect("there is a place again");
-    let rest: usize = open.pop().unwrap().body.map(|piece| piece.unwrap().len()).fold(0, |sum, length| async move { sum + length }).await;
+    lab.service
+        .read_data(image, None)
+        .await
+        .expect("there is a place again");
+    let rest: usize = open
+        .pop()
+        .unwrap()
+        .body
+        .map(|piece| piece.unwrap().len())
+        .fold(0, |sum, length| async move { sum + length })
+        .await;
     assert!(rest > 0 && rest < 8 << 20, "{rest}");
 }

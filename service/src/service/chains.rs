@@ -1,13 +1,14 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
 use serde_json::Value;
 use vdisk_engine::ops::map::{MapEntry, map};
 use vdisk_engine::{CancelToken, Chain, Control, Limits, ops};
 
 use super::Service;
 use super::paging::Window;
-use super::stream::produced;
+use super::stream::{Hold, Piece, pieces, place};
 use crate::disk::{Layer, OpenSecrets, Opening, open_chain, version};
 use crate::error::{Result, ServiceError};
 use crate::jobs::{creatable, engine_options};
@@ -17,8 +18,8 @@ use crate::request::{ImageFilter, MapLayer, MapRequest, MeasureRequest, PageRequ
 /// Extents in guest order, made as they are asked for.
 pub type ExtentStream = BoxStream<'static, Result<Extent>>;
 
-/// Extents that wait for a slow client.
-const WAITING: usize = 256;
+/// Extents made at once.
+const BATCH: usize = 256;
 
 impl Service {
     /// Everything `qemu-img info --output=json` gives, under the same keys. File names are those inside the pool.
@@ -96,7 +97,7 @@ impl Service {
     /// Where the image's data lies, as a stream of bounded memory; `limit` ends it early.
     ///
     /// # Errors
-    /// As [`Service::image_map`]; errors met on the way end the stream.
+    /// As [`Service::image_map`]; `unavailable` when too many read; errors met on the way end the stream.
     pub async fn image_map_stream(&self, id: ImageId, request: &MapRequest) -> Result<ExtentStream> {
         let limit = request
             .limit
@@ -107,15 +108,22 @@ impl Service {
             let survey = Survey::new(layers, &request, &limits)?;
             Ok((survey.open()?, survey))
         };
-        let (chain, survey) = self.look(id, false, open).await?;
-        Ok(produced(WAITING, None, move |outlet| {
-            for entry in map(&chain, survey.start, survey.length).take(limit) {
-                if !outlet.send(survey.extent(&entry?)) {
-                    break;
+        let hold = Hold::new(place(&self.inner.places)?, None);
+        let (chain, mut survey) = self.look(id, false, open).await?;
+        let mut left = limit;
+        let batches = pieces(hold, move || {
+            let (extents, next) = survey.extents(&chain, left.min(BATCH))?;
+            left -= extents.len();
+            Ok(match next.filter(|_| left > 0) {
+                Some(next) => {
+                    survey.go_on_at(next);
+                    Piece::Next(extents)
                 }
-            }
-            Ok(())
-        }))
+                None => Piece::Last(extents),
+            })
+        });
+        let flat = batches.map_ok(|extents| stream::iter(extents.into_iter().map(Ok)));
+        Ok(flat.try_flatten().boxed())
     }
 
     /// How large the image would be in a format.
@@ -193,19 +201,27 @@ impl Survey {
     }
 
     fn page(&self, limit: usize) -> Result<MapPage> {
-        let chain = self.open()?;
-        let mut entries = map(&chain, self.start, self.length);
+        let (extents, next) = self.extents(&self.open()?, limit)?;
+        let next_cursor = next.map(|next| write_cursor(next, self.version));
+        Ok(MapPage { extents, next_cursor })
+    }
+
+    /// The first extents, and where the next one starts.
+    fn extents(&self, chain: &Chain, limit: usize) -> Result<(Vec<Extent>, Option<u64>)> {
         let mut extents = Vec::new();
-        let mut next_cursor = None;
-        for entry in entries.by_ref() {
+        for entry in map(chain, self.start, self.length) {
             let entry = entry?;
             if extents.len() == limit {
-                next_cursor = Some(write_cursor(entry.start, self.version));
-                break;
+                return Ok((extents, Some(entry.start)));
             }
             extents.push(self.extent(&entry));
         }
-        Ok(MapPage { extents, next_cursor })
+        Ok((extents, None))
+    }
+
+    fn go_on_at(&mut self, start: u64) {
+        self.length = self.length.saturating_sub(start - self.start);
+        self.start = start;
     }
 
     fn extent(&self, entry: &MapEntry) -> Extent {

@@ -55,7 +55,10 @@ impl Service {
 }
 
 fn same(before: &[Layer], now: &[Layer]) -> bool {
-    before.iter().map(|layer| &layer.record).eq(now.iter().map(|layer| &layer.record))
+    before
+        .iter()
+        .map(|layer| &layer.record)
+        .eq(now.iter().map(|layer| &layer.record))
 }
 
 /// The file of an image that is changed or deleted at this moment may be aside.

@@ -34,7 +34,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -54,8 +54,12 @@ use crate::store::images::ImageRecord;
 pub use access::TokenText;
 pub use audit::Audited;
 pub use chains::ExtentStream;
-pub use transfer::Download;
+pub use transfer::{Content, Download};
 pub(crate) use upload::take_back;
+
+/// How long jobs that were told to stop may take until they have, and how long the database until it is closed.
+const HAND_BACK: Duration = Duration::from_secs(10);
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Disk-image management, ready to be called from any thread. Clones are handles to the same service.
 #[derive(Clone)]
@@ -76,6 +80,8 @@ pub struct Inner {
     /// This start of this process, as the database knows it.
     pub(crate) process: Uuid,
     pub(crate) stop: CancellationToken,
+    /// For bodies that are open.
+    places: Arc<Semaphore>,
     audit: mpsc::Sender<AuditEntry>,
     running: Mutex<HashMap<JobId, Running>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -84,19 +90,28 @@ pub struct Inner {
 }
 
 impl Service {
-    /// Stops taking jobs, waits up to `grace` for those that run, and hands the rest back to the queue.
+    /// Stops taking jobs, waits up to `grace` for those that run, and hands the rest back to the queue. What does not
+    /// stop then, or keeps the database, is left behind after some seconds: its jobs are taken over as from a process
+    /// that died.
     pub async fn shutdown(&self, grace: Duration) {
         self.inner.stop.cancel();
         let tasks = std::mem::take(&mut *lock(&self.inner.tasks));
         let mut all = std::pin::pin!(futures::future::join_all(tasks));
         if tokio::time::timeout(grace, &mut all).await.is_err() {
-            for running in self.inner.running().values() {
-                running.control.stop(StopReason::Shutdown);
+            self.inner.stop_running(StopReason::Shutdown);
+            if tokio::time::timeout(HAND_BACK, all).await.is_err() {
+                tracing::warn!("some jobs did not stop in time; they are left to be taken over");
+                // The leases end here: nothing may be written from now on.
+                self.inner.stop_running(StopReason::LeaseLost);
             }
-            all.await;
         }
-        self.inner.pulse.end().await;
-        self.inner.store.close().await;
+        let closing = async {
+            self.inner.pulse.end().await;
+            self.inner.store.close().await;
+        };
+        if tokio::time::timeout(CLOSING, closing).await.is_err() {
+            tracing::warn!("the database is still in use; it is not waited for");
+        }
     }
 
     /// Whether requests can be served now: the database answers and the pools are there.
@@ -127,6 +142,12 @@ impl Inner {
     /// The jobs that run in this process.
     pub(crate) fn running(&self) -> MutexGuard<'_, HashMap<JobId, Running>> {
         lock(&self.running)
+    }
+
+    fn stop_running(&self, reason: StopReason) {
+        for running in self.running().values() {
+            running.control.stop(reason);
+        }
     }
 
     /// Makes the supervisor of a job look at its row now, if the job runs here.
