@@ -42,7 +42,12 @@ impl From<Error> for ServiceError {
             _ => ErrorCode::Internal,
         };
         // Places in engine messages are the names we opened the files under: names inside the pool, no paths.
-        Self::new(code, error.to_string())
+        let text = error.to_string();
+        match error.io_error().and_then(std::io::Error::raw_os_error) {
+            // The words are for everybody, the number is for the log.
+            Some(number) => Self::new(code, text.replace(&format!(" (os error {number})"), "")).with_internal(text),
+            None => Self::new(code, text),
+        }
     }
 }
 
@@ -56,5 +61,15 @@ mod tests {
         assert_eq!(ServiceError::from(full).code, ErrorCode::InsufficientStorage);
         let other = Error::io("cannot write", std::io::Error::other("cable"));
         assert_eq!(ServiceError::from(other).code, ErrorCode::Io);
+    }
+
+    #[test]
+    fn numbers_of_the_operating_system_are_for_the_log() {
+        let error = ServiceError::from(Error::io("cannot write", std::io::Error::from_raw_os_error(5)));
+        assert!(
+            error.public.starts_with("cannot write: ") && !error.public.contains("os error"),
+            "{error}"
+        );
+        assert!(error.internal.unwrap().ends_with("(os error 5)"));
     }
 }
