@@ -42,6 +42,8 @@ pub enum TransportCode {
     HeadersTooLarge,
     /// The body did not arrive in time.
     BodyTooSlow,
+    /// `If-Match` or `If-None-Match` asks for another version than there is.
+    PreconditionFailed,
     /// The request carries no token that counts.
     Unauthenticated,
     /// The caller's role does not allow the request.
@@ -62,6 +64,7 @@ impl TransportCode {
         Self::TargetTooLong,
         Self::HeadersTooLarge,
         Self::BodyTooSlow,
+        Self::PreconditionFailed,
         Self::Unauthenticated,
         Self::Forbidden,
     ];
@@ -130,6 +133,12 @@ impl TransportCode {
                 S::REQUEST_TIMEOUT,
                 Code::DeadlineExceeded,
                 "body did not arrive in time",
+            ),
+            Self::PreconditionFailed => (
+                "precondition_failed",
+                S::PRECONDITION_FAILED,
+                Code::FailedPrecondition,
+                "a condition is not fulfilled",
             ),
             Self::Unauthenticated => (
                 "unauthenticated",

@@ -25,12 +25,16 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Openapi => Ok(std::io::stdout().write_all(document::json().as_bytes())?),
         Command::Healthcheck(options) => healthcheck::run(options),
         Command::InspectChild(options) => inspect_child::run(&options),
-        Command::Serve(options) => runtime()?.block_on(serve::run(options)),
-        Command::Token(options) => runtime()?.block_on(token::run(options)),
-        Command::Quickstart(options) => runtime()?.block_on(quickstart::run(options)),
+        Command::Serve(options) => block_on(serve::run(options)),
+        Command::Token(options) => block_on(token::run(options)),
+        Command::Quickstart(options) => block_on(quickstart::run(options)),
     }
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+/// Runs to the end of `work`. Threads that did not end with it are not waited for: what they do may be cut off anywhere.
+fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_background();
+    outcome
 }

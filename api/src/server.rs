@@ -20,6 +20,7 @@ use tower::ServiceExt;
 use crate::App;
 use crate::access::authenticate::ClientCertificate;
 use crate::access::limits::CONNECTIONS;
+use crate::access::untaken::TakenInTime;
 use crate::body::RequestBody;
 use crate::http::router;
 
@@ -139,7 +140,7 @@ impl Connection {
         let service = TowerToHyperService::new(routes);
         let connection = self
             .builder
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(TakenInTime::new(stream)), service)
             .into_owned();
         if let Err(error) = self.watcher.watch(connection).await {
             tracing::debug!(error, "a connection broke");

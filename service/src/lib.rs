@@ -27,7 +27,7 @@ mod webhooks;
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use config::ServiceConfig;
 pub use error::{ErrorCode, Result, ServiceError};
-pub use service::{Audited, Download, ExtentStream, Service, TokenText};
+pub use service::{Audited, Content, Download, ExtentStream, Service, TokenText};
 /// The bytes type of upload and download bodies.
 pub use tokio_util::bytes::Bytes;
 pub use vdisk_engine::crypto::refuse_core_dumps;

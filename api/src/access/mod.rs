@@ -5,6 +5,7 @@ pub mod authenticate;
 pub mod hosts;
 pub mod limits;
 pub mod roles;
+pub mod untaken;
 
 use axum::response::{IntoResponse, Response};
 use http::HeaderMap;

@@ -9,6 +9,7 @@ use vdisk_service::request::MapRequest;
 use super::convert::{id_of, page, structure, token};
 use super::{Answer, Api, call, status, upload};
 use crate::access::limits::not_idle;
+use crate::access::untaken::not_ignored;
 use crate::proto::image_service_server::ImageService;
 use crate::proto::*;
 
@@ -178,7 +179,9 @@ impl ImageService for Api {
             .await
             .map_err(status::of)?;
         Ok(Response::new(
-            extents.map(|extent| extent.map(Into::into).map_err(status::of)).boxed(),
+            not_ignored(extents)
+                .map(|extent| extent.map(Into::into).map_err(status::of))
+                .boxed(),
         ))
     }
 

@@ -11,6 +11,7 @@ use vdisk_service::{Bytes, Download, ServiceError};
 
 use super::convert::id_of;
 use super::status;
+use crate::access::untaken::not_ignored;
 use crate::metrics::Metrics;
 use crate::proto::download_response::Part as Sent;
 use crate::proto::upload_file_request::Part as Received;
@@ -103,6 +104,6 @@ pub fn messages(download: Download, metrics: &Arc<Metrics>) -> BoxStream<'static
             part: Some(Sent::Chunk(bytes)),
         }
     };
-    let body = body.map(move |bytes| bytes.map(&chunk).map_err(status::of));
+    let body = not_ignored(body).map(move |bytes| bytes.map(&chunk).map_err(status::of));
     futures::stream::iter([Ok(start)]).chain(body).boxed()
 }

@@ -2,7 +2,6 @@
 
 mod multipart;
 
-use std::future::Future;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -11,11 +10,12 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use http::{HeaderName, StatusCode, header};
 use utoipa::ToSchema;
-use vdisk_service::request::ByteRange;
-use vdisk_service::{Bytes, Download, ErrorCode, Result, ServiceError};
+use vdisk_service::{Bytes, Content, Download, ErrorCode, Result, ServiceError};
 
-use super::extract::RangeHeaders;
-use super::problem::Answer;
+use super::extract::{Conditions, RangeHeaders, Verdict};
+use super::problem::{Answer, Problem};
+use crate::access::untaken::not_ignored;
+use crate::errors::TransportCode;
 use crate::state::App;
 
 /// Raw bytes.
@@ -31,15 +31,30 @@ enum Chosen {
     Parts(Vec<Download>),
 }
 
-/// Reads what the headers ask for and sends it.
+/// Sends what the headers ask for.
 ///
 /// # Errors
-/// Those of `read`; one that is met after the head was sent breaks the body off.
-pub async fn send<F>(app: &App, ranges: RangeHeaders, read: impl Fn(Option<ByteRange>) -> F) -> Answer<Response>
-where
-    F: Future<Output = Result<Download>>,
-{
-    let (status, chosen) = match choose(&ranges, read).await? {
+/// `precondition_failed`, `range_not_satisfiable`; one that is met after the head was sent breaks the body off.
+pub async fn send(app: &App, conditions: &Conditions, ranges: &RangeHeaders, content: Content) -> Answer<Response> {
+    let answer = match conditions.judge(&content.etag) {
+        Verdict::GoOn => choose(ranges, &content)
+            .map(|chosen| respond(app, chosen))
+            .map_err(Problem::from),
+        Verdict::NotModified => {
+            let head = [(header::ETAG, format!("\"{}\"", content.etag))];
+            Ok((StatusCode::NOT_MODIFIED, head).into_response())
+        }
+        Verdict::Failed => {
+            let detail = format!("If-Match names another version; the ETag is \"{}\" now", content.etag);
+            Err(Problem::transport(TransportCode::PreconditionFailed, detail))
+        }
+    };
+    content.close().await;
+    answer
+}
+
+fn respond(app: &App, chosen: Chosen) -> Response {
+    let (status, chosen) = match chosen {
         Chosen::Whole(download) => (StatusCode::OK, vec![download]),
         Chosen::Parts(parts) => (StatusCode::PARTIAL_CONTENT, parts),
     };
@@ -59,30 +74,20 @@ where
         }
     };
     head.push((header::CONTENT_LENGTH, length.to_string()));
-    Ok((status, AppendHeaders(head), counted(app, body)).into_response())
+    (status, AppendHeaders(head), counted(app, body)).into_response()
 }
 
-async fn choose<F>(wanted: &RangeHeaders, read: impl Fn(Option<ByteRange>) -> F) -> Result<Chosen>
-where
-    F: Future<Output = Result<Download>>,
-{
-    if wanted.ranges.is_empty() {
-        return read(None).await.map(Chosen::Whole);
+fn choose(wanted: &RangeHeaders, content: &Content) -> Result<Chosen> {
+    let older = wanted.if_range.as_ref().is_some_and(|tag| *tag != content.etag);
+    if wanted.ranges.is_empty() || older {
+        return content.part(None).map(Chosen::Whole);
     }
     let (mut parts, mut outside) = (Vec::<Download>::new(), None);
     for range in &wanted.ranges {
-        match read(Some(*range)).await {
+        match content.part(Some(*range)) {
             Ok(part) => parts.push(part),
             Err(error) if error.code == ErrorCode::RangeNotSatisfiable => outside = Some(error),
             Err(error) => return Err(error),
-        }
-    }
-    if let Some(tag) = &wanted.if_range
-        && parts.first().is_none_or(|part| part.etag != *tag)
-    {
-        let whole = read(None).await?;
-        if whole.etag != *tag {
-            return Ok(Chosen::Whole(whole));
         }
     }
     match outside {
@@ -120,7 +125,7 @@ fn content_range(part: &Download) -> String {
 
 fn counted(app: &App, body: BoxStream<'static, Result<Bytes>>) -> Body {
     let metrics = Arc::clone(&app.metrics);
-    let body = body
+    let body = not_ignored(body)
         .inspect_ok(move |bytes| metrics.sent(bytes.len()))
         .inspect_err(|error| tracing::warn!(%error, "a download broke off"));
     Body::from_stream(body.boxed())

@@ -1,12 +1,16 @@
-//! Keeps web pages of other sites out: browsers reach loopback addresses.
+//! Keeps out what no handler would look at: web pages of other sites, since browsers reach loopback addresses, and changes
+//! under a condition.
 
 use axum::extract::Request;
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, Uri, header};
 
+use super::extract::Conditions;
+use super::problem::Problem;
 use crate::access::refusal;
 use crate::errors::TransportCode;
+use crate::grpc;
 
 /// Refuses a request that a browser says comes from a page of another origin.
 pub async fn same_origin(request: Request, next: Next) -> Response {
@@ -15,6 +19,22 @@ pub async fn same_origin(request: Request, next: Next) -> Response {
         return refusal(request.headers(), TransportCode::CrossOrigin, detail);
     }
     next.run(request).await
+}
+
+/// Refuses a change that is meant for one version alone: what can be changed has no entity tags to tell versions by.
+pub async fn unconditional(request: Request, next: Next) -> Response {
+    if request.method().is_safe() || grpc::is_grpc(request.headers()) {
+        return next.run(request).await;
+    }
+    match Conditions::of(request.headers()) {
+        Ok(conditions) if conditions.allow_change() => next.run(request).await,
+        Ok(_) => {
+            let detail = "nothing was changed: changes are made without If-Match and If-None-Match, since what they \
+                          change has no entity tag";
+            Problem::transport(TransportCode::PreconditionFailed, detail).into_response()
+        }
+        Err(problem) => problem.into_response(),
+    }
 }
 
 fn foreign(headers: &HeaderMap, uri: &Uri) -> bool {

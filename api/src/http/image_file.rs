@@ -18,7 +18,7 @@ use vdisk_service::request::{UploadPart, UploadStatus};
 
 use super::documented::problems;
 use super::download::{BinaryBody, send};
-use super::extract::{ContentRange, ImagePath, RangeHeaders, announced_checksum};
+use super::extract::{Conditions, ContentRange, ImagePath, RangeHeaders, announced_checksum};
 use super::problem::{Answer, Problem};
 use super::reply::ImageBody;
 use crate::access::limits::not_idle;
@@ -36,7 +36,8 @@ pub fn router() -> OpenApiRouter<App> {
 problems!(UploadProblems: NotFound, InvalidArgument, ImageNotReady, ImageBusy, UploadOffsetMismatch, UploadInterrupted,
     LimitExceeded, InsufficientStorage, ChecksumMismatch, FormatMismatch, CorruptImage, Denied, Unsupported, BaseChanged;
     MalformedRequest, UnsupportedMediaType);
-problems!(DownloadProblems: NotFound, ImageNotReady, ImageBusy, RangeNotSatisfiable; MalformedRequest);
+problems!(DownloadProblems: NotFound, ImageNotReady, ImageBusy, RangeNotSatisfiable;
+    MalformedRequest, PreconditionFailed);
 
 /// How far an upload is.
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
@@ -89,14 +90,22 @@ async fn upload_file(
 /// The stored bytes, as they lie in the pool. Up to 8 ranges are served; several come as `multipart/byteranges`.
 #[utoipa::path(get, path = "/v1/images/{id}/file", operation_id = "download_image_file", tag = "content",
     params(ImagePath, ("Range" = Option<String>, Header, description = "Which bytes.", example = "bytes=0-511"),
-        ("If-Range" = Option<String>, Header, description = "The range counts only while this is the ETag.")),
+        ("If-Range" = Option<String>, Header, description = "The range counts only while this is the ETag."),
+        ("If-Match" = Option<String>, Header, description = "Only if the ETag is one of these."),
+        ("If-None-Match" = Option<String>, Header, description = "Only if the ETag is none of these.")),
     responses(
         (status = 200, description = "The file.", body = BinaryBody, content_type = "application/octet-stream"),
         (status = 206, description = "The range, or several with a head each.",
             content((BinaryBody = "application/octet-stream"), (BinaryBody = "multipart/byteranges"))),
+        (status = 304, description = "The ETag is one of `If-None-Match`."),
         DownloadProblems))]
-async fn download_file(State(app): State<App>, ImagePath(id): ImagePath, ranges: RangeHeaders) -> Answer<Response> {
-    send(&app, ranges, |range| app.service.read_file(id, range)).await
+async fn download_file(
+    State(app): State<App>,
+    ImagePath(id): ImagePath,
+    conditions: Conditions,
+    ranges: RangeHeaders,
+) -> Answer<Response> {
+    send(&app, &conditions, &ranges, app.service.open_file(id).await?).await
 }
 
 /// Reads on for a moment: a client that is cut off while it sends does not see why.

@@ -17,6 +17,7 @@ use vdisk_service::{ExtentStream, Service, ServiceError};
 use super::documented::problems;
 use super::extract::{ImagePath, Query, accepts};
 use super::problem::Answer;
+use crate::access::untaken::not_ignored;
 use crate::state::App;
 
 /// Media type of a stream of JSON values, one a line.
@@ -93,7 +94,7 @@ fn lines(extents: ExtentStream) -> Response {
         let lines: Result<Vec<Vec<u8>>, ServiceError> = chunk.into_iter().map(|extent| line(&extent?)).collect();
         lines.map(|lines| Bytes::from(lines.concat()))
     });
-    let body = chunks.inspect_err(|error| tracing::warn!(%error, "a map broke off"));
+    let body = not_ignored(chunks.boxed()).inspect_err(|error| tracing::warn!(%error, "a map broke off"));
     ([(header::CONTENT_TYPE, NDJSON)], Body::from_stream(body)).into_response()
 }
 

@@ -284,7 +284,7 @@ async fn answers_hold_no_path_and_no_secret() {
             server
                 .post(
                     "/v1/images",
-                    json!({"name": "new", "format": "raw", "virtual_size": 512}),
+                    json!({"name": format!("new{round}"), "format": "raw", "virtual_size": 512}),
                 )
                 .await,
         );

@@ -231,6 +231,33 @@ async fn a_job_can_be_watched_from_any_event_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_number_beyond_all_events_is_refused() {
+    let server = Server::start_with(|config| config.workers = 0).await;
+    let id = server.create("disk", json!({"virtual_size": 1 << 20})).await;
+    let job = server.post(&format!("/v1/images/{id}/check"), json!({})).await.id();
+    let beyond = 1_u64 << 63;
+    for path in ["/v1/events".to_owned(), format!("/v1/jobs/{job}/events")] {
+        let refused = server.get(&format!("{path}?after={beyond}")).await;
+        refused.problem(422, "invalid_argument");
+        for seen in [beyond, u64::MAX] {
+            let request = server
+                .request(Method::GET, &path)
+                .header("last-event-id", seen.to_string());
+            Answer::of(request.send().await.unwrap())
+                .await
+                .problem(422, "invalid_argument");
+        }
+    }
+    let mut jobs = JobServiceClient::connect(server.url.clone()).await.unwrap();
+    let request = proto::WatchJobsRequest {
+        after: Some(beyond),
+        ..proto::WatchJobsRequest::default()
+    };
+    let refused = jobs.watch_jobs(request).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stopping_ends_streams_and_polls() {
     let server = Server::start_with(|config| config.workers = 0).await;
     let id = server.create("disk", json!({"virtual_size": 1 << 20})).await;

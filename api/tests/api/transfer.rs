@@ -240,3 +240,92 @@ async fn maps_come_as_pages_and_as_lines() {
         .await
         .problem(422, "invalid_argument");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_is_not_resumed_in_a_file_that_has_changed() {
+    let server = Server::start().await;
+    let id = server.create("disk", json!({"virtual_size": 1 << 20})).await;
+    let path = format!("/v1/images/{id}/file");
+    let etag = server.get(&path).await.header("etag").to_owned();
+    let resume = async || {
+        let request = server.request(Method::GET, &path).header("range", "bytes=1000-");
+        Answer::of(request.header("if-range", &etag).send().await.unwrap()).await
+    };
+    resume().await.expect(StatusCode::PARTIAL_CONTENT);
+    let snapshots = format!("/v1/images/{id}/snapshots");
+    for _ in 0..100 {
+        let taken = server.post(&snapshots, json!({"name": "one"})).await;
+        if taken.status != StatusCode::CONFLICT {
+            taken.expect(StatusCode::CREATED);
+            break;
+        }
+    }
+    let whole = resume().await.expect(StatusCode::OK);
+    assert_ne!(whole.header("etag"), etag);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn downloads_keep_to_the_conditions_of_their_requests() {
+    let server = Server::start().await;
+    let id = server.upload("disk", "raw", pattern(4096)).await;
+    for path in [format!("/v1/images/{id}/file"), format!("/v1/images/{id}/data")] {
+        let etag = server.get(&path).await.header("etag").to_owned();
+        let ask = async |method: Method, name: &str, value: &str| {
+            let request = server.request(method, &path).header("range", "bytes=0-9");
+            Answer::of(request.header(name, value).send().await.unwrap()).await
+        };
+        for other in ["\"bogus\"", &format!("W/{etag}"), "\"a\", \"b\""] {
+            let refused = ask(Method::GET, "if-match", other).await;
+            refused.problem(412, "precondition_failed");
+        }
+        for same in [&etag, "*", &format!("\"a,b\" , {etag}")] {
+            ask(Method::GET, "if-match", same)
+                .await
+                .expect(StatusCode::PARTIAL_CONTENT);
+        }
+        for same in [&etag, "*", &format!("W/{etag}"), &format!("\"a\",{etag}")] {
+            for method in [Method::GET, Method::HEAD] {
+                let unchanged = ask(method, "if-none-match", same)
+                    .await
+                    .expect(StatusCode::NOT_MODIFIED);
+                assert_eq!((unchanged.header("etag"), unchanged.bytes.len()), (&*etag, 0));
+            }
+        }
+        ask(Method::GET, "if-none-match", "\"older\"")
+            .await
+            .expect(StatusCode::PARTIAL_CONTENT);
+        for name in ["if-match", "if-none-match"] {
+            for unreadable in ["bogus", "\"a\" \"b\"", "\"a", ""] {
+                ask(Method::GET, name, unreadable)
+                    .await
+                    .problem(400, "malformed_request");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_not_made_under_a_condition_that_nothing_fulfils() {
+    let server = Server::start().await;
+    let id = server.create("disk", json!({"virtual_size": 1 << 20})).await;
+    let path = format!("/v1/images/{id}");
+    for (method, name, value) in [
+        (Method::DELETE, "if-match", "\"bogus\""),
+        (Method::PATCH, "if-match", "\"bogus\""),
+        (Method::DELETE, "if-none-match", "*"),
+        (Method::PUT, "if-match", "W/\"bogus\""),
+    ] {
+        let path = if method == Method::PUT {
+            format!("{path}/file")
+        } else {
+            path.clone()
+        };
+        let request = server.request(method.clone(), &path).header(name, value);
+        let refused = Answer::of(request.json(&json!({"name": "other"})).send().await.unwrap()).await;
+        refused.problem(412, "precondition_failed");
+    }
+    let image = server.get(&path).await.expect(StatusCode::OK).body;
+    assert_eq!(image["name"], "disk");
+    let request = server.request(Method::DELETE, &path).header("if-match", "*");
+    assert_eq!(request.send().await.unwrap().status(), StatusCode::NO_CONTENT);
+}

@@ -1,13 +1,33 @@
 //! The engine's kinds of error as the service's codes.
 
+use std::fmt;
+
 use vdisk_engine::{Error, ErrorKind};
 
 use crate::error::{ErrorCode, ServiceError};
 use crate::pool::is_disk_full;
 
+/// The cause below an error of the gate: the file of an image on record is not there.
+#[derive(Debug)]
+pub(super) struct FileGone(pub String);
+
+impl fmt::Display for FileGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for FileGone {}
+
+fn is_gone(error: &Error) -> bool {
+    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
+    causes.into_iter().any(<dyn std::error::Error>::is::<FileGone>)
+}
+
 impl From<Error> for ServiceError {
     fn from(error: Error) -> Self {
         let code = match error.kind() {
+            ErrorKind::Io if is_gone(&error) => ErrorCode::ImageNotReady,
             ErrorKind::Io if error.io_error().is_some_and(is_disk_full) => ErrorCode::InsufficientStorage,
             ErrorKind::Io => ErrorCode::Io,
             ErrorKind::NotThisFormat => ErrorCode::FormatMismatch,
@@ -22,7 +42,12 @@ impl From<Error> for ServiceError {
             _ => ErrorCode::Internal,
         };
         // Places in engine messages are the names we opened the files under: names inside the pool, no paths.
-        Self::new(code, error.to_string())
+        let text = error.to_string();
+        match error.io_error().and_then(std::io::Error::raw_os_error) {
+            // The words are for everybody, the number is for the log.
+            Some(number) => Self::new(code, text.replace(&format!(" (os error {number})"), "")).with_internal(text),
+            None => Self::new(code, text),
+        }
     }
 }
 
@@ -36,5 +61,15 @@ mod tests {
         assert_eq!(ServiceError::from(full).code, ErrorCode::InsufficientStorage);
         let other = Error::io("cannot write", std::io::Error::other("cable"));
         assert_eq!(ServiceError::from(other).code, ErrorCode::Io);
+    }
+
+    #[test]
+    fn numbers_of_the_operating_system_are_for_the_log() {
+        let error = ServiceError::from(Error::io("cannot write", std::io::Error::from_raw_os_error(5)));
+        assert!(
+            error.public.starts_with("cannot write: ") && !error.public.contains("os error"),
+            "{error}"
+        );
+        assert!(error.internal.unwrap().ends_with("(os error 5)"));
     }
 }

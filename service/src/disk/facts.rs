@@ -1,9 +1,12 @@
+use std::fs::File;
+
 use rustix::fs::Stat;
+use sha2::{Digest, Sha256};
 use vdisk_engine::{Image, ops};
 
 use super::Layer;
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::pool::PoolFolder;
+use crate::pool::{Access, PoolFolder};
 use crate::store::images::FileFacts;
 
 /// What the inventory keeps of an open layer whose file lies in `pool` under `file`.
@@ -44,6 +47,23 @@ pub fn fingerprint(layers: &[Layer]) -> Result<String> {
         ));
     }
     Ok(all)
+}
+
+/// The fingerprint as a number: other layers, other generations or other files give another.
+pub fn version(layers: &[Layer]) -> Result<u64> {
+    let digest = Sha256::digest(fingerprint(layers)?);
+    Ok(digest.iter().take(8).fold(0, |all, byte| all << 8 | u64::from(*byte)))
+}
+
+/// Opens the file of an image on record.
+///
+/// # Errors
+/// `image_not_ready` when it is gone; those of the folder.
+pub fn open_file(pool: &PoolFolder, file: &str, access: Access) -> Result<File> {
+    pool.open_file(file, access).map_err(|error| match error.code {
+        ErrorCode::NotFound => gone(file),
+        _ => error,
+    })
 }
 
 fn gone(file: &str) -> ServiceError {

@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use vdisk_engine::gate::{BackingChoice, Gate, Node, Reference, Role};
 use vdisk_engine::storage::{FileOptions, FileStorage, LockMode};
-use vdisk_engine::{Error, Result, StorageRef};
+use vdisk_engine::{Error, ErrorKind, Result, StorageRef};
 
 use super::OpenSecrets;
+use super::error::FileGone;
+use super::facts::open_file;
 use super::open::Layer;
+use crate::error::ErrorCode;
 use crate::fault::watched;
 use crate::pool::Access;
 
@@ -62,12 +65,10 @@ impl Gate for InventoryGate<'_> {
 /// Opens the file of a layer under its name in the pool.
 pub(super) fn open_layer(layer: &Layer, writable: bool, lock: LockMode) -> Result<StorageRef> {
     let access = if writable { Access::Write } else { Access::Read };
-    let file = layer.pool.open_file(&layer.record.file, access).map_err(|error| {
-        let kind = match error.code {
-            crate::ErrorCode::Denied => vdisk_engine::ErrorKind::Denied,
-            _ => vdisk_engine::ErrorKind::Io,
-        };
-        Error::new(kind, error.public)
+    let file = open_file(&layer.pool, &layer.record.file, access).map_err(|error| match error.code {
+        ErrorCode::Denied => Error::denied(error.public),
+        ErrorCode::ImageNotReady => Error::new(ErrorKind::Io, "cannot open an image").because(FileGone(error.public)),
+        _ => Error::new(ErrorKind::Io, error.public),
     })?;
     let options = if writable {
         FileOptions::write()

@@ -13,7 +13,7 @@ mod snapshots;
 
 pub use check::check_structures;
 pub use create::{NewDisk, content, create_disk, fill_random, publish, stage, try_random};
-pub use facts::{file_facts, file_stamp, fingerprint};
+pub use facts::{file_facts, file_stamp, fingerprint, open_file, version};
 pub use gate::explicit_node;
 pub use inspect::{Look, Looked, look};
 pub use open::{Layer, Opening, base_changed, keyring, open_chain, reference_to, was_changed_by_others};

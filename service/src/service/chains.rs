@@ -1,15 +1,15 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
 use serde_json::Value;
 use vdisk_engine::ops::map::{MapEntry, map};
-use vdisk_engine::{CancelToken, Chain, Control, ops};
+use vdisk_engine::{CancelToken, Chain, Control, Limits, ops};
 
 use super::Service;
-use super::background::blocking;
 use super::paging::Window;
-use super::stream::produced;
-use crate::disk::{Layer, OpenSecrets, Opening, open_chain};
+use super::stream::{Hold, Piece, pieces, place};
+use crate::disk::{Layer, OpenSecrets, Opening, open_chain, version};
 use crate::error::{Result, ServiceError};
 use crate::jobs::{creatable, engine_options};
 use crate::model::{ChainLayer, Extent, Image, ImageId, MapPage, MeasureReport, Page};
@@ -18,8 +18,8 @@ use crate::request::{ImageFilter, MapLayer, MapRequest, MeasureRequest, PageRequ
 /// Extents in guest order, made as they are asked for.
 pub type ExtentStream = BoxStream<'static, Result<Extent>>;
 
-/// Extents that wait for a slow client.
-const WAITING: usize = 256;
+/// Extents made at once.
+const BATCH: usize = 256;
 
 impl Service {
     /// Everything `qemu-img info --output=json` gives, under the same keys. File names are those inside the pool.
@@ -27,20 +27,19 @@ impl Service {
     /// # Errors
     /// `not_found`, `image_not_ready`, `image_busy`, `corrupt_image`.
     pub async fn image_info(&self, id: ImageId) -> Result<Value> {
-        let layers = self.readable(id).await?;
         let limits = self.inner.limits.clone();
-        blocking(move || {
+        let describe = move |layers: &[Layer]| {
             let secrets = OpenSecrets::default();
             let opening = Opening {
                 top_only: true,
                 metadata_only: true,
                 ..Opening::read(&limits, &secrets)
             };
-            let chain = open_chain(&layers, &opening)?;
+            let chain = open_chain(layers, &opening)?;
             let below = layers.get(1).map(|base| base.record.file.as_str());
             Ok(Value::Object(ops::info::describe(chain.top())?.to_json(below)))
-        })
-        .await
+        };
+        self.look(id, false, describe).await
     }
 
     /// The backing chain, the image itself first.
@@ -84,35 +83,47 @@ impl Service {
     /// # Errors
     /// `not_found`, `image_not_ready`, `image_busy`, `invalid_argument` (range, cursor), `corrupt_image`.
     pub async fn image_map(&self, id: ImageId, request: &MapRequest) -> Result<MapPage> {
-        let survey = self.survey(id, request).await?;
         let limits = &self.inner.config.limits;
         let wanted = request
             .limit
             .filter(|limit| *limit > 0)
             .unwrap_or(limits.map_page_default);
         let wanted = usize::try_from(wanted.min(limits.map_page_max)).unwrap_or(usize::MAX);
-        blocking(move || survey.page(wanted)).await
+        let (request, limits) = (request.clone(), self.inner.limits.clone());
+        let page = move |layers: &[Layer]| Survey::new(layers, &request, &limits)?.page(wanted);
+        self.look(id, false, page).await
     }
 
     /// Where the image's data lies, as a stream of bounded memory; `limit` ends it early.
     ///
     /// # Errors
-    /// As [`Service::image_map`]; errors met on the way end the stream.
+    /// As [`Service::image_map`]; `unavailable` when too many read; errors met on the way end the stream.
     pub async fn image_map_stream(&self, id: ImageId, request: &MapRequest) -> Result<ExtentStream> {
-        let survey = self.survey(id, request).await?;
         let limit = request
             .limit
             .filter(|limit| *limit > 0)
             .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
-        let (chain, survey) = blocking(move || Ok((survey.open()?, survey))).await?;
-        Ok(produced(WAITING, None, move |outlet| {
-            for entry in map(&chain, survey.start, survey.length).take(limit) {
-                if !outlet.send(survey.extent(&entry?)) {
-                    break;
+        let (request, limits) = (request.clone(), self.inner.limits.clone());
+        let open = move |layers: &[Layer]| {
+            let survey = Survey::new(layers, &request, &limits)?;
+            Ok((survey.open()?, survey))
+        };
+        let hold = Hold::new(place(&self.inner.places)?, None);
+        let (chain, mut survey) = self.look(id, false, open).await?;
+        let mut left = limit;
+        let batches = pieces(hold, move || {
+            let (extents, next) = survey.extents(&chain, left.min(BATCH))?;
+            left -= extents.len();
+            Ok(match next.filter(|_| left > 0) {
+                Some(next) => {
+                    survey.go_on_at(next);
+                    Piece::Next(extents)
                 }
-            }
-            Ok(())
-        }))
+                None => Piece::Last(extents),
+            })
+        });
+        let flat = batches.map_ok(|extents| stream::iter(extents.into_iter().map(Ok)));
+        Ok(flat.try_flatten().boxed())
     }
 
     /// How large the image would be in a format.
@@ -121,10 +132,9 @@ impl Service {
     /// `not_found`, `image_not_ready`, `unsupported`, `invalid_argument`.
     pub async fn measure_image(&self, id: ImageId, request: MeasureRequest) -> Result<MeasureReport> {
         let driver = creatable(&request.format, &request.options)?;
-        let layers = self.readable(id).await?;
         let limits = self.inner.limits.clone();
-        blocking(move || {
-            let chain = open_chain(&layers, &Opening::read(&limits, &OpenSecrets::default()))?;
+        let measure = move |layers: &[Layer]| {
+            let chain = open_chain(layers, &Opening::read(&limits, &OpenSecrets::default()))?;
             let control = Control::new(
                 std::sync::Arc::new(vdisk_engine::control::NoProgress),
                 CancelToken::new(),
@@ -137,17 +147,27 @@ impl Service {
                 fully_allocated: measured.fully_allocated,
                 bitmaps: measured.bitmaps,
             })
-        })
-        .await
+        };
+        self.look(id, false, measure).await
     }
+}
 
-    async fn survey(&self, id: ImageId, request: &MapRequest) -> Result<Survey> {
-        let layers = self.readable(id).await?;
-        let generations: u64 = layers
-            .iter()
-            .fold(0, |sum, layer| sum.wrapping_add(layer.record.image.generation));
+/// What part of which chain is looked at.
+struct Survey {
+    layers: Vec<Layer>,
+    top_only: bool,
+    limits: Limits,
+    start: u64,
+    length: u64,
+    /// Of what is looked at: a cursor goes on in no other.
+    version: u64,
+}
+
+impl Survey {
+    fn new(layers: &[Layer], request: &MapRequest, limits: &Limits) -> Result<Self> {
+        let version = version(layers)?;
         let start = match request.cursor.as_deref().filter(|cursor| !cursor.is_empty()) {
-            Some(cursor) => read_cursor(cursor, generations)?,
+            Some(cursor) => read_cursor(cursor, version)?,
             None => request.start.unwrap_or(0),
         };
         let size = layers.first().map_or(0, |top| top.record.image.virtual_size);
@@ -160,28 +180,16 @@ impl Service {
             (Some(length), first) => first.unwrap_or(0).saturating_add(length),
             (None, _) => u64::MAX,
         };
-        Ok(Survey {
+        Ok(Self {
+            layers: layers.to_vec(),
             top_only: request.layer == MapLayer::Top,
-            limits: self.inner.limits.clone(),
-            length: end.saturating_sub(start),
-            layers,
+            limits: limits.clone(),
             start,
-            generations,
+            length: end.saturating_sub(start),
+            version,
         })
     }
-}
 
-/// What part of which chain is looked at.
-struct Survey {
-    layers: Vec<Layer>,
-    top_only: bool,
-    limits: vdisk_engine::Limits,
-    start: u64,
-    length: u64,
-    generations: u64,
-}
-
-impl Survey {
     fn open(&self) -> Result<Chain> {
         let secrets = OpenSecrets::default();
         let opening = Opening {
@@ -193,19 +201,27 @@ impl Survey {
     }
 
     fn page(&self, limit: usize) -> Result<MapPage> {
-        let chain = self.open()?;
-        let mut entries = map(&chain, self.start, self.length);
+        let (extents, next) = self.extents(&self.open()?, limit)?;
+        let next_cursor = next.map(|next| write_cursor(next, self.version));
+        Ok(MapPage { extents, next_cursor })
+    }
+
+    /// The first extents, and where the next one starts.
+    fn extents(&self, chain: &Chain, limit: usize) -> Result<(Vec<Extent>, Option<u64>)> {
         let mut extents = Vec::new();
-        let mut next_cursor = None;
-        for entry in entries.by_ref() {
+        for entry in map(chain, self.start, self.length) {
             let entry = entry?;
             if extents.len() == limit {
-                next_cursor = Some(write_cursor(entry.start, self.generations));
-                break;
+                return Ok((extents, Some(entry.start)));
             }
             extents.push(self.extent(&entry));
         }
-        Ok(MapPage { extents, next_cursor })
+        Ok((extents, None))
+    }
+
+    fn go_on_at(&mut self, start: u64) {
+        self.length = self.length.saturating_sub(start - self.start);
+        self.start = start;
     }
 
     fn extent(&self, entry: &MapEntry) -> Extent {
@@ -228,11 +244,11 @@ impl Survey {
     }
 }
 
-fn write_cursor(start: u64, generations: u64) -> String {
-    URL_SAFE_NO_PAD.encode([start.to_be_bytes(), generations.to_be_bytes()].concat())
+fn write_cursor(start: u64, version: u64) -> String {
+    URL_SAFE_NO_PAD.encode([start.to_be_bytes(), version.to_be_bytes()].concat())
 }
 
-fn read_cursor(cursor: &str, generations: u64) -> Result<u64> {
+fn read_cursor(cursor: &str, version: u64) -> Result<u64> {
     let not_ours = || ServiceError::invalid("cursor", "the cursor is not one of ours");
     let bytes: [u8; 16] = URL_SAFE_NO_PAD
         .decode(cursor)
@@ -244,7 +260,7 @@ fn read_cursor(cursor: &str, generations: u64) -> Result<u64> {
         u64::try_from(number >> 64).unwrap_or(0),
         u64::try_from(number & u128::from(u64::MAX)).unwrap_or(0),
     );
-    if then != generations {
+    if then != version {
         return Err(ServiceError::invalid(
             "cursor",
             "the image has changed since; start the map again",

@@ -6,7 +6,7 @@ use futures::{StreamExt, stream};
 use tokio::sync::watch;
 
 use super::{Inner, Service};
-use crate::error::Result;
+use crate::error::{Result, ServiceError};
 use crate::model::Event;
 use crate::request::EventFilter;
 
@@ -19,12 +19,16 @@ impl Service {
     /// the service stops.
     ///
     /// # Errors
-    /// `not_found` (job of the filter).
+    /// `not_found` (job of the filter), `invalid_argument` (a number that no event can have).
     pub async fn subscribe(
         &self,
         filter: EventFilter,
         after: Option<u64>,
     ) -> Result<BoxStream<'static, Result<Event>>> {
+        if let Some(after) = after.filter(|after| i64::try_from(*after).is_err()) {
+            let public = format!("no event has the number {after}; they end at {} at most", i64::MAX);
+            return Err(ServiceError::invalid("after", public));
+        }
         if let Some(job) = filter.job {
             self.inner.store.job(job).await?;
         }

@@ -5,10 +5,9 @@ use vdisk_engine::control::NoProgress;
 use vdisk_engine::{CancelToken, Control};
 
 use super::Service;
-use super::background::blocking;
-use crate::disk::Look;
+use crate::disk::{Layer, Look, open_file};
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::model::{Finding, ImageId, ImageState, Inspection, Severity, Verdict};
+use crate::model::{Finding, ImageId, Inspection, Severity, Verdict};
 use crate::pool::Access;
 use crate::sandbox;
 use crate::store::images::ImageRecord;
@@ -23,27 +22,25 @@ impl Service {
     /// # Errors
     /// `not_found`, `image_not_ready`, `image_busy`, `inspection_failed`.
     pub async fn inspect_image(&self, id: ImageId) -> Result<Inspection> {
-        let record = self.inner.store.image(id).await?;
-        if ![ImageState::Ready, ImageState::Busy].contains(&record.image.state) {
-            let public = format!("the image is {}: there is no file to look at", record.image.state);
-            return Err(ServiceError::new(ErrorCode::ImageNotReady, public));
-        }
-        let pool = self.inner.pool(&record.image.pool)?;
         let (limits, inspector) = (self.inner.limits.clone(), self.inner.config.inspector.clone());
-        let look = Look {
-            claimed: Some(record.image.format.clone()),
-            check: false,
-            strict: false,
-        };
-        let file = record.file.clone();
-        let permit = INSPECTIONS.acquire().await.map_err(ServiceError::internal)?;
-        let looked = blocking(move || {
-            let _permit = permit;
-            let handle = pool.open_file(&file, Access::Read)?;
+        // The look keeps its place even if the caller goes away.
+        let place = Arc::new(INSPECTIONS.acquire().await.map_err(ServiceError::internal)?);
+        let look = move |layers: &[Layer]| {
+            let _place = place.clone();
+            let Some(Layer { record, pool, .. }) = layers.first() else {
+                return Err(ServiceError::not_found("image", id));
+            };
+            let look = Look {
+                claimed: Some(record.image.format.clone()),
+                check: false,
+                strict: false,
+            };
+            let file = open_file(pool, &record.file, Access::Read)?;
             let control = Control::new(Arc::new(NoProgress), CancelToken::new());
-            sandbox::inspect(inspector.as_deref(), handle, &file, &look, &limits, &control)
-        })
-        .await?;
+            let looked = sandbox::inspect(inspector.as_deref(), file, &record.file, &look, &limits, &control)?;
+            Ok((looked, record.clone()))
+        };
+        let (looked, record) = self.look(id, true, look).await?;
         let mut inspection = looked.inspection;
         judge_base(&mut inspection, &record, looked.backing.map(|(name, _)| name));
         Ok(inspection)

@@ -52,19 +52,6 @@ impl RequestLocks {
         Ok(())
     }
 
-    /// Takes shared locks on a chain of images.
-    ///
-    /// # Errors
-    /// `image_busy`.
-    pub async fn share(inner: &Arc<Inner>, images: impl Iterator<Item = ImageId>) -> Result<Self> {
-        let locks = Self::new(inner);
-        let wanted: Vec<_> = images.map(|image| (image, LockMode::Shared)).collect();
-        let mut tx = inner.store.begin().await?;
-        locks.take(&mut tx, &wanted).await?;
-        tx.commit_as(Step::TakeLocks).await?;
-        Ok(locks)
-    }
-
     /// Whether locks were taken, if the transaction that took them was carried out.
     pub fn may_be_held(&self) -> bool {
         self.held.load(Ordering::Relaxed)

@@ -11,12 +11,15 @@ mod imports;
 mod inspect;
 mod jobs;
 mod locks;
+mod look;
 mod open;
 mod paging;
 mod plans;
 mod pools;
 #[cfg(test)]
 mod postgres_tests;
+#[cfg(test)]
+mod read_tests;
 mod receive;
 mod secrets;
 mod snapshots;
@@ -31,7 +34,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -46,12 +49,17 @@ use crate::queue::{Pulse, Running, StopReason};
 use crate::request::SecretRefs;
 use crate::secrets::Vault;
 use crate::store::Store;
+use crate::store::images::ImageRecord;
 
 pub use access::TokenText;
 pub use audit::Audited;
 pub use chains::ExtentStream;
-pub use transfer::Download;
+pub use transfer::{Content, Download};
 pub(crate) use upload::take_back;
+
+/// How long jobs that were told to stop may take until they have, and how long the database until it is closed.
+const HAND_BACK: Duration = Duration::from_secs(10);
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Disk-image management, ready to be called from any thread. Clones are handles to the same service.
 #[derive(Clone)]
@@ -72,6 +80,8 @@ pub struct Inner {
     /// This start of this process, as the database knows it.
     pub(crate) process: Uuid,
     pub(crate) stop: CancellationToken,
+    /// For bodies that are open.
+    places: Arc<Semaphore>,
     audit: mpsc::Sender<AuditEntry>,
     running: Mutex<HashMap<JobId, Running>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -80,19 +90,28 @@ pub struct Inner {
 }
 
 impl Service {
-    /// Stops taking jobs, waits up to `grace` for those that run, and hands the rest back to the queue.
+    /// Stops taking jobs, waits up to `grace` for those that run, and hands the rest back to the queue. What does not
+    /// stop then, or keeps the database, is left behind after some seconds: its jobs are taken over as from a process
+    /// that died.
     pub async fn shutdown(&self, grace: Duration) {
         self.inner.stop.cancel();
         let tasks = std::mem::take(&mut *lock(&self.inner.tasks));
         let mut all = std::pin::pin!(futures::future::join_all(tasks));
         if tokio::time::timeout(grace, &mut all).await.is_err() {
-            for running in self.inner.running().values() {
-                running.control.stop(StopReason::Shutdown);
+            self.inner.stop_running(StopReason::Shutdown);
+            if tokio::time::timeout(HAND_BACK, all).await.is_err() {
+                tracing::warn!("some jobs did not stop in time; they are left to be taken over");
+                // The leases end here: nothing may be written from now on.
+                self.inner.stop_running(StopReason::LeaseLost);
             }
-            all.await;
         }
-        self.inner.pulse.end().await;
-        self.inner.store.close().await;
+        let closing = async {
+            self.inner.pulse.end().await;
+            self.inner.store.close().await;
+        };
+        if tokio::time::timeout(CLOSING, closing).await.is_err() {
+            tracing::warn!("the database is still in use; it is not waited for");
+        }
     }
 
     /// Whether requests can be served now: the database answers and the pools are there.
@@ -125,6 +144,12 @@ impl Inner {
         lock(&self.running)
     }
 
+    fn stop_running(&self, reason: StopReason) {
+        for running in self.running().values() {
+            running.control.stop(reason);
+        }
+    }
+
     /// Makes the supervisor of a job look at its row now, if the job runs here.
     pub(crate) fn poke(&self, job: JobId) {
         if let Some(running) = self.running().get(&job) {
@@ -135,6 +160,11 @@ impl Inner {
     /// The chain of an image with the folders of its files.
     pub(crate) async fn layers(&self, image: ImageId) -> Result<Vec<Layer>> {
         let chain = self.store.chain(image, self.config.limits.chain_depth).await?;
+        self.with_folders(chain).await
+    }
+
+    /// Records with the folders of their files, and what opens them.
+    pub(crate) async fn with_folders(&self, chain: Vec<ImageRecord>) -> Result<Vec<Layer>> {
         let mut layers = Vec::with_capacity(chain.len());
         for record in chain {
             let pool = self.pool(&record.image.pool)?;

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::FlockOperation;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use vdisk_engine::Limits;
 
+use super::stream::BODIES;
 use super::{Inner, Service, audit, lock};
 use crate::config::ServiceConfig;
 use crate::disk::try_random;
@@ -53,6 +55,7 @@ impl Service {
         let inner = Arc::new(Inner {
             store,
             pulse,
+            places: Arc::new(Semaphore::new(BODIES)),
             audit,
             pools,
             vault,

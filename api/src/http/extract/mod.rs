@@ -2,6 +2,7 @@
 
 mod accept;
 pub mod body;
+mod conditions;
 mod digest;
 pub mod idempotency;
 mod job_body;
@@ -13,6 +14,7 @@ mod words;
 
 pub use accept::accepts;
 pub use body::{JsonBody, OptionalBody};
+pub use conditions::{Conditions, Verdict};
 pub use digest::announced_checksum;
 pub use idempotency::IdempotencyKey;
 pub use job_body::{JobBody, OptionalJobBody};

@@ -13,7 +13,7 @@ use crate::model::{Image, ImageId, ImageState, Labels};
 use crate::request::SecretRefs;
 
 /// A record with what clients do not see.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageRecord {
     /// What clients see.
     pub image: Image,
