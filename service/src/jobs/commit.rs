@@ -1,6 +1,7 @@
 //! Commit: an overlay's content into a base below it.
 //!
-//! The overlay stays whole until the base is stable, so that the work can be done again after a crash at any point.
+//! The overlay stays whole until the base is stable, so that the work can be done again after a crash at any point. A commit that ends on
+//! the way leaves a part of the overlay in the base: everybody above sees what it saw, and the base is on record as another one.
 //! Layers that are dropped are put aside under another name first and removed once the record says so; an attempt
 //! that finds them aside brings them back.
 
@@ -130,6 +131,8 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     context.step("writing into the base").await?;
     context.require_lease().await?;
     let (drop_layers, depth) = (payload.drop, payload.depth);
+    let base = layers.get(depth).ok_or_else(|| ServiceError::internal("no base"))?;
+    context.begin_new_content(base.record.image.id).await?;
     let work = Work {
         layers,
         payload,
@@ -138,9 +141,15 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     };
     // With a digest to compare, the overlay stays whole until it was compared.
     let keep = drop_layers || before.is_some();
-    let work = context
+    let written = context
         .blocking(move |control| work.commit(!keep, control).map(|()| work))
-        .await?;
+        .await;
+    if written.is_err() && !context.is_handed_on() {
+        context
+            .step("ended on the way: the base holds a part of the overlay, which shows what it showed")
+            .await?;
+    }
+    let work = written?;
     if let Some(before) = &before {
         let base = work.layers.get(depth..).unwrap_or_default();
         require_digest(&context, base, size, before).await?;
@@ -221,7 +230,7 @@ fn outcome(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, c
     let secrets = OpenSecrets::default();
     let reading = Opening::read(limits, &secrets);
     let mut effects = Vec::new();
-    let changed = |at: usize, new_content: bool| -> Result<Effect> {
+    let changed = |at: usize| -> Result<Effect> {
         let tail = layers.get(at..).unwrap_or_default();
         let opening = Opening {
             top_only: true,
@@ -234,7 +243,7 @@ fn outcome(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, c
         Ok(Effect::Changed {
             image: layer.record.image.id,
             facts,
-            new_content,
+            new_content: false,
         })
     };
     let base = layers
@@ -243,8 +252,8 @@ fn outcome(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, c
         .record
         .image
         .id;
-    effects.push(changed(payload.depth, true)?);
-    effects.push(Effect::Rebound(base));
+    // That the base shows something else is on record since before the first write.
+    effects.push(changed(payload.depth)?);
     if payload.drop {
         effects.extend(
             layers
@@ -253,7 +262,7 @@ fn outcome(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, c
                 .map(|layer| Effect::Deleted(layer.record.image.id)),
         );
     } else {
-        effects.push(changed(0, false)?);
+        effects.push(changed(0)?);
     }
     let result = json!({"image_id": base, "dropped": payload.drop});
     Ok(Done {

@@ -1,12 +1,14 @@
+mod changes;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vdisk_engine::{Chain, Control};
 
-use crate::disk::{Layer, OpenSecrets, Opening, base_changed, open_chain, was_changed_by_others};
+use crate::disk::{Layer, OpenSecrets, Opening, open_chain};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Step, around};
-use crate::model::{ImageId, ImageState, JobId, SecretId};
+use crate::model::{ImageId, JobId, SecretId};
 use crate::pool::{FileName, PoolFolder};
 use crate::queue::{JobControl, StopReason};
 use crate::request::SecretRefs;
@@ -14,6 +16,8 @@ use crate::service::Inner;
 use crate::store::Tx;
 use crate::store::images::ImageRecord;
 use crate::store::jobs::{Claimed, Fence, JournalEntry};
+
+pub use changes::changed_by_then;
 
 /// How long a job waits for somebody who just reads the image's metadata, or for a dying worker's file locks.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -90,43 +94,6 @@ impl JobContext {
     /// The values of the secrets that a request named.
     pub async fn secrets(&self, refs: &SecretRefs) -> Result<OpenSecrets> {
         self.inner.open_secrets(refs).await
-    }
-
-    /// Before the first change: makes sure that what others build on is as we left it, and notes that it may be
-    /// different from now on until the job ends.
-    ///
-    /// # Errors
-    /// `base_changed`.
-    pub async fn prepare_changes(&self) -> Result<()> {
-        if !self.inner.store.holds_exclusively(self.job()).await? {
-            return Ok(());
-        }
-        let images = self.inner.store.job(self.job()).await?.image_ids;
-        let mut tx = self.inner.store.begin().await?;
-        tx.require_fence(self.fence).await?;
-        for image in images {
-            let Some(record) = tx
-                .any_image(image)
-                .await?
-                .filter(|record| record.image.state == ImageState::Busy)
-            else {
-                continue;
-            };
-            let dependents = tx.dependents(image).await?;
-            let layer = Layer {
-                pool: pool_of(&self.inner, &record.image.pool)?,
-                keys: OpenSecrets::default(),
-                record,
-            };
-            if let Some(overlay) = dependents
-                .first()
-                .filter(|_| was_changed_by_others(&layer).unwrap_or(false))
-            {
-                return Err(base_changed(&layer, *overlay));
-            }
-        }
-        tx.forget_stamps(self.job()).await?;
-        tx.commit_as(Step::PrepareChanges).await
     }
 
     /// A transaction of a job that is still ours.

@@ -26,7 +26,7 @@ mod verify;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
-pub use context::{JobContext, bring_back, sweep, unpublish};
+pub use context::{JobContext, bring_back, changed_by_then, sweep, unpublish};
 pub use foresee::{Foreseen, Foresight};
 
 use crate::error::{Result, ServiceError};

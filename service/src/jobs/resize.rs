@@ -89,6 +89,7 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
         .step(&format!("resizing from {} to {} bytes", payload.from, payload.to))
         .await?;
     context.require_lease().await?;
+    context.begin_new_content(payload.image).await?;
     context
         .blocking(move |control| resize(&layers, &payload, &limits, control))
         .await
@@ -120,7 +121,7 @@ fn resize(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, co
         effects: vec![Effect::Changed {
             image,
             facts,
-            new_content: true,
+            new_content: false,
         }],
         ..Done::default()
     })

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
+use crate::jobs::require_unprotected;
 use crate::model::{ImageId, Job, JobId, JobProgress, JobState};
 use crate::pool::PoolFolder;
 use crate::store::images::{Backing, FileFacts, NewImage, Origin};
@@ -65,8 +66,6 @@ pub enum Effect {
         /// The base.
         backing: Option<Backing>,
     },
-    /// The overlays of a base show what they showed although the base changed.
-    Rebound(ImageId),
     /// An image is gone.
     Deleted(ImageId),
 }
@@ -82,8 +81,10 @@ impl Effect {
             } => tx.record_change(*image, facts, *new_content).await,
             Self::Registered { new, facts } => register(tx, job, new, facts).await,
             Self::Rebased { image, backing } => tx.set_backing(*image, backing.as_ref()).await,
-            Self::Rebound(base) => tx.rebind_overlays(*base).await,
-            Self::Deleted(image) => tx.delete_image(*image).await,
+            Self::Deleted(image) => {
+                require_unprotected(&tx.image(*image).await?)?;
+                tx.delete_image(*image).await
+            }
         }
     }
 }
@@ -166,12 +167,15 @@ async fn record(store: &Store, fence: Fence, done: &Done, progress: &JobProgress
     Ok(job)
 }
 
-/// Ends a job otherwise.
+/// Ends a job otherwise; `left` is what the images are like that it may have changed by then.
 ///
 /// # Errors
 /// `lease_lost`.
-pub async fn end(store: &Store, fence: Fence, ending: &Ending) -> Result<Job> {
+pub async fn end(store: &Store, fence: Fence, ending: &Ending, left: &[(ImageId, FileFacts)]) -> Result<Job> {
     let mut tx = store.begin().await?;
+    for (image, facts) in left {
+        tx.record_change(*image, facts, false).await?;
+    }
     let job = tx.finish(fence, ending).await?;
     tx.commit_as(Step::EndJob).await?;
     Ok(job)

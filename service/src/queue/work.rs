@@ -150,9 +150,10 @@ async fn settle(inner: &Arc<Inner>, claimed: &Claimed, control: &JobControl, out
         tracing::warn!(job = %fence.job, kind = %claimed.kind, %error, "job failed");
     }
     jobs::unpublish(inner, fence).await;
-    match end(store, fence, &ending).await {
+    let left = jobs::changed_by_then(inner, fence.job).await?;
+    match end(store, fence, &ending, &left).await {
         // The room that was kept for this is free by now.
-        Err(error) if error.code == ErrorCode::InsufficientStorage => end(store, fence, &ending).await?,
+        Err(error) if error.code == ErrorCode::InsufficientStorage => end(store, fence, &ending, &left).await?,
         ended => ended?,
     };
     Ok(Settled::Otherwise)

@@ -102,6 +102,21 @@ impl Store {
             .collect()
     }
 
+    /// The records of images that a job holds for change and may have begun to change.
+    pub async fn records_to_change(&self, job: JobId) -> Result<Vec<ImageRecord>> {
+        let sql = select_images!(
+            "WHERE i.file_stamp IS NULL AND i.reserved_by IS NULL AND i.id IN \
+             (SELECT l.image_id FROM image_locks l WHERE l.holder = $1 AND l.mode = 'exclusive') ORDER BY i.id"
+        );
+        sqlx::query(sql)
+            .bind(job.to_string())
+            .fetch_all(&self.readers)
+            .await?
+            .iter()
+            .map(record)
+            .collect()
+    }
+
     /// Every record of a pool, the reserved ones too.
     pub async fn pool_records(&self, pool: &str) -> Result<Vec<ImageRecord>> {
         let sql = select_images!("WHERE i.pool = $1 ORDER BY i.id");

@@ -1,0 +1,112 @@
+//! Jobs that change chains in place: what holds when they end on the way, and what they refuse.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Lab, MIB, OVERLAY, code, json, sample};
+use serde_json::{Value, json};
+use vdisk_service::model::{ImageId, Job, JobState, LossKind};
+use vdisk_service::request::{Call, JobRequest};
+use vdisk_service::{ErrorCode, Result, Service, ServiceConfig};
+
+const NONE: Call = Call { idempotency_key: None };
+
+/// A raw base, and an overlay on it that shows other bytes all over.
+struct Pair {
+    lab: Lab,
+    base: ImageId,
+    overlay: ImageId,
+    below: Vec<u8>,
+    above: Vec<u8>,
+}
+
+impl Pair {
+    async fn new() -> Self {
+        let lab = Lab::new().await;
+        let (below, above) = (vec![0x11; 4 << 20], vec![0x22; 4 << 20]);
+        let base = lab.upload("base", Some("raw"), &below).await.unwrap().id;
+        let source = lab.upload("source", Some("raw"), &above).await.unwrap().id;
+        let request = json(json!({"name": "overlay", "format": OVERLAY, "backing": base}));
+        let job = lab.service.convert_image(source, request, &NONE).await.unwrap();
+        let overlay = lab.succeed(job).await.result_image_id().unwrap();
+        Self {
+            lab,
+            base,
+            overlay,
+            below,
+            above,
+        }
+    }
+
+    /// The same, served by another start of the service.
+    async fn with_workers(self, workers: usize) -> Self {
+        let Lab { dir, service } = self.lab;
+        service.shutdown(Duration::ZERO).await;
+        drop(service);
+        let config = ServiceConfig {
+            workers,
+            ..common::quick_config(dir.path())
+        };
+        let service = Service::open(config).await.unwrap();
+        let lab = Lab { dir, service };
+        Self { lab, ..self }
+    }
+
+    async fn commit(&self, request: Value) -> Result<Job> {
+        self.lab.service.commit_image(self.overlay, json(request), &NONE).await
+    }
+
+    async fn generation(&self, image: ImageId) -> u64 {
+        self.lab.service.image(image).await.unwrap().generation
+    }
+
+    async fn protect(&self, image: ImageId) {
+        let protected = json(json!({"protected": true}));
+        self.lab.service.update_image(image, protected).await.unwrap();
+    }
+
+    /// Waits until a job has written something.
+    async fn under_way(&self, job: &Job) {
+        while self.lab.service.job(job.id).await.unwrap().progress.done_bytes == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_that_a_cancelled_commit_has_written_to_is_another_image() {
+    let pair = Pair::new().await;
+    let before = pair.generation(pair.base).await;
+    let job = pair.commit(json!({"drop": true, "rate_limit": MIB})).await.unwrap();
+    pair.under_way(&job).await;
+    pair.lab.service.cancel_job(job.id, &NONE).await.unwrap();
+    let ended = pair.lab.finish(job).await;
+    assert_eq!(ended.state, JobState::Cancelled);
+    assert!(ended.steps.iter().any(|step| step.text.starts_with("ended on the way")));
+    let now = pair.lab.data(pair.base).await;
+    assert!(
+        now != pair.below && now != pair.above,
+        "the commit was not met on its way"
+    );
+    assert!(pair.generation(pair.base).await > before);
+    assert!(pair.lab.data(pair.overlay).await == pair.above);
+    // What others write to the base is noticed again.
+    let file = pair.lab.pool().join(pair.base.to_string());
+    std::fs::write(file, &pair.below).unwrap();
+    let refused = pair.lab.service.read_data(pair.overlay, None).await.map(drop);
+    assert_eq!(code(refused), ErrorCode::BaseChanged);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_makes_one_new_generation_of_the_base_and_none_of_the_overlay() {
+    let pair = Pair::new().await;
+    let before = (pair.generation(pair.base).await, pair.generation(pair.overlay).await);
+    let job = pair.commit(json!({})).await.unwrap();
+    pair.lab.succeed(job).await;
+    let after = (pair.generation(pair.base).await, pair.generation(pair.overlay).await);
+    assert_eq!(after, (before.0 + 1, before.1));
+    assert!(pair.lab.data(pair.overlay).await == pair.above && pair.lab.data(pair.base).await == pair.above);
+}
