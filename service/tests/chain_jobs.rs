@@ -110,3 +110,47 @@ async fn a_commit_makes_one_new_generation_of_the_base_and_none_of_the_overlay()
     assert_eq!(after, (before.0 + 1, before.1));
     assert!(pair.lab.data(pair.overlay).await == pair.above && pair.lab.data(pair.base).await == pair.above);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_internal_snapshots_take_from_below_is_not_changed_under_them() {
+    let lab = Lab::new().await;
+    let bytes = sample(1 << 20, 5);
+    let base = lab.upload("base", Some("raw"), &bytes).await.unwrap().id;
+    let other = lab.create("other", "raw", MIB).await.id;
+    let overlay = lab.overlay("overlay", base).await.id;
+    let service = &lab.service;
+    service.create_snapshot(overlay, "before", &NONE).await.unwrap();
+    let flatten = service
+        .flatten_image(overlay, json(json!({"verify": true})), &NONE)
+        .await;
+    assert_eq!(lab.fail(flatten.unwrap()).await, ErrorCode::Unsupported);
+    let rebase = service
+        .rebase_image(overlay, json(json!({"backing": other})), &NONE)
+        .await;
+    assert_eq!(lab.fail(rebase.unwrap()).await, ErrorCode::Unsupported);
+    let commit = service.commit_image(overlay, json(json!({})), &NONE).await;
+    assert_eq!(lab.fail(commit.unwrap()).await, ErrorCode::Unsupported);
+    for request in [
+        JobRequest::Flatten(overlay, json(json!({}))),
+        JobRequest::Rebase(overlay, json(json!({"backing": other}))),
+        JobRequest::Commit(overlay, json(json!({}))),
+    ] {
+        assert_eq!(code(service.plan_job(request).await), ErrorCode::Unsupported);
+    }
+    service.apply_snapshot(overlay, "before", &NONE).await.unwrap();
+    assert!(lab.data(overlay).await == bytes);
+    // Snapshots that go with their image are said.
+    let plan = service.plan_job(JobRequest::Commit(overlay, json(json!({"drop": true}))));
+    let losses: Vec<_> = plan
+        .await
+        .unwrap()
+        .losses
+        .iter()
+        .map(|loss| (loss.kind, loss.image_id))
+        .collect();
+    assert!(losses.contains(&(LossKind::Snapshots, overlay)), "{losses:?}");
+    service.delete_snapshot(overlay, "before").await.unwrap();
+    let flatten = service.flatten_image(overlay, json(json!({})), &NONE).await;
+    lab.succeed(flatten.unwrap()).await;
+    assert!(lab.data(overlay).await == bytes);
+}

@@ -17,6 +17,7 @@ use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::{Control, formats, ops};
 
 use super::context::open_patiently;
+use super::kept::refuse_snapshots_of;
 use super::verify::{digest_before, require_digest};
 use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts};
@@ -122,6 +123,9 @@ impl JobRunner for Commit {
 
 async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     let layers = context.layers(payload.image).await?;
+    if !payload.drop {
+        refuse_snapshots_of(&context, &layers).await?;
+    }
     let (limits, threads) = (context.inner.limits.clone(), context.inner.config.threads_per_job);
     let size = layers.first().map_or(0, |top| top.record.image.virtual_size);
     let before = match payload.verify {

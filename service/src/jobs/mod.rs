@@ -14,6 +14,7 @@ mod fill;
 mod flatten;
 mod foresee;
 mod import;
+mod kept;
 mod plan;
 mod rebase;
 mod rekey;

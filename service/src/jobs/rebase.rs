@@ -19,6 +19,7 @@ use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::{Chain, Control, formats, ops};
 
 use super::context::open_patiently;
+use super::kept::refuse_snapshots_of;
 use super::verify::{digest_before, require_digest};
 use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts, reference_to};
@@ -145,6 +146,9 @@ pub(super) async fn run(context: JobContext, payload: Payload) -> Result<Done> {
 }
 
 async fn rebase(context: &JobContext, payload: &Payload, work: &Arc<Work>) -> Result<Done> {
+    if payload.mode == RebaseMode::Safe {
+        refuse_snapshots_of(context, &work.image).await?;
+    }
     context
         .step(if work.base.is_empty() {
             "copying what the bases hold"
