@@ -154,3 +154,57 @@ async fn what_internal_snapshots_take_from_below_is_not_changed_under_them() {
     lab.succeed(flatten.unwrap()).await;
     assert!(lab.data(overlay).await == bytes);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_was_protected_while_a_job_waited_is_not_changed() {
+    for of_base in [true, false] {
+        let pair = Pair::new().await.with_workers(0).await;
+        let protected = if of_base { pair.base } else { pair.overlay };
+        let job = pair.commit(json!({"drop": true})).await.unwrap();
+        pair.protect(protected).await;
+        let pair = pair.with_workers(2).await;
+        assert_eq!(pair.lab.fail(job).await, ErrorCode::ImageProtected);
+        assert!(pair.lab.data(pair.base).await == pair.below && pair.lab.data(pair.overlay).await == pair.above);
+    }
+}
+
+/// The header names the new base when the process ends, and the job is cancelled before anybody goes on with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebase_that_nobody_goes_on_with_goes_back_to_the_base_on_record() {
+    let pair = Pair::new().await;
+    let other = pair.lab.create("other", "raw", 4 * MIB).await.id;
+    let request = json(json!({"backing": other, "verify": true, "rate_limit": 2 * MIB}));
+    let job = pair
+        .lab
+        .service
+        .rebase_image(pair.overlay, request, &NONE)
+        .await
+        .unwrap();
+    let compares = async || {
+        let steps = pair.lab.service.job(job.id).await.unwrap().steps;
+        steps.iter().any(|step| step.text.starts_with("comparing"))
+    };
+    while !compares().await {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let pair = pair.with_workers(0).await;
+    assert!(!pair.lab.service.cancel_job(job.id, &NONE).await.unwrap().is_finished());
+    let pair = pair.with_workers(2).await;
+    assert_eq!(pair.lab.finish(job).await.state, JobState::Cancelled);
+    assert_eq!(
+        pair.lab.service.image(pair.overlay).await.unwrap().backing_id,
+        Some(pair.base)
+    );
+    assert!(pair.lab.data(pair.overlay).await == pair.above);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overlay_that_was_protected_during_a_commit_is_not_dropped() {
+    let pair = Pair::new().await;
+    let job = pair.commit(json!({"drop": true, "rate_limit": 2 * MIB})).await.unwrap();
+    pair.under_way(&job).await;
+    pair.protect(pair.overlay).await;
+    assert_eq!(pair.lab.fail(job).await, ErrorCode::ImageProtected);
+    assert!(pair.lab.data(pair.overlay).await == pair.above && pair.lab.data(pair.base).await == pair.above);
+    assert_eq!(code(pair.commit(json!({})).await), ErrorCode::ImageProtected);
+}

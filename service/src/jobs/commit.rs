@@ -49,7 +49,9 @@ struct Payload {
 pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: CommitRequest) -> Result<NewJob> {
     let chain = plan::ready_chain(tx, inner, id).await?;
     let (depth, base) = find_base(&chain, &request)?;
-    plan::require_unprotected(base)?;
+    for layer in chain.get(..=depth).unwrap_or_default() {
+        plan::require_unprotected(layer)?;
+    }
     if !formats::by_name(&base.image.format)?.capabilities().write {
         let public = format!("images of format '{}' cannot be written", base.image.format);
         return Err(ServiceError::new(ErrorCode::Unsupported, public));
@@ -65,9 +67,6 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: CommitReques
     }
     if request.drop {
         tx.require_free_of_dependents(id, &[]).await?;
-        for layer in chain.get(..depth).unwrap_or_default() {
-            plan::require_unprotected(layer)?;
-        }
     }
     let payload = Payload {
         image: id,
@@ -174,6 +173,8 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     if drop_layers {
         context.step("dropping the overlay").await?;
         context.require_lease().await?;
+        let dropped = layers.iter().take(depth).map(|layer| layer.record.image.id);
+        context.require_unprotected(dropped).await?;
         for (pool, file) in droppable(&layers, &done) {
             around(Step::PutAside, || pool.rename(&file, &FileName::trash(&file), true))?;
             done.obsolete.push((pool, FileName::trash(&file)));

@@ -2,10 +2,10 @@
 //!
 //! After a crash the header says how far it came: while it names the old base nothing is decided and the work is done
 //! again; once it names the new one all data is in place and only the record is missing. A failure that is not a crash goes back to the
-//! base on record.
+//! base on record, and so does a job that is given up after a crash.
 
 pub(super) mod foresee;
-mod undo;
+pub(super) mod undo;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -115,6 +115,10 @@ impl JobRunner for Rebase {
         async move { run(context, parse(payload)?).await }.boxed()
     }
 
+    fn abandon(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<()>> {
+        async move { undo::undo(&context, parse::<Payload>(payload)?.image).await }.boxed()
+    }
+
     fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
         foresee::foresee(foresight, payload).boxed()
     }
@@ -138,7 +142,7 @@ pub(super) async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     let done = rebase(&context, &payload, &work).await;
     if done.is_err()
         && work.changes.load(Ordering::Relaxed)
-        && let Err(error) = undo::undo(&context, &work).await
+        && let Err(error) = undo::undo(&context, payload.image).await
     {
         tracing::error!(image = %payload.image, %error, "the header may name another base than the inventory");
     }

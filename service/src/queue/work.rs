@@ -101,18 +101,31 @@ async fn clear_away(inner: &Inner, job: crate::model::JobId) {
 async fn attempt(inner: &Arc<Inner>, claimed: &Claimed, control: &Arc<JobControl>) -> Result<Done> {
     let context = JobContext::new(inner.clone(), claimed, control.clone());
     context.sweep().await?;
+    let (runner, payload) = (jobs::find(claimed.kind)?, claimed.payload.clone());
+    let Err(refused) = may_run(&context, claimed).await else {
+        return runner.run(context, payload).await;
+    };
+    if !claimed.fence.is_first()
+        && !context.is_handed_on()
+        && let Err(error) = runner.abandon(context, payload).await
+    {
+        tracing::error!(job = %claimed.fence.job, %error, "what an earlier attempt of the job began to change was not put in order");
+    }
+    Err(refused)
+}
+
+async fn may_run(context: &JobContext, claimed: &Claimed) -> Result<()> {
     if claimed.wishes.wish == Wish::Cancel {
         return Err(ServiceError::new(ErrorCode::Cancelled, "cancelled"));
     }
-    if claimed.attempt > inner.config.max_attempts {
+    if claimed.attempt > context.inner.config.max_attempts {
         let public = format!(
             "the job was started {} times and its worker died each time",
             claimed.attempt - 1
         );
         return Err(ServiceError::new(ErrorCode::AttemptsExhausted, public));
     }
-    context.prepare_changes().await?;
-    jobs::find(claimed.kind)?.run(context, claimed.payload.clone()).await
+    context.prepare_changes().await
 }
 
 /// How an attempt was put on record.

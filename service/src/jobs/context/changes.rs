@@ -6,6 +6,7 @@ use super::{JobContext, pool_of};
 use crate::disk::{Layer, OpenSecrets, Opening, base_changed, file_facts, open_chain, was_changed_by_others};
 use crate::error::{Result, ServiceError};
 use crate::fault::Step;
+use crate::jobs::plan;
 use crate::model::{ImageId, ImageState, JobId};
 use crate::service::Inner;
 use crate::store::images::FileFacts;
@@ -30,6 +31,7 @@ impl JobContext {
             else {
                 continue;
             };
+            plan::require_unprotected(&record)?;
             let dependents = tx.dependents(image).await?;
             let layer = Layer {
                 pool: pool_of(&self.inner, &record.image.pool)?,
@@ -45,6 +47,18 @@ impl JobContext {
         }
         tx.forget_stamps(self.job()).await?;
         tx.commit_as(Step::PrepareChanges).await
+    }
+
+    /// Makes sure once more that images that are about to go are not protected by now.
+    ///
+    /// # Errors
+    /// `image_protected`, `lease_lost`.
+    pub async fn require_unprotected(&self, images: impl Iterator<Item = ImageId>) -> Result<()> {
+        let mut tx = self.begin().await?;
+        for image in images {
+            plan::require_unprotected(&tx.image(image).await?)?;
+        }
+        Ok(())
     }
 
     /// Before the first write that lets an image show something else: whatever becomes of the job, nobody takes the image for what it was.
