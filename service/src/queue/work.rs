@@ -151,10 +151,17 @@ async fn settle(inner: &Arc<Inner>, claimed: &Claimed, control: &JobControl, out
     let ending = match control.stop_reason() {
         _ if error.code == ErrorCode::LeaseLost => return Err(error),
         Some(StopReason::LeaseLost) => return Err(error),
-        Some(StopReason::Shutdown) if error.code == ErrorCode::Cancelled => {
+        // What was found out about an image is told, whoever wants the job to end.
+        _ if error.code == ErrorCode::CorruptImage => Ending::of_error(error),
+        // Anything else may come of the end that was asked for, and nothing is lost by it.
+        Some(StopReason::Cancelled) => {
+            tracing::info!(job = %fence.job, %error, "job cancelled");
+            Ending::Cancelled
+        }
+        Some(StopReason::Shutdown) => {
             let mut tx = store.begin().await?;
             tx.hand_back(fence, Duration::ZERO).await?;
-            tracing::info!(job = %fence.job, "job handed back");
+            tracing::info!(job = %fence.job, %error, "job handed back");
             return tx.commit_as(Step::HandBackJob).await.map(|()| Settled::Otherwise);
         }
         _ => Ending::of_error(error),
