@@ -208,3 +208,22 @@ async fn an_overlay_that_was_protected_during_a_commit_is_not_dropped() {
     assert!(pair.lab.data(pair.overlay).await == pair.above && pair.lab.data(pair.base).await == pair.above);
     assert_eq!(code(pair.commit(json!({})).await), ErrorCode::ImageProtected);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scans_beside_each_other_register_every_file_once() {
+    let lab = Lab::new().await;
+    for number in 0..60 {
+        std::fs::write(lab.pool().join(format!("disk{number}.raw")), vec![1; 512]).unwrap();
+    }
+    let (one, two) = (
+        lab.service.scan_pool("default", &NONE).await.unwrap(),
+        lab.service.scan_pool("default", &NONE).await.unwrap(),
+    );
+    let mut registered = 0;
+    for job in [one, two] {
+        let result = lab.succeed(job).await.result.unwrap();
+        assert_eq!(result["skipped"], json!([]));
+        registered += result["registered"].as_array().unwrap().len();
+    }
+    assert_eq!(registered, 60);
+}

@@ -3,6 +3,7 @@
 mod control;
 mod pulse;
 mod recover;
+mod register;
 mod settle;
 mod supervise;
 mod work;
@@ -10,5 +11,6 @@ mod work;
 pub use control::{JobControl, StopReason};
 pub use pulse::Pulse;
 pub use recover::recover;
+pub use register::{NamedBase, skipped};
 pub use settle::{Done, Effect};
 pub use work::{Running, housekeeping, worker};

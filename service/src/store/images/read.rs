@@ -144,6 +144,29 @@ impl Tx {
         find(&mut *self.inner, id).await
     }
 
+    /// The record of a pool's file, visible or not.
+    pub async fn image_of_file(&mut self, pool: &str, file: &str) -> Result<Option<ImageRecord>> {
+        let sql = select_images!("WHERE i.pool = $1 AND i.file = $2");
+        let row = sqlx::query(sql)
+            .bind(pool)
+            .bind(file)
+            .fetch_optional(&mut *self.inner)
+            .await?;
+        row.as_ref().map(record).transpose()
+    }
+
+    /// How many overlays stand on each other above an image, where they are most.
+    pub async fn height(&mut self, id: ImageId) -> Result<usize> {
+        let sql = "WITH RECURSIVE above (id, height) AS (SELECT id, 1 FROM images WHERE backing_id = $1 UNION ALL \
+             SELECT i.id, a.height + 1 FROM images i JOIN above a ON i.backing_id = a.id) \
+             SELECT CAST(COALESCE(MAX(height), 0) AS BIGINT) AS height FROM above";
+        let row = sqlx::query(sql)
+            .bind(id.to_string())
+            .fetch_one(&mut *self.inner)
+            .await?;
+        Ok(usize::try_from(row.number("height")?).unwrap_or(usize::MAX))
+    }
+
     /// The chain of records from an image down, as this transaction sees it.
     ///
     /// # Errors
