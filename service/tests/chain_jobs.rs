@@ -209,6 +209,44 @@ async fn an_overlay_that_was_protected_during_a_commit_is_not_dropped() {
     assert_eq!(code(pair.commit(json!({})).await), ErrorCode::ImageProtected);
 }
 
+/// The layers of a new stack, the top first.
+async fn stack(lab: &Lab, name: &str, layers: usize) -> Vec<ImageId> {
+    let mut stack = vec![lab.create(name, OVERLAY, MIB).await.id];
+    for number in 1..layers {
+        let overlay = lab.overlay(&format!("{name}-{number}"), stack[0]).await;
+        stack.insert(0, overlay.id);
+    }
+    stack
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_chain_gets_deeper_than_is_allowed() {
+    let lab = Lab::with(|config| config.limits.chain_depth = 4).await;
+    let (upper, lower, full) = (
+        stack(&lab, "u", 3).await,
+        stack(&lab, "l", 2).await,
+        stack(&lab, "f", 4).await,
+    );
+    let rebase = |backing: ImageId| json(json!({"backing": backing}));
+    let service = &lab.service;
+    let refused = service.rebase_image(upper[2], rebase(lower[0]), &NONE).await;
+    assert_eq!(code(refused), ErrorCode::LimitExceeded);
+    let onto = |name: &str, backing: ImageId| json(json!({"name": name, "format": OVERLAY, "backing": backing}));
+    let refused = service.convert_image(lower[0], onto("copy", full[0]), &NONE).await;
+    assert_eq!(code(refused), ErrorCode::LimitExceeded);
+    // One less is as deep as it may be.
+    let job = service.rebase_image(upper[2], rebase(lower[1]), &NONE).await.unwrap();
+    lab.succeed(job).await;
+    assert_eq!(service.image_chain(upper[0]).await.unwrap().len(), 4);
+    let job = service
+        .convert_image(lower[0], onto("copy", full[1]), &NONE)
+        .await
+        .unwrap();
+    let copy = lab.succeed(job).await.result_image_id().unwrap();
+    assert_eq!(service.image_chain(copy).await.unwrap().len(), 4);
+    lab.data(copy).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn scans_beside_each_other_register_every_file_once() {
     let lab = Lab::new().await;

@@ -77,12 +77,8 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: RebaseReques
             let public = format!("image {base} is built on image {id}; a chain must not contain itself");
             return Err(ServiceError::new(ErrorCode::ConflictCycle, public).with_field("backing"));
         }
-        if below.len() >= inner.config.limits.chain_depth {
-            return Err(ServiceError::new(
-                ErrorCode::LimitExceeded,
-                "the new chain would be too deep",
-            ));
-        }
+        let above = tx.height(id).await? + 1;
+        plan::require_depth(inner, below.len(), above)?;
         if let Some(base) = below.first() {
             plan::require_same_pool(&top.image.pool, base)?;
         }
