@@ -112,6 +112,8 @@ async fn cancel_job(
 }
 
 /// Hold a job back.
+///
+/// A job that is held on its way lets others run in its place, and waits for a free worker when it goes on.
 #[utoipa::path(post, path = "/v1/jobs/{id}/pause", operation_id = "pause_job", tag = "jobs",
     params(JobPath, IdempotencyKey),
     responses((status = 200, description = "The job.", body = Job), SteerProblems))]

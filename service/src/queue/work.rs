@@ -1,12 +1,14 @@
-//! Workers: claim a job, run it, settle it, and again.
+//! Workers: claim jobs, run them, settle them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use super::settle::{end, succeed};
+use super::slots::{Slot, Slots};
 use super::supervise::Supervised;
 use super::{Done, JobControl, StopReason};
 use crate::error::{ErrorCode, Result, ServiceError};
@@ -25,25 +27,35 @@ pub struct Running {
     pub poked: Arc<Notify>,
 }
 
-/// Claims and runs jobs until the service stops.
-pub async fn worker(inner: Arc<Inner>) {
+/// Claims jobs and runs them side by side until the service stops.
+pub async fn workers(inner: Arc<Inner>) {
+    let slots = Slots::new(inner.config.workers);
     let mut work = inner.store.new_work();
+    let mut running = JoinSet::new();
     while !inner.stop.is_cancelled() {
+        let slot = tokio::select! {
+            () = inner.stop.cancelled() => break,
+            slot = slots.take() => slot,
+        };
+        while running.try_join_next().is_some() {}
         work.mark_unchanged();
         match claim(&inner).await {
             Ok(Some(claimed)) => {
-                run(&inner, claimed).await;
+                running.spawn(run(inner.clone(), claimed, slots.clone(), slot));
                 continue;
             }
             Ok(None) => {}
             Err(error) => tracing::error!(%error, "cannot look for jobs"),
         }
+        // A job that goes on may have it.
+        drop(slot);
         tokio::select! {
             () = inner.stop.cancelled() => {}
             _ = work.changed() => {}
             () = tokio::time::sleep(inner.config.poll_interval) => {}
         }
     }
+    while running.join_next().await.is_some() {}
 }
 
 async fn claim(inner: &Inner) -> Result<Option<Claimed>> {
@@ -55,7 +67,8 @@ async fn claim(inner: &Inner) -> Result<Option<Claimed>> {
     Ok(claimed)
 }
 
-async fn run(inner: &Arc<Inner>, claimed: Claimed) {
+async fn run(inner: Arc<Inner>, claimed: Claimed, slots: Slots, slot: Slot) {
+    let (inner, mut slot) = (&inner, Some(slot));
     let fence = claimed.fence;
     let control = JobControl::new(claimed.wishes);
     let running = Running {
@@ -70,10 +83,12 @@ async fn run(inner: &Arc<Inner>, claimed: Claimed) {
     let heartbeat = inner
         .pulse
         .keep(Supervised::new(&inner.config, fence, &control, &running.poked));
+    let attempt = std::panic::AssertUnwindSafe(attempt(inner, &claimed, &control)).catch_unwind();
     // When the lease is lost the work is told to stop; the slot is given away when it has stopped.
-    let outcome = std::panic::AssertUnwindSafe(attempt(inner, &claimed, &control))
-        .catch_unwind()
-        .await;
+    let outcome = tokio::select! {
+        outcome = attempt => outcome,
+        never = slots.lend(&control, &mut slot) => match never {},
+    };
     heartbeat.end().await;
     let outcome = outcome.unwrap_or_else(|_| Err(ServiceError::internal("the job panicked")));
     match settle(inner, &claimed, &control, outcome).await {
@@ -83,6 +98,7 @@ async fn run(inner: &Arc<Inner>, claimed: Claimed) {
         Err(error) => tracing::warn!(job = %fence.job, %error, "the job could not be settled; it will be taken over"),
     }
     inner.running().remove(&fence.job);
+    drop(slot);
 }
 
 /// What attempts kept for a next one, which there will not be when the job has ended.
