@@ -209,6 +209,72 @@ async fn an_overlay_that_was_protected_during_a_commit_is_not_dropped() {
     assert_eq!(code(pair.commit(json!({})).await), ErrorCode::ImageProtected);
 }
 
+/// A commit on its way through two overlays that know their base by an id, which changes with its content.
+async fn commit_under_way() -> (Pair, Job) {
+    let lab = Lab::new().await;
+    let above = vec![0x22; 4 << 20];
+    let source = lab.upload("source", Some("raw"), &above).await.unwrap().id;
+    let base = lab.create("base", "vmdk", 4 * MIB).await.id;
+    let mut overlay = base;
+    for name in ["middle", "top"] {
+        let request = json(json!({"name": name, "format": "vmdk"}));
+        let job = lab.service.convert_image(source, request, &NONE).await.unwrap();
+        let made = lab.succeed(job).await.result_image_id().unwrap();
+        let request = json(json!({"backing": overlay}));
+        let job = lab.service.rebase_image(made, request, &NONE).await.unwrap();
+        lab.succeed(job).await;
+        overlay = made;
+    }
+    let pair = Pair {
+        below: vec![0; 4 << 20],
+        lab,
+        base,
+        overlay,
+        above,
+    };
+    let request = json!({"base": base, "drop": true, "rate_limit": MIB});
+    let job = pair.commit(request).await.unwrap();
+    pair.under_way(&job).await;
+    (pair, job)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overlays_that_know_their_base_by_an_id_open_after_a_cancelled_commit() {
+    let (pair, job) = commit_under_way().await;
+    pair.lab.service.cancel_job(job.id, &NONE).await.unwrap();
+    assert_eq!(pair.lab.finish(job).await.state, JobState::Cancelled);
+    assert!(
+        pair.lab.data(pair.base).await != pair.below,
+        "the commit was not met on its way"
+    );
+    assert!(pair.lab.data(pair.overlay).await == pair.above);
+}
+
+/// A worker that dies leaves the base with another id; so does the other tool here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_goes_on_over_a_base_that_its_overlay_does_not_know_any_more() {
+    for cancelled in [false, true] {
+        let (pair, job) = commit_under_way().await;
+        let pair = pair.with_workers(0).await;
+        if !pair.lab.qemu_io(&pair.base.to_string(), "vmdk", "write -P 0x22 0 4k") {
+            return;
+        }
+        let faster = json(json!({"rate_limit": 0}));
+        pair.lab.service.update_job(job.id, faster).await.unwrap();
+        if cancelled {
+            pair.lab.service.cancel_job(job.id, &NONE).await.unwrap();
+        }
+        let pair = pair.with_workers(2).await;
+        if cancelled {
+            assert_eq!(pair.lab.finish(job).await.state, JobState::Cancelled);
+            assert!(pair.lab.data(pair.overlay).await == pair.above);
+        } else {
+            pair.lab.succeed(job).await;
+            assert!(pair.lab.data(pair.base).await == pair.above);
+        }
+    }
+}
+
 /// The layers of a new stack, the top first.
 async fn stack(lab: &Lab, name: &str, layers: usize) -> Vec<ImageId> {
     let mut stack = vec![lab.create(name, OVERLAY, MIB).await.id];

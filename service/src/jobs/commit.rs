@@ -5,6 +5,7 @@
 //! Layers that are dropped are put aside under another name first and removed once the record says so; an attempt
 //! that finds them aside brings them back.
 
+mod bind;
 mod foresee;
 
 use std::sync::Arc;
@@ -115,6 +116,15 @@ impl JobRunner for Commit {
         async move { run(context, parse(payload)?).await }.boxed()
     }
 
+    fn abandon(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<()>> {
+        async move {
+            let payload: Payload = parse(payload)?;
+            let layers = context.layers(payload.image).await?;
+            bind::bind_again(&context, layers, payload.depth).await
+        }
+        .boxed()
+    }
+
     fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
         foresee::foresee(foresight, payload).boxed()
     }
@@ -122,6 +132,9 @@ impl JobRunner for Commit {
 
 async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     let layers = context.layers(payload.image).await?;
+    if !context.is_first() {
+        bind::bind_again(&context, layers.clone(), payload.depth).await?;
+    }
     if !payload.drop {
         refuse_snapshots_of(&context, &layers).await?;
     }
@@ -133,7 +146,7 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     };
     context.step("writing into the base").await?;
     context.require_lease().await?;
-    let (drop_layers, depth) = (payload.drop, payload.depth);
+    let depth = payload.depth;
     let base = layers.get(depth).ok_or_else(|| ServiceError::internal("no base"))?;
     context.begin_new_content(base.record.image.id).await?;
     let work = Work {
@@ -142,20 +155,34 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
         limits,
         threads,
     };
+    let chain = work.layers.clone();
+    let done = write(&context, work, size, before).await;
+    if done.is_err()
+        && !context.is_handed_on()
+        && let Err(error) = leave_in_order(&context, chain, depth).await
+    {
+        tracing::error!(job = %context.job(), %error, "the overlay may not know the base that a commit has written to");
+    }
+    done
+}
+
+/// Where a commit ended on the way.
+async fn leave_in_order(context: &JobContext, chain: Vec<Layer>, depth: usize) -> Result<()> {
+    bind::bind_again(context, chain, depth).await?;
+    let left = "ended on the way: the base holds a part of the overlay, which shows what it showed";
+    context.step(left).await
+}
+
+async fn write(context: &JobContext, work: Work, size: u64, before: Option<String>) -> Result<Done> {
+    let (drop_layers, depth) = (work.payload.drop, work.payload.depth);
     // With a digest to compare, the overlay stays whole until it was compared.
     let keep = drop_layers || before.is_some();
-    let written = context
+    let work = context
         .blocking(move |control| work.commit(!keep, control).map(|()| work))
-        .await;
-    if written.is_err() && !context.is_handed_on() {
-        context
-            .step("ended on the way: the base holds a part of the overlay, which shows what it showed")
-            .await?;
-    }
-    let work = written?;
+        .await?;
     if let Some(before) = &before {
         let base = work.layers.get(depth..).unwrap_or_default();
-        require_digest(&context, base, size, before).await?;
+        require_digest(context, base, size, before).await?;
         context.require_lease().await?;
     }
     let empty = before.is_some() && !drop_layers;

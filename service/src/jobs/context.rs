@@ -174,6 +174,11 @@ impl JobContext {
         tx.commit_as(Step::ReserveSpace).await
     }
 
+    /// Whether no attempt was made before this one.
+    pub fn is_first(&self) -> bool {
+        self.fence.is_first()
+    }
+
     /// Whether the job will go on elsewhere or later: what it has done so far is wanted.
     pub fn is_handed_on(&self) -> bool {
         matches!(
