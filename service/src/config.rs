@@ -22,7 +22,8 @@ pub struct ServiceConfig {
     pub pools: BTreeMap<String, PathBuf>,
     /// Pool of requests that name none. Must be among `pools`.
     pub default_pool: String,
-    /// Jobs that run at the same time in this process. 0 makes a process that serves requests but runs nothing.
+    /// Jobs that run at the same time in this process; those that are paused on their way do not count. 0 makes a process that serves
+    /// requests but runs nothing.
     pub workers: usize,
     /// Threads one job may use inside the engine.
     pub threads_per_job: usize,

@@ -7,10 +7,12 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use common::{Lab, code, import, sample};
-use vdisk_service::ErrorCode;
+use common::{Lab, code, import, quick_config, sample};
+use vdisk_service::model::JobState;
 use vdisk_service::request::{Call, ImportImage, ImportOutcome, ImportSource};
+use vdisk_service::{ErrorCode, Service, ServiceConfig};
 
 const NONE: Call = Call { idempotency_key: None };
 
@@ -93,6 +95,58 @@ async fn a_file_is_fetched_as_it_is_or_in_another_format() {
         assert!(lab.data(id).await == bytes, "{name}");
     }
     lab.assert_tidy().await;
+}
+
+/// Takes connections and says nothing; tells when somebody came.
+fn silent() -> (String, std::sync::mpsc::Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/disk.img", listener.local_addr().unwrap());
+    let (came, coming) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for stream in listener.incoming().flatten() {
+            open.push(stream);
+            let _ = came.send(());
+        }
+    });
+    (url, coming)
+}
+
+async fn met(coming: std::sync::mpsc::Receiver<()>) {
+    let waiting = move || coming.recv_timeout(Duration::from_secs(60));
+    tokio::task::spawn_blocking(waiting).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_from_a_silent_server_is_cancelled_at_once() {
+    let lab = Lab::with(|config| config.import_from_private = true).await;
+    let (url, coming) = silent();
+    let job = queued(&lab, import("fetched", Some("raw"), ImportSource::Url(url))).await;
+    met(coming).await;
+    let start = Instant::now();
+    lab.service.cancel_job(job.id, &NONE).await.unwrap();
+    assert_eq!(lab.finish(job).await.state, JobState::Cancelled);
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    lab.assert_tidy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_from_a_silent_server_is_handed_back_when_the_service_ends() {
+    let lab = Lab::with(|config| config.import_from_private = true).await;
+    let (url, coming) = silent();
+    let job = queued(&lab, import("fetched", Some("raw"), ImportSource::Url(url))).await;
+    met(coming).await;
+    let start = Instant::now();
+    let Lab { dir, service } = lab;
+    service.shutdown(Duration::ZERO).await;
+    drop(service);
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    let config = ServiceConfig {
+        workers: 0,
+        ..quick_config(dir.path())
+    };
+    let service = Service::open(config).await.unwrap();
+    assert_eq!(service.job(job.id).await.unwrap().state, JobState::Queued);
 }
 
 #[tokio::test(flavor = "multi_thread")]

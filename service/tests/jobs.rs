@@ -338,6 +338,35 @@ async fn a_job_is_paused_slowed_and_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn paused_jobs_keep_no_worker_from_others() {
+    let lab = Lab::new().await;
+    let bytes = sample(6 << 20, 12);
+    let source = lab.upload("source", Some("raw"), &bytes).await.unwrap();
+    let disk = lab.create("disk", OVERLAY, MIB).await;
+    let (service, mut paused) = (&lab.service, Vec::new());
+    for name in ["a", "b", "c"] {
+        let request = json(json!({"name": name, "format": "raw", "rate_limit": MIB}));
+        let job = service.convert_image(source.id, request, &NONE).await.unwrap();
+        lab.until_running(&job).await;
+        service.pause_job(job.id, &NONE).await.unwrap();
+        paused.push(job);
+    }
+    let check = service.check_image(disk.id, json(json!({})), &NONE).await.unwrap();
+    lab.succeed(check).await;
+    for job in paused {
+        assert_eq!(service.job(job.id).await.unwrap().state, JobState::Paused);
+        let unlimited = UpdateJob {
+            rate_limit: Some(0),
+            priority: None,
+        };
+        service.update_job(job.id, unlimited).await.unwrap();
+        service.resume_job(job.id, &NONE).await.unwrap();
+        let made = lab.succeed(job).await.result_image_id().unwrap();
+        assert!(lab.data(made).await == bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_same_key_gives_the_same_job() {
     let lab = Lab::new().await;
     let image = lab.create("disk", "raw", MIB).await;

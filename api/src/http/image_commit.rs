@@ -22,7 +22,9 @@ problems!(CommitProblems: NotFound, InvalidArgument, Unsupported, ImageNotReady,
 
 /// Commit an overlay into its base.
 ///
-/// Writes what the overlay holds into the base.
+/// Writes what the overlay holds into the base. A commit that is cancelled or fails on the way may leave a part of that in the base: the
+/// overlay shows what it showed, and the base counts as changed. An overlay with internal snapshots is committed with `drop` only, and its
+/// snapshots go with it: without it they would show the changed base.
 #[utoipa::path(post, path = "/v1/images/{id}/commit", operation_id = "commit_image", tag = "verbs",
     params(ImagePath, IdempotencyKey), request_body = Option<CommitRequest>,
     responses((status = 200, description = "With `dry_run`: what the job would do.", body = JobPlan),

@@ -22,7 +22,7 @@ problems!(FlattenProblems: NotFound, InvalidArgument, Unsupported, ImageNotReady
 
 /// Make an overlay stand alone.
 ///
-/// Copies into it what it takes from its bases.
+/// Copies into it what it takes from its bases. An image with internal snapshots is refused: they would lose what they take from the bases.
 #[utoipa::path(post, path = "/v1/images/{id}/flatten", operation_id = "flatten_image", tag = "verbs",
     params(ImagePath, IdempotencyKey), request_body = Option<FlattenRequest>,
     responses((status = 200, description = "With `dry_run`: what the job would do.", body = JobPlan),

@@ -23,7 +23,7 @@ problems!(RebaseProblems: NotFound, InvalidArgument, Unsupported, ImageNotReady,
 /// Put an overlay on another base.
 ///
 /// `backing` is the new base, or null to make the image stand alone. In mode `safe` the content stays what it is; in mode
-/// `unsafe` only the reference changes.
+/// `unsafe` only the reference changes. In mode `safe` an image with internal snapshots is refused: they would show something else.
 #[utoipa::path(post, path = "/v1/images/{id}/rebase", operation_id = "rebase_image", tag = "verbs",
     params(ImagePath, IdempotencyKey), request_body = RebaseRequest,
     responses((status = 200, description = "With `dry_run`: what the job would do.", body = JobPlan),

@@ -98,7 +98,8 @@ async fn update_job(
 
 /// Cancel a job.
 ///
-/// A queued job ends at once, a running one within a moment; nothing is left of it. Asking again changes nothing.
+/// A queued job ends at once, a running one within a moment; nothing is left of it, but for what a commit had written into the base by
+/// then. Asking again changes nothing.
 #[utoipa::path(post, path = "/v1/jobs/{id}/cancel", operation_id = "cancel_job", tag = "jobs",
     params(JobPath, IdempotencyKey),
     responses((status = 200, description = "The job.", body = Job), SteerProblems))]
@@ -111,6 +112,8 @@ async fn cancel_job(
 }
 
 /// Hold a job back.
+///
+/// A job that is held on its way lets others run in its place, and waits for a free worker when it goes on.
 #[utoipa::path(post, path = "/v1/jobs/{id}/pause", operation_id = "pause_job", tag = "jobs",
     params(JobPath, IdempotencyKey),
     responses((status = 200, description = "The job.", body = Job), SteerProblems))]

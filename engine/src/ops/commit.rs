@@ -13,13 +13,14 @@ use crate::{Chain, Control, Error, Image, Result, formats};
 /// whole, and what it shows is what it showed.
 ///
 /// # Errors
-/// What the layers say; `Cancelled`, which leaves the top whole.
+/// What the layers say; `Cancelled`, which leaves the top whole and a part of it in the base.
 pub fn commit(chain: &Chain, base: usize, empty_top: bool, options: &CopyOptions, control: &Control) -> Result<()> {
     let source = AboveBase::new(chain, base)?;
     let Some(image) = chain.layers().get(base).map(AsRef::as_ref) else {
         return Err(Error::invalid(format!("there is no layer at depth {base}")));
     };
     let done = write_into(chain, base, image, &source, empty_top, options, control);
+    let done = done.and(bind_again(chain, base, image));
     super::closed(chain.top(), super::closed(image, done))
 }
 
@@ -53,7 +54,13 @@ fn write_into(
     if empty_top && formats::by_name(top.format())?.capabilities().make_empty {
         top.make_empty()?;
     }
-    // Formats that record a changing identity of the base (VHDX): the base is another one now, and the layer over it has to know.
+    Ok(())
+}
+
+/// Formats that record a changing identity of the base (VHDX): the base is another one since the first write, and the layer over it has to
+/// know, also where the commit came to nothing.
+fn bind_again(chain: &Chain, base: usize, image: &dyn Image) -> Result<()> {
+    let top = chain.top();
     if base == 1
         && let Some(backing) = top.backing()
         && top.check_below(image).is_err()

@@ -1,12 +1,14 @@
 //! Rebase and commit of every driver's overlays: what the guest sees stays as it was, whatever the layers hold and however long they are.
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use vdisk_engine::formats::FormatDriver;
 use vdisk_engine::image::BackingReference;
 use vdisk_engine::ops::commit::commit;
 use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::ops::rebase::rebase;
-use vdisk_engine::{Chain, Control, ErrorKind, Limits, OpenEnv, Result};
+use vdisk_engine::{CancelToken, Chain, Control, ErrorKind, Limits, OpenEnv, Progress, Result};
 
 use crate::support::{Files, assert_clean, contents, drivers, node};
 
@@ -197,4 +199,51 @@ fn zeroes_of_the_old_base_are_not_left_to_the_new_one() {
             );
         }
     }
+}
+
+/// Ends the work once it has written something.
+struct StopsOnTheWay(CancelToken);
+
+impl Progress for StopsOnTheWay {
+    fn set_total(&self, _bytes: u64) {}
+    fn advance(&self, _bytes: u64) {
+        self.0.cancel();
+    }
+    fn pace(&self, _bytes: u64) {}
+}
+
+#[test]
+fn a_commit_that_is_cancelled_leaves_what_the_top_shows() {
+    let mut met = Vec::new();
+    for driver in overlays() {
+        let (files, base) = (Files::default(), base_format(driver));
+        let layer = |fill| Layer {
+            size: FULL,
+            writes: vec![(0, FULL, fill)],
+        };
+        if !make(&files, "base", base, &layer(1), None)
+            || !make(&files, "top", driver.name(), &layer(2), Some(("base", base)))
+        {
+            continue;
+        }
+        let expected = seen(&files, "top", driver);
+        let limits = Limits::default();
+        let env = OpenEnv::closed(&limits).with_gate(&files).writable();
+        let chain = Chain::open_writable(node(files.get("top"), driver.name()), &env, &[0, 1]).unwrap();
+        let stop = CancelToken::new();
+        let control = Control::new(Arc::new(StopsOnTheWay(stop.clone())), stop);
+        let options = CopyOptions {
+            workers: 1,
+            ..CopyOptions::default()
+        };
+        let cancelled = commit(&chain, 1, true, &options, &control);
+        drop(chain);
+        if cancelled.is_ok() {
+            continue;
+        }
+        met.push(driver.name());
+        assert!(seen(&files, "top", driver) == expected, "{}", driver.name());
+        assert_clean(&files, "top", driver);
+    }
+    assert!(met.contains(&"vhdx"), "only {met:?} were stopped on the way");
 }

@@ -1,9 +1,11 @@
 //! Commit: an overlay's content into a base below it.
 //!
-//! The overlay stays whole until the base is stable, so that the work can be done again after a crash at any point.
+//! The overlay stays whole until the base is stable, so that the work can be done again after a crash at any point. A commit that ends on
+//! the way leaves a part of the overlay in the base: everybody above sees what it saw, and the base is on record as another one.
 //! Layers that are dropped are put aside under another name first and removed once the record says so; an attempt
 //! that finds them aside brings them back.
 
+mod bind;
 mod foresee;
 
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::{Control, formats, ops};
 
 use super::context::open_patiently;
+use super::kept::refuse_snapshots_of;
 use super::verify::{digest_before, require_digest};
 use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts};
@@ -47,7 +50,9 @@ struct Payload {
 pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: CommitRequest) -> Result<NewJob> {
     let chain = plan::ready_chain(tx, inner, id).await?;
     let (depth, base) = find_base(&chain, &request)?;
-    plan::require_unprotected(base)?;
+    for layer in chain.get(..=depth).unwrap_or_default() {
+        plan::require_unprotected(layer)?;
+    }
     if !formats::by_name(&base.image.format)?.capabilities().write {
         let public = format!("images of format '{}' cannot be written", base.image.format);
         return Err(ServiceError::new(ErrorCode::Unsupported, public));
@@ -63,9 +68,6 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: CommitReques
     }
     if request.drop {
         tx.require_free_of_dependents(id, &[]).await?;
-        for layer in chain.get(..depth).unwrap_or_default() {
-            plan::require_unprotected(layer)?;
-        }
     }
     let payload = Payload {
         image: id,
@@ -114,6 +116,15 @@ impl JobRunner for Commit {
         async move { run(context, parse(payload)?).await }.boxed()
     }
 
+    fn abandon(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<()>> {
+        async move {
+            let payload: Payload = parse(payload)?;
+            let layers = context.layers(payload.image).await?;
+            bind::bind_again(&context, layers, payload.depth).await
+        }
+        .boxed()
+    }
+
     fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
         foresee::foresee(foresight, payload).boxed()
     }
@@ -121,6 +132,12 @@ impl JobRunner for Commit {
 
 async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     let layers = context.layers(payload.image).await?;
+    if !context.is_first() {
+        bind::bind_again(&context, layers.clone(), payload.depth).await?;
+    }
+    if !payload.drop {
+        refuse_snapshots_of(&context, &layers).await?;
+    }
     let (limits, threads) = (context.inner.limits.clone(), context.inner.config.threads_per_job);
     let size = layers.first().map_or(0, |top| top.record.image.virtual_size);
     let before = match payload.verify {
@@ -129,13 +146,35 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     };
     context.step("writing into the base").await?;
     context.require_lease().await?;
-    let (drop_layers, depth) = (payload.drop, payload.depth);
+    let depth = payload.depth;
+    let base = layers.get(depth).ok_or_else(|| ServiceError::internal("no base"))?;
+    context.begin_new_content(base.record.image.id).await?;
     let work = Work {
         layers,
         payload,
         limits,
         threads,
     };
+    let chain = work.layers.clone();
+    let done = write(&context, work, size, before).await;
+    if done.is_err()
+        && !context.is_handed_on()
+        && let Err(error) = leave_in_order(&context, chain, depth).await
+    {
+        tracing::error!(job = %context.job(), %error, "the overlay may not know the base that a commit has written to");
+    }
+    done
+}
+
+/// Where a commit ended on the way.
+async fn leave_in_order(context: &JobContext, chain: Vec<Layer>, depth: usize) -> Result<()> {
+    bind::bind_again(context, chain, depth).await?;
+    let left = "ended on the way: the base holds a part of the overlay, which shows what it showed";
+    context.step(left).await
+}
+
+async fn write(context: &JobContext, work: Work, size: u64, before: Option<String>) -> Result<Done> {
+    let (drop_layers, depth) = (work.payload.drop, work.payload.depth);
     // With a digest to compare, the overlay stays whole until it was compared.
     let keep = drop_layers || before.is_some();
     let work = context
@@ -143,7 +182,7 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
         .await?;
     if let Some(before) = &before {
         let base = work.layers.get(depth..).unwrap_or_default();
-        require_digest(&context, base, size, before).await?;
+        require_digest(context, base, size, before).await?;
         context.require_lease().await?;
     }
     let empty = before.is_some() && !drop_layers;
@@ -161,6 +200,8 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     if drop_layers {
         context.step("dropping the overlay").await?;
         context.require_lease().await?;
+        let dropped = layers.iter().take(depth).map(|layer| layer.record.image.id);
+        context.require_unprotected(dropped).await?;
         for (pool, file) in droppable(&layers, &done) {
             around(Step::PutAside, || pool.rename(&file, &FileName::trash(&file), true))?;
             done.obsolete.push((pool, FileName::trash(&file)));
@@ -221,7 +262,7 @@ fn outcome(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, c
     let secrets = OpenSecrets::default();
     let reading = Opening::read(limits, &secrets);
     let mut effects = Vec::new();
-    let changed = |at: usize, new_content: bool| -> Result<Effect> {
+    let changed = |at: usize| -> Result<Effect> {
         let tail = layers.get(at..).unwrap_or_default();
         let opening = Opening {
             top_only: true,
@@ -234,7 +275,7 @@ fn outcome(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, c
         Ok(Effect::Changed {
             image: layer.record.image.id,
             facts,
-            new_content,
+            new_content: false,
         })
     };
     let base = layers
@@ -243,8 +284,8 @@ fn outcome(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, c
         .record
         .image
         .id;
-    effects.push(changed(payload.depth, true)?);
-    effects.push(Effect::Rebound(base));
+    // That the base shows something else is on record since before the first write.
+    effects.push(changed(payload.depth)?);
     if payload.drop {
         effects.extend(
             layers
@@ -253,7 +294,7 @@ fn outcome(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, c
                 .map(|layer| Effect::Deleted(layer.record.image.id)),
         );
     } else {
-        effects.push(changed(0, false)?);
+        effects.push(changed(0)?);
     }
     let result = json!({"image_id": base, "dropped": payload.drop});
     Ok(Done {

@@ -1,13 +1,14 @@
+mod changes;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vdisk_engine::{Chain, Control};
 
-use super::plan::refuse_changed_base;
 use crate::disk::{Layer, OpenSecrets, Opening, open_chain};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Step, around};
-use crate::model::{ImageId, ImageState, JobId, SecretId};
+use crate::model::{ImageId, JobId, SecretId};
 use crate::pool::{FileName, PoolFolder};
 use crate::queue::{JobControl, StopReason};
 use crate::request::SecretRefs;
@@ -15,6 +16,8 @@ use crate::service::Inner;
 use crate::store::Tx;
 use crate::store::images::ImageRecord;
 use crate::store::jobs::{Claimed, Fence, JournalEntry};
+
+pub use changes::changed_by_then;
 
 /// How long a job waits for somebody who just reads the image's metadata, or for a dying worker's file locks.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -93,37 +96,6 @@ impl JobContext {
         self.inner.open_secrets(refs).await
     }
 
-    /// Before the first change: makes sure that what others build on is as we left it, and notes that it may be
-    /// different from now on until the job ends.
-    ///
-    /// # Errors
-    /// `base_changed`.
-    pub async fn prepare_changes(&self) -> Result<()> {
-        if !self.inner.store.holds_exclusively(self.job()).await? {
-            return Ok(());
-        }
-        let images = self.inner.store.job(self.job()).await?.image_ids;
-        let mut tx = self.inner.store.begin().await?;
-        tx.require_fence(self.fence).await?;
-        for image in images {
-            let Some(record) = tx
-                .any_image(image)
-                .await?
-                .filter(|record| record.image.state == ImageState::Busy)
-            else {
-                continue;
-            };
-            let layer = Layer {
-                pool: pool_of(&self.inner, &record.image.pool)?,
-                keys: OpenSecrets::default(),
-                record,
-            };
-            refuse_changed_base(&mut tx, Some(&layer)).await?;
-        }
-        tx.forget_stamps(self.job()).await?;
-        tx.commit_as(Step::PrepareChanges).await
-    }
-
     /// A transaction of a job that is still ours.
     ///
     /// # Errors
@@ -200,6 +172,11 @@ impl JobContext {
         tx.reserve_space(self.fence, bytes).await?;
         tx.note_step(self.job(), doing).await?;
         tx.commit_as(Step::ReserveSpace).await
+    }
+
+    /// Whether no attempt was made before this one.
+    pub fn is_first(&self) -> bool {
+        self.fence.is_first()
     }
 
     /// Whether the job will go on elsewhere or later: what it has done so far is wanted.

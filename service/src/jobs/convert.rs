@@ -86,6 +86,7 @@ pub(super) async fn plan_copy(
     let backing = match request.backing {
         Some(base) => {
             let below = plan::ready_chain(tx, inner, base).await?;
+            plan::require_depth(inner, below.len(), 1)?;
             locks.extend(plan::shared(&below));
             images.push(base);
             let base = below.first().ok_or_else(|| ServiceError::not_found("image", base))?;

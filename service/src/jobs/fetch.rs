@@ -11,7 +11,7 @@ use vdisk_engine::gate::Node;
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, Segments, convert_in_segments};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{FileOptions, FileStorage, HttpOptions, HttpStorage, NewFile, is_public_web, web_url};
-use vdisk_engine::{Chain, Control, Limits, OpenEnv, Storage, StorageRef};
+use vdisk_engine::{CancelToken, Chain, Control, Limits, OpenEnv, Storage, StorageRef};
 
 use super::JobContext;
 use super::context::pool_of;
@@ -57,7 +57,7 @@ impl Source {
         }
     }
 
-    fn open(&self, pool: &PoolFolder, private: bool, limits: &Limits) -> Result<StorageRef> {
+    fn open(&self, pool: &PoolFolder, private: bool, limits: &Limits, cancel: &CancelToken) -> Result<StorageRef> {
         match self {
             Self::PoolFile(file) => {
                 let handle = pool.open_file(file, Access::Read)?;
@@ -67,6 +67,7 @@ impl Source {
                 let allow = Arc::new(move |address| private || is_public_web(address));
                 let options = HttpOptions {
                     max_len: limits.virtual_size,
+                    cancel: cancel.clone(),
                     ..HttpOptions::new(url, allow)
                 };
                 Ok(Arc::new(HttpStorage::open(&options)?))
@@ -134,7 +135,8 @@ struct Opener {
 
 impl Opener {
     fn run(&self, filling: &Filling, control: &Control, require_lease: &dyn Fn() -> Result<()>) -> Result<FileFacts> {
-        let storage = self.fetch.source.open(&self.pool, self.private, &self.limits)?;
+        let (source, cancel) = (&self.fetch.source, control.cancel_token());
+        let storage = source.open(&self.pool, self.private, &self.limits, cancel)?;
         let format = self.look_at_source(&storage, control)?;
         let target = self.fetch.target_format.clone().unwrap_or_else(|| format.clone());
         let staged = if target == format {

@@ -50,6 +50,10 @@ impl JobRunner for Flatten {
         async move { rebase::run(context, parse(payload)?).await }.boxed()
     }
 
+    fn abandon(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<()>> {
+        async move { rebase::undo::undo(&context, parse::<rebase::Payload>(payload)?.image).await }.boxed()
+    }
+
     fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
         rebase::foresee::foresee(foresight, payload).boxed()
     }

@@ -14,6 +14,7 @@ mod fill;
 mod flatten;
 mod foresee;
 mod import;
+mod kept;
 mod plan;
 mod rebase;
 mod rekey;
@@ -23,10 +24,11 @@ mod scan;
 mod sources;
 mod verify;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
-pub use context::{JobContext, bring_back, sweep, unpublish};
+pub use context::{JobContext, bring_back, changed_by_then, sweep, unpublish};
 pub use foresee::{Foreseen, Foresight};
 
 use crate::error::{Result, ServiceError};
@@ -60,6 +62,11 @@ pub trait JobRunner: Sync {
     fn kind(&self) -> JobKind;
     /// Does it. May be called again with the same payload after a worker died at any point of an earlier call.
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>>;
+    /// Instead of another attempt: sees to it that images which an earlier one left in the middle of a change can be used. What it finds in
+    /// order it leaves alone.
+    fn abandon(&self, _context: JobContext, _payload: Value) -> BoxFuture<'static, Result<()>> {
+        futures::future::ready(Ok(())).boxed()
+    }
     /// Says what it would do: for a dry run, which changes nothing.
     fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>>;
 }

@@ -45,6 +45,20 @@ pub async fn ready_chain(tx: &mut Tx, inner: &Inner, id: ImageId) -> Result<Vec<
     Ok(chain)
 }
 
+/// Refuses a base under which there are too many layers, itself among them, for those that are to stand above it.
+///
+/// # Errors
+/// `limit_exceeded`.
+pub fn require_depth(inner: &Inner, below: usize, above: usize) -> Result<()> {
+    let (layers, most) = (below.saturating_add(above), inner.config.limits.chain_depth);
+    if layers <= most {
+        return Ok(());
+    }
+    let public =
+        format!("the chain would have {layers} layers where at most {most} are allowed; flatten or commit some first");
+    Err(ServiceError::new(ErrorCode::LimitExceeded, public).with_field("backing"))
+}
+
 /// Refuses an image that has no content to work with.
 ///
 /// # Errors

@@ -2,10 +2,10 @@
 //!
 //! After a crash the header says how far it came: while it names the old base nothing is decided and the work is done
 //! again; once it names the new one all data is in place and only the record is missing. A failure that is not a crash goes back to the
-//! base on record.
+//! base on record, and so does a job that is given up after a crash.
 
 pub(super) mod foresee;
-mod undo;
+pub(super) mod undo;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,7 @@ use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::{Chain, Control, formats, ops};
 
 use super::context::open_patiently;
+use super::kept::refuse_snapshots_of;
 use super::verify::{digest_before, require_digest};
 use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts, reference_to};
@@ -76,12 +77,8 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: RebaseReques
             let public = format!("image {base} is built on image {id}; a chain must not contain itself");
             return Err(ServiceError::new(ErrorCode::ConflictCycle, public).with_field("backing"));
         }
-        if below.len() >= inner.config.limits.chain_depth {
-            return Err(ServiceError::new(
-                ErrorCode::LimitExceeded,
-                "the new chain would be too deep",
-            ));
-        }
+        let above = tx.height(id).await? + 1;
+        plan::require_depth(inner, below.len(), above)?;
         if let Some(base) = below.first() {
             plan::require_same_pool(&top.image.pool, base)?;
         }
@@ -114,6 +111,10 @@ impl JobRunner for Rebase {
         async move { run(context, parse(payload)?).await }.boxed()
     }
 
+    fn abandon(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<()>> {
+        async move { undo::undo(&context, parse::<Payload>(payload)?.image).await }.boxed()
+    }
+
     fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
         foresee::foresee(foresight, payload).boxed()
     }
@@ -137,7 +138,7 @@ pub(super) async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     let done = rebase(&context, &payload, &work).await;
     if done.is_err()
         && work.changes.load(Ordering::Relaxed)
-        && let Err(error) = undo::undo(&context, &work).await
+        && let Err(error) = undo::undo(&context, payload.image).await
     {
         tracing::error!(image = %payload.image, %error, "the header may name another base than the inventory");
     }
@@ -145,6 +146,9 @@ pub(super) async fn run(context: JobContext, payload: Payload) -> Result<Done> {
 }
 
 async fn rebase(context: &JobContext, payload: &Payload, work: &Arc<Work>) -> Result<Done> {
+    if payload.mode == RebaseMode::Safe {
+        refuse_snapshots_of(context, &work.image).await?;
+    }
     context
         .step(if work.base.is_empty() {
             "copying what the bases hold"

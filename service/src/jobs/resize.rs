@@ -77,6 +77,10 @@ impl JobRunner for Resize {
         async move { run(context, parse(payload)?).await }.boxed()
     }
 
+    fn abandon(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<()>> {
+        async move { abandon(context, parse(payload)?).await }.boxed()
+    }
+
     fn foresee(&self, foresight: Foresight, payload: Value) -> BoxFuture<'static, Result<Foreseen>> {
         foresee::foresee(foresight, payload).boxed()
     }
@@ -89,6 +93,7 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
         .step(&format!("resizing from {} to {} bytes", payload.from, payload.to))
         .await?;
     context.require_lease().await?;
+    context.begin_new_content(payload.image).await?;
     context
         .blocking(move |control| resize(&layers, &payload, &limits, control))
         .await
@@ -120,10 +125,26 @@ fn resize(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, co
         effects: vec![Effect::Changed {
             image,
             facts,
-            new_content: true,
+            new_content: false,
         }],
         ..Done::default()
     })
+}
+
+/// An image that has its new size by now keeps it.
+async fn abandon(context: JobContext, payload: Payload) -> Result<()> {
+    let (layers, limits) = (context.layers(payload.image).await?, context.inner.limits.clone());
+    context
+        .blocking(move |control| {
+            let secrets = OpenSecrets::default();
+            let opening = Opening {
+                writable: &[0],
+                ..Opening::read(&limits, &secrets)
+            };
+            let chain = open_patiently(&layers, &opening, control)?;
+            hide_longer_base(&chain, &layers, &payload)
+        })
+        .await
 }
 
 /// A base longer than the overlay was must not show through the new part. The engine hides it; an attempt that died in between did not,

@@ -19,11 +19,11 @@ use crate::disk::Look;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{JobKind, Labels};
 use crate::pool::{Access, FileName, PoolFolder, check_image_name};
-use crate::queue::{Done, Effect};
+use crate::queue::{Done, Effect, NamedBase, skipped};
 use crate::sandbox::inspect;
 use crate::service::Inner;
 use crate::store::Tx;
-use crate::store::images::{Backing, FileFacts, ImageRecord, NewImage, Origin};
+use crate::store::images::{FileFacts, ImageRecord, NewImage, Origin};
 use crate::store::jobs::NewJob;
 
 /// Runs scan jobs.
@@ -65,10 +65,15 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     context.blocking(move |control| scanner.run(control)).await
 }
 
-/// Whether a file may become an image: it is shown, and none yet.
+/// Whether a file may become an image: it is shown, and none yet, nor about to be one.
 fn is_candidate(file: &str, records: &[ImageRecord]) -> bool {
-    let shown = matches!(FileName::parse(file), FileName::Foreign | FileName::Published(_));
-    shown && !records.iter().any(|record| record.file == file)
+    let made = match FileName::parse(file) {
+        FileName::Foreign => None,
+        FileName::Published(image) => Some(image),
+        _ => return false,
+    };
+    let known = |record: &ImageRecord| record.file == file || Some(record.image.id) == made;
+    !records.iter().any(known)
 }
 
 struct Scanner {
@@ -80,8 +85,8 @@ struct Scanner {
     registered: Vec<Value>,
     skipped: Vec<Value>,
     effects: Vec<Effect>,
-    /// Bases by file: those on record and those registered in this run.
-    bases: BTreeMap<String, (Uuid, u64, String)>,
+    /// Formats of bases by file: those on record and those registered in this run.
+    bases: BTreeMap<String, String>,
 }
 
 struct Found {
@@ -93,9 +98,7 @@ struct Found {
 impl Scanner {
     fn new(pool: Arc<PoolFolder>, records: Vec<ImageRecord>, inner: &Inner) -> Self {
         let known = records.iter().filter(|record| record.reserved_by.is_none());
-        let bases = known
-            .map(|r| (r.file.clone(), (r.image.id, r.image.generation, r.image.format.clone())))
-            .collect();
+        let bases = known.map(|r| (r.file.clone(), r.image.format.clone())).collect();
         let (found, registered, skipped, effects) = (BTreeMap::new(), Vec::new(), Vec::new(), Vec::new());
         Self {
             pool,
@@ -147,8 +150,7 @@ impl Scanner {
     }
 
     fn skip(&mut self, file: &str, error: &ServiceError) {
-        self.skipped
-            .push(json!({"file": file, "code": error.code.as_str(), "detail": error.public}));
+        self.skipped.push(skipped(file, error));
     }
 
     /// Bases first: each round takes what stands alone or on what is registered. What is left hangs in the air.
@@ -191,28 +193,26 @@ impl Scanner {
     }
 
     fn register(&mut self, file: String, found: Found) {
-        let base = found
-            .backing
+        let base = found.backing.map(|(name, format)| NamedBase {
+            file: self.file_named(&name).to_owned(),
+            name,
+            format,
+        });
+        let known = base
             .as_ref()
-            .and_then(|named| Some((named, self.bases.get(self.file_named(&named.0))?)));
-        if let Some(((_, claimed), (_, _, format))) = base
-            && claimed.as_ref().is_some_and(|claimed| claimed != format)
+            .and_then(|named| Some((named, self.bases.get(&named.file)?)));
+        if let Some((named, format)) = known
+            && named.format.as_ref().is_some_and(|claimed| claimed != format)
         {
             let public = "the format it claims for its base is not the base's";
             return self.skip(&file, &ServiceError::new(ErrorCode::FormatMismatch, public));
         }
-        let backing = base.map(|((name, _), (id, generation, _))| Backing {
-            id: *id,
-            generation: *generation,
-            name: name.clone(),
-        });
         let id = Uuid::now_v7();
         let name = image_name(&file);
         let format = found.facts.format.clone();
         self.registered
             .push(json!({"image_id": id, "file": file, "format": format}));
-        // A registered image starts with generation 1.
-        self.bases.insert(file.clone(), (id, 1, format.clone()));
+        self.bases.insert(file.clone(), format.clone());
         let new = NewImage {
             id,
             name,
@@ -221,11 +221,12 @@ impl Scanner {
             format,
             labels: Labels::new(),
             secrets: Default::default(),
-            backing,
+            backing: None,
             origin: Origin::ReservedBy(id),
         };
         self.effects.push(Effect::Registered {
             new: Box::new(new),
+            base,
             facts: found.facts,
         });
     }

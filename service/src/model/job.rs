@@ -155,7 +155,7 @@ text_enum! {
         Succeeded = "succeeded",
         /// Ended with an error.
         Failed = "failed",
-        /// Ended on request; nothing is left of it.
+        /// Ended on request; nothing is left of it, but for what a commit had written into the base by then.
         Cancelled = "cancelled",
     }
 }

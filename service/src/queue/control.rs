@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use vdisk_engine::{CancelToken, Control, Progress};
 
 use crate::model::JobProgress;
@@ -28,6 +29,8 @@ pub struct JobControl {
     cancel: CancelToken,
     pace: Mutex<Pace>,
     changed: Condvar,
+    /// For who lends the job's slot: the job is held, or wanted again.
+    moved: Notify,
 }
 
 const UNKNOWN: u64 = u64::MAX;
@@ -38,6 +41,10 @@ const BURST: Duration = Duration::from_millis(250);
 
 struct Pace {
     paused: bool,
+    /// A thread of the job waits because it is paused.
+    held: bool,
+    /// Its slot is lent to another job.
+    lent: bool,
     stop: Option<StopReason>,
     limit: Option<u64>,
     /// When the bytes let through so far will have been paid for.
@@ -50,6 +57,8 @@ impl JobControl {
     pub fn new(wishes: Wishes) -> Arc<Self> {
         let pace = Pace {
             paused: false,
+            held: false,
+            lent: false,
             stop: None,
             limit: wishes.rate_limit,
             paid_until: Instant::now(),
@@ -61,6 +70,7 @@ impl JobControl {
             cancel: CancelToken::new(),
             pace: Mutex::new(pace),
             changed: Condvar::new(),
+            moved: Notify::new(),
         };
         control.wish(wishes);
         Arc::new(control)
@@ -79,10 +89,39 @@ impl JobControl {
         }
         let mut pace = self.lock();
         pace.paused = wishes.wish == Wish::Pause;
+        pace.held &= pace.paused || pace.lent;
         if pace.limit != wishes.rate_limit {
             pace.limit = wishes.rate_limit;
             pace.paid_until = Instant::now();
         }
+        drop(pace);
+        self.changed.notify_all();
+        self.moved.notify_one();
+    }
+
+    /// Waits until the job is paused and stands still.
+    pub async fn until_held(&self) {
+        while !self.lock().held {
+            self.moved.notified().await;
+        }
+    }
+
+    /// Waits until the job is not paused.
+    pub async fn until_wanted(&self) {
+        while self.lock().paused {
+            self.moved.notified().await;
+        }
+    }
+
+    /// The job's slot is another's: it stands still until it is admitted again, whatever the user wants.
+    pub fn lend(&self) {
+        self.lock().lent = true;
+    }
+
+    /// The job has a slot again.
+    pub fn admit(&self) {
+        let mut pace = self.lock();
+        (pace.lent, pace.held) = (false, false);
         drop(pace);
         self.changed.notify_all();
     }
@@ -151,7 +190,7 @@ impl Progress for JobControl {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Blocks while the job is paused, and as long as the rate limit asks for.
+    /// Blocks while the job is paused or has no slot, and as long as the rate limit asks for.
     fn pace(&self, bytes: u64) {
         let mut pace = self.lock();
         let mut charged = false;
@@ -160,7 +199,11 @@ impl Progress for JobControl {
                 return;
             }
             let now = Instant::now();
-            if pace.paused {
+            if pace.paused || pace.lent {
+                if !pace.held {
+                    pace.held = true;
+                    self.moved.notify_one();
+                }
                 pace = self.changed.wait(pace).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }

@@ -1,14 +1,17 @@
-//! Running jobs: workers that claim, a supervisor for each job, recovery of what a dead process left.
+//! Running jobs: slots for those that work, claims, a supervisor for each job, recovery of what a dead process left.
 
 mod control;
 mod pulse;
 mod recover;
+mod register;
 mod settle;
+mod slots;
 mod supervise;
 mod work;
 
 pub use control::{JobControl, StopReason};
 pub use pulse::Pulse;
 pub use recover::recover;
+pub use register::{NamedBase, skipped};
 pub use settle::{Done, Effect};
-pub use work::{Running, housekeeping, worker};
+pub use work::{Running, housekeeping, workers};

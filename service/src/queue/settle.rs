@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::register::{NamedBase, register};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
+use crate::jobs::require_unprotected;
 use crate::model::{ImageId, Job, JobId, JobProgress, JobState};
 use crate::pool::PoolFolder;
-use crate::store::images::{Backing, FileFacts, NewImage, Origin};
+use crate::store::images::{Backing, FileFacts, NewImage};
 use crate::store::jobs::{Ending, Fence};
 use crate::store::{Store, Tx};
 
@@ -51,10 +53,12 @@ pub enum Effect {
         /// Whether the guest sees other bytes.
         new_content: bool,
     },
-    /// A file that was found is an image from now on.
+    /// A file that was found is an image from now on, unless it is one already or has lost its base.
     Registered {
-        /// The row to make; its name gets a suffix if it is taken.
+        /// The row to make, without its base; its name gets a suffix if it is taken.
         new: Box<NewImage>,
+        /// The base that it names.
+        base: Option<NamedBase>,
         /// What the file is like.
         facts: FileFacts,
     },
@@ -65,14 +69,12 @@ pub enum Effect {
         /// The base.
         backing: Option<Backing>,
     },
-    /// The overlays of a base show what they showed although the base changed.
-    Rebound(ImageId),
     /// An image is gone.
     Deleted(ImageId),
 }
 
 impl Effect {
-    async fn record(&self, tx: &mut Tx, job: JobId) -> Result<()> {
+    async fn record(&self, tx: &mut Tx, job: JobId, result: &mut Value) -> Result<()> {
         match self {
             Self::Published { image, file, facts } => tx.publish_image(*image, job, file, facts).await,
             Self::Changed {
@@ -80,26 +82,14 @@ impl Effect {
                 facts,
                 new_content,
             } => tx.record_change(*image, facts, *new_content).await,
-            Self::Registered { new, facts } => register(tx, job, new, facts).await,
+            Self::Registered { new, base, facts } => register(tx, job, (new, base.as_ref()), facts, result).await,
             Self::Rebased { image, backing } => tx.set_backing(*image, backing.as_ref()).await,
-            Self::Rebound(base) => tx.rebind_overlays(*base).await,
-            Self::Deleted(image) => tx.delete_image(*image).await,
+            Self::Deleted(image) => {
+                require_unprotected(&tx.image(*image).await?)?;
+                tx.delete_image(*image).await
+            }
         }
     }
-}
-
-async fn register(tx: &mut Tx, job: JobId, new: &NewImage, facts: &FileFacts) -> Result<()> {
-    let mut new = new.clone();
-    new.origin = Origin::ReservedBy(job);
-    if tx.is_name_taken(&new.pool, &new.name).await? {
-        // The end of the id is random: it makes the name unique.
-        let id = new.id.simple().to_string();
-        let suffix = id.get(id.len() - 8..).unwrap_or(&id);
-        let kept: String = new.name.chars().take(100).collect();
-        new.name = format!("{kept}-{suffix}");
-    }
-    tx.insert_image(&new).await?;
-    tx.publish_image(new.id, job, &new.file, facts).await
 }
 
 /// Ends a job well, with its effects, or not at all.
@@ -158,20 +148,24 @@ async fn after_failed_record(store: &Store, fence: Fence, done: &Done, error: Se
 async fn record(store: &Store, fence: Fence, done: &Done, progress: &JobProgress) -> Result<Job> {
     let mut tx = store.begin().await?;
     tx.set_progress(fence, progress).await?;
+    let mut result = done.result.clone();
     for effect in &done.effects {
-        effect.record(&mut tx, fence.job).await?;
+        effect.record(&mut tx, fence.job, &mut result).await?;
     }
-    let job = tx.finish(fence, &Ending::Succeeded(done.result.clone())).await?;
+    let job = tx.finish(fence, &Ending::Succeeded(result)).await?;
     tx.commit_as(Step::SucceedJob).await?;
     Ok(job)
 }
 
-/// Ends a job otherwise.
+/// Ends a job otherwise; `left` is what the images are like that it may have changed by then.
 ///
 /// # Errors
 /// `lease_lost`.
-pub async fn end(store: &Store, fence: Fence, ending: &Ending) -> Result<Job> {
+pub async fn end(store: &Store, fence: Fence, ending: &Ending, left: &[(ImageId, FileFacts)]) -> Result<Job> {
     let mut tx = store.begin().await?;
+    for (image, facts) in left {
+        tx.record_change(*image, facts, false).await?;
+    }
     let job = tx.finish(fence, ending).await?;
     tx.commit_as(Step::EndJob).await?;
     Ok(job)

@@ -1,12 +1,14 @@
-//! Workers: claim a job, run it, settle it, and again.
+//! Workers: claim jobs, run them, settle them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use super::settle::{end, succeed};
+use super::slots::{Slot, Slots};
 use super::supervise::Supervised;
 use super::{Done, JobControl, StopReason};
 use crate::error::{ErrorCode, Result, ServiceError};
@@ -25,25 +27,35 @@ pub struct Running {
     pub poked: Arc<Notify>,
 }
 
-/// Claims and runs jobs until the service stops.
-pub async fn worker(inner: Arc<Inner>) {
+/// Claims jobs and runs them side by side until the service stops.
+pub async fn workers(inner: Arc<Inner>) {
+    let slots = Slots::new(inner.config.workers);
     let mut work = inner.store.new_work();
+    let mut running = JoinSet::new();
     while !inner.stop.is_cancelled() {
+        let slot = tokio::select! {
+            () = inner.stop.cancelled() => break,
+            slot = slots.take() => slot,
+        };
+        while running.try_join_next().is_some() {}
         work.mark_unchanged();
         match claim(&inner).await {
             Ok(Some(claimed)) => {
-                run(&inner, claimed).await;
+                running.spawn(run(inner.clone(), claimed, slots.clone(), slot));
                 continue;
             }
             Ok(None) => {}
             Err(error) => tracing::error!(%error, "cannot look for jobs"),
         }
+        // A job that goes on may have it.
+        drop(slot);
         tokio::select! {
             () = inner.stop.cancelled() => {}
             _ = work.changed() => {}
             () = tokio::time::sleep(inner.config.poll_interval) => {}
         }
     }
+    while running.join_next().await.is_some() {}
 }
 
 async fn claim(inner: &Inner) -> Result<Option<Claimed>> {
@@ -55,7 +67,8 @@ async fn claim(inner: &Inner) -> Result<Option<Claimed>> {
     Ok(claimed)
 }
 
-async fn run(inner: &Arc<Inner>, claimed: Claimed) {
+async fn run(inner: Arc<Inner>, claimed: Claimed, slots: Slots, slot: Slot) {
+    let (inner, mut slot) = (&inner, Some(slot));
     let fence = claimed.fence;
     let control = JobControl::new(claimed.wishes);
     let running = Running {
@@ -70,10 +83,12 @@ async fn run(inner: &Arc<Inner>, claimed: Claimed) {
     let heartbeat = inner
         .pulse
         .keep(Supervised::new(&inner.config, fence, &control, &running.poked));
+    let attempt = std::panic::AssertUnwindSafe(attempt(inner, &claimed, &control)).catch_unwind();
     // When the lease is lost the work is told to stop; the slot is given away when it has stopped.
-    let outcome = std::panic::AssertUnwindSafe(attempt(inner, &claimed, &control))
-        .catch_unwind()
-        .await;
+    let outcome = tokio::select! {
+        outcome = attempt => outcome,
+        never = slots.lend(&control, &mut slot) => match never {},
+    };
     heartbeat.end().await;
     let outcome = outcome.unwrap_or_else(|_| Err(ServiceError::internal("the job panicked")));
     match settle(inner, &claimed, &control, outcome).await {
@@ -83,6 +98,7 @@ async fn run(inner: &Arc<Inner>, claimed: Claimed) {
         Err(error) => tracing::warn!(job = %fence.job, %error, "the job could not be settled; it will be taken over"),
     }
     inner.running().remove(&fence.job);
+    drop(slot);
 }
 
 /// What attempts kept for a next one, which there will not be when the job has ended.
@@ -101,18 +117,31 @@ async fn clear_away(inner: &Inner, job: crate::model::JobId) {
 async fn attempt(inner: &Arc<Inner>, claimed: &Claimed, control: &Arc<JobControl>) -> Result<Done> {
     let context = JobContext::new(inner.clone(), claimed, control.clone());
     context.sweep().await?;
+    let (runner, payload) = (jobs::find(claimed.kind)?, claimed.payload.clone());
+    let Err(refused) = may_run(&context, claimed).await else {
+        return runner.run(context, payload).await;
+    };
+    if !claimed.fence.is_first()
+        && !context.is_handed_on()
+        && let Err(error) = runner.abandon(context, payload).await
+    {
+        tracing::error!(job = %claimed.fence.job, %error, "what an earlier attempt of the job began to change was not put in order");
+    }
+    Err(refused)
+}
+
+async fn may_run(context: &JobContext, claimed: &Claimed) -> Result<()> {
     if claimed.wishes.wish == Wish::Cancel {
         return Err(ServiceError::new(ErrorCode::Cancelled, "cancelled"));
     }
-    if claimed.attempt > inner.config.max_attempts {
+    if claimed.attempt > context.inner.config.max_attempts {
         let public = format!(
             "the job was started {} times and its worker died each time",
             claimed.attempt - 1
         );
         return Err(ServiceError::new(ErrorCode::AttemptsExhausted, public));
     }
-    context.prepare_changes().await?;
-    jobs::find(claimed.kind)?.run(context, claimed.payload.clone()).await
+    context.prepare_changes().await
 }
 
 /// How an attempt was put on record.
@@ -138,10 +167,17 @@ async fn settle(inner: &Arc<Inner>, claimed: &Claimed, control: &JobControl, out
     let ending = match control.stop_reason() {
         _ if error.code == ErrorCode::LeaseLost => return Err(error),
         Some(StopReason::LeaseLost) => return Err(error),
-        Some(StopReason::Shutdown) if error.code == ErrorCode::Cancelled => {
+        // What was found out about an image is told, whoever wants the job to end.
+        _ if error.code == ErrorCode::CorruptImage => Ending::of_error(error),
+        // Anything else may come of the end that was asked for, and nothing is lost by it.
+        Some(StopReason::Cancelled) => {
+            tracing::info!(job = %fence.job, %error, "job cancelled");
+            Ending::Cancelled
+        }
+        Some(StopReason::Shutdown) => {
             let mut tx = store.begin().await?;
             tx.hand_back(fence, Duration::ZERO).await?;
-            tracing::info!(job = %fence.job, "job handed back");
+            tracing::info!(job = %fence.job, %error, "job handed back");
             return tx.commit_as(Step::HandBackJob).await.map(|()| Settled::Otherwise);
         }
         _ => Ending::of_error(error),
@@ -150,9 +186,10 @@ async fn settle(inner: &Arc<Inner>, claimed: &Claimed, control: &JobControl, out
         tracing::warn!(job = %fence.job, kind = %claimed.kind, %error, "job failed");
     }
     jobs::unpublish(inner, fence).await;
-    match end(store, fence, &ending).await {
+    let left = jobs::changed_by_then(inner, fence.job).await?;
+    match end(store, fence, &ending, &left).await {
         // The room that was kept for this is free by now.
-        Err(error) if error.code == ErrorCode::InsufficientStorage => end(store, fence, &ending).await?,
+        Err(error) if error.code == ErrorCode::InsufficientStorage => end(store, fence, &ending, &left).await?,
         ended => ended?,
     };
     Ok(Settled::Otherwise)

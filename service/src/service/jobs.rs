@@ -72,7 +72,8 @@ impl Service {
     }
 
     /// Asks a job to end. A queued job is cancelled at once, a running one within a moment: it undoes what it did, or,
-    /// past the point of no return, finishes. Asking again, or for a cancelled job, changes nothing.
+    /// past the point of no return, finishes. A queued job that may have begun to change an image in an earlier attempt is one that runs:
+    /// a worker puts that in order. Asking again, or for a cancelled job, changes nothing.
     ///
     /// # Errors
     /// `not_found`, `job_state_conflict` when it has succeeded or failed, `idempotency_conflict`.

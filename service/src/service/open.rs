@@ -18,7 +18,7 @@ use crate::config::ServiceConfig;
 use crate::disk::try_random;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::pool::{PoolFolder, check_image_name};
-use crate::queue::{Pulse, housekeeping, recover, worker};
+use crate::queue::{Pulse, housekeeping, recover, workers};
 use crate::secrets::Vault;
 use crate::store::{Ballast, Store, sqlite_url};
 use crate::webhooks::deliverer;
@@ -73,7 +73,9 @@ impl Service {
             tokio::spawn(audit::writer(inner.clone(), entries)),
             tokio::spawn(deliverer(inner.clone())),
         ];
-        tasks.extend((0..inner.config.workers).map(|_| tokio::spawn(worker(inner.clone()))));
+        if inner.config.workers > 0 {
+            tasks.push(tokio::spawn(workers(inner.clone())));
+        }
         *lock(&inner.tasks) = tasks;
         Ok(Self { inner })
     }

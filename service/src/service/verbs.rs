@@ -47,7 +47,8 @@ impl Service {
     /// Puts an overlay on another base, or on none.
     ///
     /// # Errors
-    /// The common ones; `conflict_cycle`, `conflict_dependents` (unsafe mode), `image_protected`.
+    /// The common ones; `conflict_cycle`, `conflict_dependents` (unsafe mode), `image_protected`, `limit_exceeded` when a chain would get
+    /// too deep; the job fails for images with snapshots (safe mode).
     pub async fn rebase_image(&self, id: ImageId, request: RebaseRequest, call: &Call) -> Result<Job> {
         let (target, body) = (id.to_string(), request.clone());
         self.queue("rebase", &target, &body, call, async |tx| {
@@ -60,7 +61,7 @@ impl Service {
     ///
     /// # Errors
     /// The common ones; `conflict_dependents` when the base has other overlays, or the overlay has some and is to be
-    /// dropped; `image_protected`.
+    /// dropped; `image_protected`; the job fails for overlays with snapshots that are not dropped.
     pub async fn commit_image(&self, id: ImageId, request: CommitRequest, call: &Call) -> Result<Job> {
         let (target, body) = (id.to_string(), request.clone());
         self.queue("commit", &target, &body, call, async |tx| {
@@ -108,7 +109,7 @@ impl Service {
     /// Makes an overlay stand alone.
     ///
     /// # Errors
-    /// The common ones; `image_protected`.
+    /// The common ones; `image_protected`; the job fails for images with snapshots.
     pub async fn flatten_image(&self, id: ImageId, request: FlattenRequest, call: &Call) -> Result<Job> {
         let (target, body) = (id.to_string(), request.clone());
         self.queue("flatten", &target, &body, call, async |tx| {

@@ -1,6 +1,7 @@
 //! Ranged requests to one URL: what the server answers is checked before a byte of it is believed.
 
 use std::io::Read;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use ureq::http::header::{CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderName, LAST_MODIFIED, LOCATION, RANGE};
@@ -11,25 +12,35 @@ use ureq::{Agent, Body};
 
 use super::HttpOptions;
 use super::guard::{Guard, Refused, web_url, without_query};
-use crate::{Error, ErrorKind, Result};
+use crate::{CancelToken, Error, ErrorKind, Result};
 
 /// Redirections that are followed when a file is opened.
 const MAX_REDIRECTS: usize = 5;
 /// Bytes of the headers of a reply.
 const MAX_HEADERS: usize = 32 << 10;
 
+/// How often somebody who waits for a server looks whether the work is still wanted.
+const LISTEN: Duration = Duration::from_millis(50);
+
 /// A file on a server, as it was when it was opened.
 #[derive(Debug)]
 pub(super) struct Remote {
-    agent: Agent,
-    url: Uri,
-    pub(super) len: u64,
-    /// What changes when the file does.
-    mark: Mark,
+    server: Server,
     retries: u32,
+    cancel: CancelToken,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+/// What a request needs.
+#[derive(Debug, Clone)]
+struct Server {
+    agent: Agent,
+    url: Uri,
+    len: u64,
+    /// What changes when the file does.
+    mark: Mark,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Mark {
     tag: Option<String>,
     modified: Option<String>,
@@ -52,21 +63,24 @@ type Tried<T> = std::result::Result<T, Failed>;
 impl Remote {
     pub(super) fn open(options: &HttpOptions) -> Result<Self> {
         let mut remote = Self {
-            agent: agent(options),
-            url: web_url(&options.url)?,
-            len: 0,
-            mark: Mark::default(),
+            server: Server {
+                agent: agent(options),
+                url: web_url(&options.url)?,
+                len: 0,
+                mark: Mark::default(),
+            },
             retries: options.retries,
+            cancel: options.cancel.clone(),
         };
         for _ in 0..=MAX_REDIRECTS {
-            let reply = remote.retried(|r| r.ask(0, 0))?;
-            if let Some(next) = redirection(&reply, &remote.url)? {
-                remote.url = next;
+            let reply = remote.retried(|server| server.ask(0, 0))?;
+            if let Some(next) = redirection(&reply, &remote.server.url)? {
+                remote.server.url = next;
                 continue;
             }
-            (remote.len, remote.mark) = (first_answer(&reply)?, mark(&reply));
-            if remote.len > options.max_len {
-                let (len, limit) = (remote.len, options.max_len);
+            (remote.server.len, remote.server.mark) = (first_answer(&reply)?, mark(&reply));
+            if remote.len() > options.max_len {
+                let (len, limit) = (remote.len(), options.max_len);
                 return Err(Error::limit(format!(
                     "the file of {len} bytes exceeds the limit of {limit} bytes"
                 )));
@@ -76,25 +90,89 @@ impl Remote {
         Err(Error::denied("the server redirects again and again"))
     }
 
-    /// Fills `buf`, which is not empty, from `offset`; the range lies inside the file.
-    pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.retried(|r| r.read_once(offset, buf))
+    pub(super) fn len(&self) -> u64 {
+        self.server.len
     }
 
-    fn read_once(&self, offset: u64, buf: &mut [u8]) -> Tried<()> {
-        let last = offset + (buf.len() as u64 - 1);
+    /// Fills `buf`, which is not empty, from `offset`; the range lies inside the file.
+    pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let len = buf.len();
+        let bytes = self.retried(move |server| server.read(offset, len))?;
+        buf.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn retried<T: Send + 'static>(&self, work: impl Fn(&Server) -> Tried<T> + Clone + Send + 'static) -> Result<T> {
+        let mut left = self.retries;
+        let mut pause = Duration::from_millis(100);
+        loop {
+            match self.apart(work.clone()) {
+                Ok(done) => return Ok(done),
+                Err(failed) if failed.again && left > 0 => {
+                    left -= 1;
+                    self.rest(pause)?;
+                    pause = (pause * 2).min(Duration::from_secs(5));
+                }
+                Err(failed) => return Err(failed.error),
+            }
+        }
+    }
+
+    /// Does a request on a thread of its own, so that who waits for it can leave, whatever the request waits for: a name, a connection, an
+    /// answer. The thread ends by the timeout.
+    fn apart<T: Send + 'static>(&self, work: impl Fn(&Server) -> Tried<T> + Send + 'static) -> Tried<T> {
+        self.require_wanted()?;
+        let (server, (done, waiting)) = (self.server.clone(), mpsc::sync_channel(1));
+        let thread = std::thread::Builder::new().name("http".to_owned());
+        thread
+            .spawn(move || done.send(work(&server)))
+            .map_err(|e| Error::io("a request gets no thread", e))?;
+        loop {
+            match waiting.recv_timeout(LISTEN) {
+                Ok(tried) => return tried,
+                Err(RecvTimeoutError::Timeout) => self.require_wanted()?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    let cause = std::io::Error::other("its thread ended");
+                    return Err(Error::io("a request came to nothing", cause).into());
+                }
+            }
+        }
+    }
+
+    fn rest(&self, mut left: Duration) -> Result<()> {
+        while !left.is_zero() {
+            self.require_wanted()?;
+            let part = left.min(LISTEN);
+            std::thread::sleep(part);
+            left -= part;
+        }
+        Ok(())
+    }
+
+    fn require_wanted(&self) -> Result<()> {
+        if self.cancel.is_cancelled() {
+            return Err(Error::cancelled());
+        }
+        Ok(())
+    }
+}
+
+impl Server {
+    fn read(&self, offset: u64, len: usize) -> Tried<Vec<u8>> {
+        let last = offset + (len as u64 - 1);
         let mut reply = self.ask(offset, last)?;
         self.check_range(&reply, offset, last)?;
+        let mut bytes = vec![0; len];
         let mut body = reply.body_mut().as_reader();
-        body.read_exact(buf).map_err(|e| Failed {
+        body.read_exact(&mut bytes).map_err(|e| Failed {
             error: Error::io(
-                format!("the server's answer for {} bytes at {offset:#x} ended early", buf.len()),
+                format!("the server's answer for {len} bytes at {offset:#x} ended early"),
                 e,
             ),
             again: true,
         })?;
         match body.read(&mut [0]) {
-            Ok(0) => Ok(()),
+            Ok(0) => Ok(bytes),
             _ => Err(Error::corrupt("the server sends more bytes than were asked for").into()),
         }
     }
@@ -120,22 +198,6 @@ impl Remote {
             return Err(changed());
         }
         Ok(())
-    }
-
-    fn retried<T>(&self, mut work: impl FnMut(&Self) -> Tried<T>) -> Result<T> {
-        let mut left = self.retries;
-        let mut pause = Duration::from_millis(100);
-        loop {
-            match work(self) {
-                Ok(done) => return Ok(done),
-                Err(failed) if failed.again && left > 0 => {
-                    left -= 1;
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_secs(5));
-                }
-                Err(failed) => return Err(failed.error),
-            }
-        }
     }
 
     fn ask(&self, first: u64, last: u64) -> Tried<Response<Body>> {

@@ -1,7 +1,7 @@
 //! A file on a web server as a read-only storage.
 //!
 //! Supported: http and https (rustls, the roots of Mozilla), byte ranges, reading ahead, retries, a timeout for each request, a size limit,
-//! a say in which addresses are connected to. Redirections are followed when the file is opened, and to the same server only. A file whose
+//! a say in which addresses are connected to, an end on request. Redirections are followed when the file is opened, and to the same server only. A file whose
 //! length, `ETag` or `Last-Modified` changes is `Corrupt`. Refused: servers without byte ranges and other encodings (`Unsupported`),
 //! writing (`Denied`).
 
@@ -19,7 +19,7 @@ use fetch::Remote;
 pub use guard::{AllowAddress, Guard as AddressGuard, is_public, is_public_web, web_url, without_query};
 
 use super::{ReadOnlyStorage, StorageExtent, past_end};
-use crate::{Error, Result};
+use crate::{CancelToken, Error, Result};
 
 /// Most bytes of one request: it must be done within the timeout.
 const MAX_REQUEST: usize = 4 << 20;
@@ -43,6 +43,8 @@ pub struct HttpOptions {
     pub verify_tls: bool,
     /// Which addresses may be connected to.
     pub allow: AllowAddress,
+    /// Ends every wait for the server with `Cancelled` when it is set.
+    pub cancel: CancelToken,
 }
 
 impl HttpOptions {
@@ -56,6 +58,7 @@ impl HttpOptions {
             max_len: i64::MAX as u64,
             verify_tls: true,
             allow,
+            cancel: CancelToken::new(),
         }
     }
 }
@@ -120,7 +123,7 @@ impl HttpStorage {
             }
         }
         let start = number * self.readahead as u64;
-        let left = usize::try_from(self.remote.len - start).unwrap_or(usize::MAX);
+        let left = usize::try_from(self.remote.len() - start).unwrap_or(usize::MAX);
         let mut bytes = vec![0; left.min(self.readahead)];
         self.remote.read(start, &mut bytes)?;
         let bytes = Arc::new(bytes);
@@ -142,7 +145,7 @@ impl HttpStorage {
             let from = window.get((at % unit) as usize..).unwrap_or_default();
             let n = from.len().min(buf.len() - done);
             if n == 0 {
-                return Err(past_end(&self.name, offset, buf.len() as u64, self.remote.len));
+                return Err(past_end(&self.name, offset, buf.len() as u64, self.remote.len()));
             }
             buf[done..done + n].copy_from_slice(&from[..n]);
             done += n;
@@ -156,12 +159,12 @@ impl ReadOnlyStorage for HttpStorage {
         &self.name
     }
     fn len(&self) -> Result<u64> {
-        Ok(self.remote.len)
+        Ok(self.remote.len())
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         let end = offset.checked_add(buf.len() as u64);
-        if end.is_none_or(|e| e > self.remote.len) {
-            return Err(past_end(&self.name, offset, buf.len() as u64, self.remote.len));
+        if end.is_none_or(|e| e > self.remote.len()) {
+            return Err(past_end(&self.name, offset, buf.len() as u64, self.remote.len()));
         }
         if buf.len() < self.readahead {
             return self.read_small(offset, buf).map_err(|e| e.at(&self.name));
@@ -174,11 +177,11 @@ impl ReadOnlyStorage for HttpStorage {
         Ok(())
     }
     fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent> {
-        if offset >= self.remote.len || len == 0 {
-            return Err(past_end(&self.name, offset, len, self.remote.len));
+        if offset >= self.remote.len() || len == 0 {
+            return Err(past_end(&self.name, offset, len, self.remote.len()));
         }
         Ok(StorageExtent {
-            len: len.min(self.remote.len - offset),
+            len: len.min(self.remote.len() - offset),
             data: true,
         })
     }

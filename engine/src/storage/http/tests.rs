@@ -258,6 +258,42 @@ fn late_answers_end_at_the_timeout() {
 }
 
 #[test]
+fn waiting_for_a_server_ends_on_request() {
+    let silent = |ask: &Ask, out: &mut TcpStream| {
+        if ask.number == 0 {
+            return good(ask, out);
+        }
+        std::thread::sleep(Duration::from_secs(20));
+        Err(std::io::ErrorKind::Other.into())
+    };
+    let in_trouble = |ask: &Ask, out: &mut TcpStream| match ask.number {
+        0 => good(ask, out),
+        _ => write!(out, "HTTP/1.1 503 x\r\nContent-Length: 0\r\n\r\n"),
+    };
+    for address in [serve(silent), serve(in_trouble)] {
+        let options = HttpOptions {
+            timeout: Duration::from_secs(20),
+            retries: 10,
+            ..options(&address)
+        };
+        let storage = HttpStorage::open(&options).unwrap();
+        let start = Instant::now();
+        let cancel = options.cancel.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            cancel.cancel();
+        });
+        assert_eq!(
+            storage.read_at(0, &mut [0; 10]).unwrap_err().kind(),
+            ErrorKind::Cancelled
+        );
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        // Whoever asks from now on is not let wait at all.
+        assert_eq!(HttpStorage::open(&options).unwrap_err().kind(), ErrorKind::Cancelled);
+    }
+}
+
+#[test]
 fn what_the_server_cannot_do_is_told() {
     let whole = |_: &Ask, out: &mut TcpStream| write!(out, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc");
     assert_eq!(failure(whole).kind(), ErrorKind::Unsupported);

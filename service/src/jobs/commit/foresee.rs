@@ -7,6 +7,7 @@ use vdisk_engine::{Chain, Control};
 use super::Payload;
 use crate::error::{Result, ServiceError};
 use crate::jobs::foresee::{Foreseen, Foresight, Ranges, data, grown, growth, losses, open, total, without_place};
+use crate::jobs::kept::refuse_snapshots;
 use crate::jobs::parse;
 use crate::model::{Amount, Loss, LossKind};
 
@@ -15,6 +16,9 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
     let layers = foresight.layers(payload.image).await?;
     let work = move |limits: &_, control: &_| {
         let chain = open(&layers, limits)?;
+        if !payload.drop {
+            refuse_snapshots(chain.top())?;
+        }
         let ranges = above(&chain, payload.depth, control)?;
         let (upper, lower) = layers.split_at_checked(payload.depth).unwrap_or_default();
         let base = lower.first().ok_or_else(|| ServiceError::internal("no base"))?;

@@ -6,6 +6,7 @@ use vdisk_engine::ops::GuestSource;
 use super::Payload;
 use crate::error::Result;
 use crate::jobs::foresee::{Foreseen, Foresight, data, grown, growth, missing, open, top, total};
+use crate::jobs::kept::refuse_snapshots;
 use crate::jobs::parse;
 use crate::model::{Amount, ImageId, Loss, LossKind};
 use crate::request::RebaseMode;
@@ -23,6 +24,7 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
     let verify = payload.verify;
     let work = move |limits: &_, control: &_| {
         let chain = open(&layers, limits)?;
+        refuse_snapshots(chain.top())?;
         let new = if base.is_empty() {
             None
         } else {

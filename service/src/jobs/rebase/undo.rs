@@ -1,36 +1,32 @@
 //! A rebase that fails after the header named the new base: the header names the one on record again. What was copied into the overlay by then
 //! is what the guest saw, so it sees the same on the old base.
 
-use std::sync::Arc;
+use vdisk_engine::{Control, Limits};
 
-use vdisk_engine::Control;
-
-use super::Work;
 use crate::disk::{Layer, OpenSecrets, Opening, reference_to};
 use crate::error::{ErrorCode, Result};
 use crate::jobs::JobContext;
 use crate::jobs::context::open_patiently;
+use crate::model::ImageId;
 
 /// Goes back to the base on record, unless another worker may have the job by now.
 ///
 /// # Errors
 /// What the file or the database says.
-pub async fn undo(context: &JobContext, work: &Arc<Work>) -> Result<()> {
+pub async fn undo(context: &JobContext, image: ImageId) -> Result<()> {
     let ours = context.begin().await;
     if context.is_handed_on() || ours.is_err_and(|error| error.code == ErrorCode::LeaseLost) {
         return Ok(());
     }
-    let Some(top) = work.image.first() else { return Ok(()) };
-    let recorded = context.layers(top.record.image.id).await?;
-    let work = work.clone();
+    let (recorded, limits) = (context.layers(image).await?, context.inner.limits.clone());
     context
-        .blocking(move |control| go_back(&work, &recorded, control))
+        .blocking(move |control| go_back(&limits, &recorded, control))
         .await
 }
 
-fn go_back(work: &Work, recorded: &[Layer], control: &Control) -> Result<()> {
+fn go_back(limits: &Limits, recorded: &[Layer], control: &Control) -> Result<()> {
     let secrets = OpenSecrets::default();
-    let reading = Opening::read(&work.limits, &secrets);
+    let reading = Opening::read(limits, &secrets);
     let Some((top, below)) = recorded.split_first() else {
         return Ok(());
     };

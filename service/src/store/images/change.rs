@@ -232,6 +232,17 @@ impl Tx {
         Ok(())
     }
 
+    /// Notes that the guest of an image is to see other bytes.
+    pub async fn raise_generation(&mut self, id: ImageId) -> Result<()> {
+        let sql = "UPDATE images SET generation = generation + 1, updated_at = $2 WHERE id = $1";
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        self.image_event(EventKind::ImageUpdated, id).await
+    }
+
     /// Binds all overlays of a base to its present generation: their content did not change with it.
     pub async fn rebind_overlays(&mut self, base: ImageId) -> Result<()> {
         let sql = "UPDATE images SET backing_generation = (SELECT b.generation FROM images b WHERE b.id = $1) \

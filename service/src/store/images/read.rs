@@ -110,6 +110,21 @@ impl Store {
         rows.iter().map(|row| row.text("pool")).collect()
     }
 
+    /// The records of images that a job holds for change and may have begun to change.
+    pub async fn records_to_change(&self, job: JobId) -> Result<Vec<ImageRecord>> {
+        let sql = select_images!(
+            "WHERE i.file_stamp IS NULL AND i.reserved_by IS NULL AND i.id IN \
+             (SELECT l.image_id FROM image_locks l WHERE l.holder = $1 AND l.mode = 'exclusive') ORDER BY i.id"
+        );
+        sqlx::query(sql)
+            .bind(job.to_string())
+            .fetch_all(&self.readers)
+            .await?
+            .iter()
+            .map(record)
+            .collect()
+    }
+
     /// Every record of a pool, the reserved ones too.
     pub async fn pool_records(&self, pool: &str) -> Result<Vec<ImageRecord>> {
         let sql = select_images!("WHERE i.pool = $1 ORDER BY i.id");
@@ -135,6 +150,29 @@ impl Tx {
     /// One record, visible or not.
     pub async fn any_image(&mut self, id: ImageId) -> Result<Option<ImageRecord>> {
         find(&mut *self.inner, id).await
+    }
+
+    /// The record of a pool's file, visible or not.
+    pub async fn image_of_file(&mut self, pool: &str, file: &str) -> Result<Option<ImageRecord>> {
+        let sql = select_images!("WHERE i.pool = $1 AND i.file = $2");
+        let row = sqlx::query(sql)
+            .bind(pool)
+            .bind(file)
+            .fetch_optional(&mut *self.inner)
+            .await?;
+        row.as_ref().map(record).transpose()
+    }
+
+    /// How many overlays stand on each other above an image, where they are most.
+    pub async fn height(&mut self, id: ImageId) -> Result<usize> {
+        let sql = "WITH RECURSIVE above (id, height) AS (SELECT id, 1 FROM images WHERE backing_id = $1 UNION ALL \
+             SELECT i.id, a.height + 1 FROM images i JOIN above a ON i.backing_id = a.id) \
+             SELECT CAST(COALESCE(MAX(height), 0) AS BIGINT) AS height FROM above";
+        let row = sqlx::query(sql)
+            .bind(id.to_string())
+            .fetch_one(&mut *self.inner)
+            .await?;
+        Ok(usize::try_from(row.number("height")?).unwrap_or(usize::MAX))
     }
 
     /// The chain of records from an image down, as this transaction sees it.

@@ -18,8 +18,10 @@ impl Tx {
             JobState::Succeeded | JobState::Failed => return Err(has_ended(&job)),
             _ => {}
         }
+        // A job that an earlier attempt may have left in the middle of a change ends in a worker's hands, which puts that in order.
         let sql = "UPDATE jobs SET state = 'cancelled', wish = 'run', finished_at = $2, version = version + 1, reserved_bytes = 0 \
-             WHERE id = $1 AND state = 'queued'";
+             WHERE id = $1 AND state = 'queued' AND (token = 0 OR NOT EXISTS \
+             (SELECT l.image_id FROM image_locks l WHERE l.holder = $1 AND l.mode = 'exclusive'))";
         let ended = sqlx::query(sql)
             .bind(id.to_string())
             .bind(self.now.0)
@@ -30,6 +32,7 @@ impl Tx {
         } else if job.cancel_requested {
             return Ok(job);
         } else {
+            self.touch_queue();
             self.set_wish(id, "cancel").await?;
         }
         self.job_event(EventKind::JobState, id).await

@@ -14,6 +14,7 @@ on_both_databases! {
     reserved_images_are_not_shown,
     images_are_filtered_and_paged,
     publishing_needs_the_reservation,
+    the_height_above_an_image_is_that_of_its_tallest_overlay,
 }
 
 async fn a_base_with_overlays_cannot_be_deleted(TestStore { store, .. }: TestStore) {
@@ -168,4 +169,14 @@ async fn publishing_needs_the_reservation(TestStore { store, .. }: TestStore) {
         .await
         .unwrap();
     assert_eq!(store.image(image.id).await.unwrap().image.generation, 2);
+}
+
+async fn the_height_above_an_image_is_that_of_its_tallest_overlay(TestStore { store, .. }: TestStore) {
+    let base = add_image(&store, "base", None).await;
+    add_image(&store, "alone", Some(base)).await;
+    let middle = add_image(&store, "middle", Some(base)).await;
+    let top = add_image(&store, "top", Some(middle)).await;
+    for (image, height) in [(base, 2), (middle, 1), (top, 0)] {
+        assert_eq!(write(&store, async |tx| tx.height(image).await).await.unwrap(), height);
+    }
 }

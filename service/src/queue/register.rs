@@ -1,0 +1,221 @@
+//! Files that a scan found become images, as far as they can: others have worked on the pool since it looked.
+
+use serde_json::{Value, json};
+
+use crate::error::{ErrorCode, Result, ServiceError};
+use crate::jobs::require_ready;
+use crate::model::{ImageId, JobId};
+use crate::pool::FileName;
+use crate::store::Tx;
+use crate::store::images::{Backing, FileFacts, NewImage, Origin};
+
+/// A base as the header of a found overlay names it.
+#[derive(Clone, Debug)]
+pub struct NamedBase {
+    /// Its file in the pool.
+    pub file: String,
+    /// Its name in the header.
+    pub name: String,
+    /// The format that the header claims for it.
+    pub format: Option<String>,
+}
+
+/// Records a found file as an image. What is an image by now is left out of the job's result, and so is, with the reason, what has no
+/// base to stand on any more.
+pub async fn register(
+    tx: &mut Tx,
+    job: JobId,
+    (new, base): (&NewImage, Option<&NamedBase>),
+    facts: &FileFacts,
+    result: &mut Value,
+) -> Result<()> {
+    if is_on_record(tx, new).await? {
+        leave_out(result, new.id);
+        return Ok(());
+    }
+    let mut new = new.clone();
+    new.origin = Origin::ReservedBy(job);
+    if let Some(named) = base {
+        match find_base(tx, &new.pool, named).await? {
+            Ok(backing) => new.backing = Some(backing),
+            Err(refused) => {
+                leave_out(result, new.id);
+                skip(result, &new.file, &refused);
+                return Ok(());
+            }
+        }
+    }
+    if tx.is_name_taken(&new.pool, &new.name).await? {
+        // The end of the id is random: it makes the name unique.
+        let id = new.id.simple().to_string();
+        let suffix = id.get(id.len() - 8..).unwrap_or(&id);
+        let kept: String = new.name.chars().take(100).collect();
+        new.name = format!("{kept}-{suffix}");
+    }
+    tx.insert_image(&new).await?;
+    tx.publish_image(new.id, job, &new.file, facts).await
+}
+
+/// Whether the file belongs to an image by now. One that just got its name from us has a record already, under another name.
+async fn is_on_record(tx: &mut Tx, new: &NewImage) -> Result<bool> {
+    if let FileName::Published(image) = FileName::parse(&new.file)
+        && tx.any_image(image).await?.is_some()
+    {
+        return Ok(true);
+    }
+    Ok(tx.image_of_file(&new.pool, &new.file).await?.is_some())
+}
+
+/// The base as it is now, or why it cannot be one.
+async fn find_base(tx: &mut Tx, pool: &str, named: &NamedBase) -> Result<Result<Backing>> {
+    let file = named.file.escape_debug();
+    let Some(base) = tx.image_of_file(pool, &named.file).await? else {
+        let public = format!("its base '{file}' is no image any more");
+        return Ok(Err(ServiceError::new(ErrorCode::Denied, public)));
+    };
+    if let Err(error) = require_ready(&base) {
+        return Ok(Err(error));
+    }
+    if named
+        .format
+        .as_ref()
+        .is_some_and(|claimed| *claimed != base.image.format)
+    {
+        let public = "the format it claims for its base is not the base's";
+        return Ok(Err(ServiceError::new(ErrorCode::FormatMismatch, public)));
+    }
+    // Who changes or deletes it counts on what stands on it.
+    if tx.is_locked_exclusively(base.image.id).await? {
+        let public =
+            format!("its base '{file}' is being changed by another job or request; scan again when that has ended");
+        return Ok(Err(ServiceError::new(ErrorCode::ImageBusy, public)));
+    }
+    Ok(Ok(Backing {
+        id: base.image.id,
+        generation: base.image.generation,
+        name: named.name.clone(),
+    }))
+}
+
+/// A file that was not registered, as the result of a scan lists it.
+pub fn skipped(file: &str, error: &ServiceError) -> Value {
+    json!({"file": file, "code": error.code.as_str(), "detail": error.public})
+}
+
+fn skip(result: &mut Value, file: &str, error: &ServiceError) {
+    if let Some(Value::Array(list)) = result.get_mut("skipped") {
+        list.push(skipped(file, error));
+    }
+}
+
+fn leave_out(result: &mut Value, image: ImageId) {
+    let image = json!(image);
+    if let Some(Value::Array(list)) = result.get_mut("registered") {
+        list.retain(|entry| entry.get("image_id") != Some(&image));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::model::Labels;
+    use crate::store::Store;
+    use crate::store::locks::{Holder, LockMode};
+    use crate::store::testing::{TestStore, on_both_databases};
+
+    on_both_databases! {
+        a_file_that_is_an_image_by_now_is_left_out,
+        an_overlay_is_bound_to_its_base_as_it_is_now,
+        an_overlay_whose_base_is_gone_or_changing_is_skipped,
+    }
+
+    fn found(file: &str) -> NewImage {
+        NewImage {
+            id: Uuid::now_v7(),
+            name: file.to_owned(),
+            pool: "default".to_owned(),
+            file: file.to_owned(),
+            format: "raw".to_owned(),
+            labels: Labels::new(),
+            secrets: Default::default(),
+            backing: None,
+            origin: Origin::ReservedBy(Uuid::nil()),
+        }
+    }
+
+    fn on(file: &str) -> NamedBase {
+        NamedBase {
+            file: file.to_owned(),
+            name: format!("./{file}"),
+            format: Some("raw".to_owned()),
+        }
+    }
+
+    /// What the job's result says after this.
+    async fn registered(store: &Store, new: &NewImage, base: Option<&NamedBase>) -> Value {
+        let mut result = json!({"registered": [{"image_id": new.id, "file": new.file}], "skipped": []});
+        let facts = FileFacts {
+            format: "raw".to_owned(),
+            ..FileFacts::default()
+        };
+        let mut tx = store.begin().await.unwrap();
+        register(&mut tx, Uuid::now_v7(), (new, base), &facts, &mut result)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        result
+    }
+
+    async fn a_file_that_is_an_image_by_now_is_left_out(TestStore { store, .. }: TestStore) {
+        let first = registered(&store, &found("disk"), None).await;
+        assert_eq!(first["registered"][0]["file"], "disk");
+        let nothing = json!({"registered": [], "skipped": []});
+        assert_eq!(registered(&store, &found("disk"), None).await, nothing);
+        // A file that got its name, and is not on record under it yet.
+        let mut tx = store.begin().await.unwrap();
+        let making = found("making");
+        tx.insert_image(&making).await.unwrap();
+        tx.commit().await.unwrap();
+        let file = FileName::published(making.id, 1);
+        assert_eq!(registered(&store, &found(&file), None).await, nothing);
+    }
+
+    async fn an_overlay_is_bound_to_its_base_as_it_is_now(TestStore { store, .. }: TestStore) {
+        let base = found("base");
+        registered(&store, &base, None).await;
+        let mut tx = store.begin().await.unwrap();
+        tx.raise_generation(base.id).await.unwrap();
+        tx.commit().await.unwrap();
+        let overlay = found("overlay");
+        registered(&store, &overlay, Some(&on("base"))).await;
+        let record = store.image(overlay.id).await.unwrap();
+        assert_eq!(
+            (record.image.backing_id, record.backing_generation),
+            (Some(base.id), Some(2))
+        );
+        assert_eq!(record.backing_name.as_deref(), Some("./base"));
+    }
+
+    async fn an_overlay_whose_base_is_gone_or_changing_is_skipped(TestStore { store, .. }: TestStore) {
+        let base = found("base");
+        registered(&store, &base, None).await;
+        let mut tx = store.begin().await.unwrap();
+        let holder = Holder::Request {
+            id: Uuid::now_v7(),
+            process: Uuid::now_v7(),
+            expires: tx.now.after(std::time::Duration::from_secs(60)),
+        };
+        tx.lock_images(holder, &[(base.id, LockMode::Exclusive)]).await.unwrap();
+        tx.commit().await.unwrap();
+        for (named, code) in [("gone", "denied"), ("base", "image_busy")] {
+            let result = registered(&store, &found("overlay"), Some(&on(named))).await;
+            assert_eq!(result["registered"], json!([]));
+            assert_eq!(
+                (&result["skipped"][0]["file"], &result["skipped"][0]["code"]),
+                (&json!("overlay"), &json!(code))
+            );
+        }
+    }
+}
