@@ -57,12 +57,7 @@ impl VmdkImage {
     pub fn zero(&self, offset: u64, len: u64, unmap: bool, below: &dyn Below) -> Result<()> {
         self.inside(offset, len)?;
         if self.is_deflated() {
-            let extent = self.extent_is_zero(offset, len)?;
-            return if extent {
-                Ok(())
-            } else {
-                Err(cannot_write("streamOptimized images are written once"))
-            };
+            return self.zero_stream(offset, len, below);
         }
         self.change_cid(offset, &len.to_le_bytes(), true)?;
         for (part, at, len) in self.pieces(offset, len) {
@@ -85,19 +80,6 @@ impl VmdkImage {
             }
         }
         Ok(())
-    }
-
-    /// Whether a range has nothing yet in a compressed image.
-    fn extent_is_zero(&self, offset: u64, len: u64) -> Result<bool> {
-        for (part, at, len) in self.pieces(offset, len) {
-            if let Body::Sparse { extent, .. } = &part.body {
-                let (run, found) = extent.run(at, len)?;
-                if found < len || !matches!(run, Run::Unallocated | Run::Zero) {
-                    return Ok(false);
-                }
-            }
-        }
-        Ok(true)
     }
 
     pub fn discard_data(&self, offset: u64, len: u64) -> Result<()> {
