@@ -416,3 +416,24 @@ fn the_last_line_of_a_comparison_is_its_result() {
     );
     assert!(!differ.contains("(100.00"), "{differ:?}");
 }
+
+#[test]
+fn an_unsafe_rebase_of_a_vmdk_takes_the_base_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    ok(dir.path(), &["create", "-q", "-f", "vmdk", "base", "4M"]);
+    ok(
+        dir.path(),
+        &["create", "-q", "-f", "vmdk", "-b", "base", "-F", "vmdk", "top"],
+    );
+    ok(
+        dir.path(),
+        &["convert", "-n", "-f", "raw", "-O", "vmdk", "disk", "base"],
+    );
+    fails(dir.path(), &["digest", "top"]);
+    let (_, message) = fails(dir.path(), &["rebase", "-u", "-b", "gone", "-F", "vmdk", "top"]);
+    assert!(message.contains("Could not open new backing file 'gone'"), "{message}");
+    ok(dir.path(), &["rebase", "-u", "-b", "base", "-F", "vmdk", "top"]);
+    let digest = |name: &str| ok(dir.path(), &["digest", name]).split(' ').next().unwrap().to_owned();
+    assert_eq!(digest("top"), digest("base"));
+}

@@ -264,6 +264,17 @@ pub trait Image: Send + Sync {
     fn check_below(&self, _below: &dyn Image) -> Result<()> {
         Ok(())
     }
+    /// Before a commit changes the content of `below`: lets this layer know `below` as it is and as [`begin_change`](Self::begin_change)
+    /// makes it, so that a commit that is cut off anywhere can be done again. Stable when it returns.
+    fn expect_change(&self, _below: &dyn Image) -> Result<()> {
+        Ok(())
+    }
+    /// Gives the content, which is about to change, the identity that the layer above expects. Stable when it returns.
+    fn begin_change(&self) -> Result<()> {
+        Ok(())
+    }
+    /// What is written to this layer from here on is what the guest sees there already: the identity of the content stays.
+    fn keep_identity(&self) {}
     /// [`set_backing`](Self::set_backing) for a caller that has the new layer open: formats that record its identity need it.
     fn set_backing_over(&self, backing: Option<&BackingReference>, _below: Option<&dyn Image>) -> Result<()> {
         self.set_backing(backing)

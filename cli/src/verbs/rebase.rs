@@ -88,6 +88,13 @@ pub fn run(args: &Args) -> Outcome {
     if backing.as_ref().is_some_and(|b| b.format.is_none()) {
         return Err(change_failed(backing.as_ref(), "backing format must be specified"));
     }
+    // Some formats record which content is below. Others take a name of what is not there yet.
+    let identified = match &backing {
+        Some(backing) if args.backing_unsafe && image.chain.top().layer_id().is_some() => {
+            Some(open_base(args, &opener, &image, backing))
+        }
+        _ => None,
+    };
     let meter = Meter::new(args.progress && !args.quiet, None);
     let copy = CopyOptions {
         compress: args.compress,
@@ -95,11 +102,17 @@ pub fn run(args: &Args) -> Outcome {
         ..CopyOptions::default()
     };
     let done = if args.backing_unsafe {
-        rebase::rebase_unsafe(image.chain.top(), backing.as_ref())
+        let new = identified
+            .as_ref()
+            .and_then(|base| Some(base.as_ref().ok()?.chain.top()));
+        rebase::rebase_unsafe_over(image.chain.top(), backing.as_ref(), new)
     } else {
         let new = base.as_ref().map(|b| &b.chain);
         rebase::rebase(&image.chain, new, backing.as_ref(), &copy, &meter.control())
     };
+    if let (Err(_), Some(Err(failure))) = (&done, identified) {
+        return Err(failure);
+    }
     done.map_err(|e| change_failed(backing.as_ref(), &crate::app::sentence(&e)))?;
     meter.finish();
     let name = backing.map_or(serde_json::Value::Null, |b| b.name.into());
@@ -132,7 +145,9 @@ fn open_base(
 ) -> Result<OpenImage, Failure> {
     let overlay = image.names.first().map_or("", String::as_str);
     let full = name::relative_to(overlay, &backing.name);
-    let access = Access::read(args.force_share).cached(super::source_cache(args.backing_cache.as_deref())?);
+    let mut access = Access::read(args.force_share).cached(super::source_cache(args.backing_cache.as_deref())?);
+    // What is below the new base may be out of order as well.
+    (access.no_backing, access.inspect) = (args.backing_unsafe, args.backing_unsafe);
     opener
         .try_open(Spec::name(&full, backing.format.as_deref()), access)
         .map_err(|f| f.context(format!("Could not open new backing file '{full}'")))

@@ -2,15 +2,16 @@
 
 use super::convert::CopyOptions;
 use super::pipeline::{self, CopyTarget};
-use super::source::AboveBase;
+use super::source::{AboveBase, GuestSource, SourceKind};
 use crate::image::{Below, Resize};
 use crate::{Chain, Control, Error, Image, Result, formats};
 
 /// Writes everything that the layers above depth `base` hold into the layer at `base`, which must have been opened for writing
 /// ([`Chain::open_writable`]). A base that is shorter than the top grows first. With `empty_top` the top is emptied afterwards.
 ///
-/// Order of writes: data and tables of the base, flush, and only then is the top emptied. A crash before that leaves the top
-/// whole, and what it shows is what it showed.
+/// Order of writes: where the top knows its base by what changes with the content, the identities of before and after; data and tables of
+/// the base, flush, and only then is the top emptied. A crash before that leaves the top whole, and what it shows is what it showed; the commit can
+/// be done again.
 ///
 /// # Errors
 /// What the layers say; `Cancelled`, which leaves the top whole and a part of it in the base.
@@ -34,6 +35,10 @@ fn write_into(
     control: &Control,
 ) -> Result<()> {
     let size = chain.virtual_size();
+    if base == 1 && (image.virtual_size() < size || has_data(source, control)?) {
+        chain.top().expect_change(image)?;
+        image.begin_change()?;
+    }
     if image.virtual_size() < size {
         say_zeroes(chain, image.virtual_size(), chain.below(base).virtual_size().min(size))?;
         image.resize(&Resize {
@@ -68,6 +73,20 @@ fn bind_again(chain: &Chain, base: usize, image: &dyn Image) -> Result<()> {
         top.set_backing_over(Some(&backing), Some(image))?;
     }
     Ok(())
+}
+
+/// Whether there is anything to commit.
+fn has_data(source: &AboveBase<'_>, control: &Control) -> Result<bool> {
+    let (mut walk, mut at) = (source.walk(), 0);
+    while at < source.len() {
+        control.check_cancelled()?;
+        let extent = walk.extent(at, source.len() - at)?;
+        if extent.kind != SourceKind::Absent {
+            return Ok(true);
+        }
+        at = at.saturating_add(extent.len.max(1));
+    }
+    Ok(false)
 }
 
 /// A base that grows may lie over a longer layer, which would show where everything above reads as zeroes because the base ends. So the

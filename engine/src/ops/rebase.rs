@@ -14,7 +14,19 @@ use crate::{Chain, Control, Image, Result};
 /// # Errors
 /// What the driver says.
 pub fn rebase_unsafe(image: &dyn Image, backing: Option<&BackingReference>) -> Result<()> {
-    super::closed(image, image.set_backing(backing))
+    rebase_unsafe_over(image, backing, None)
+}
+
+/// As [`rebase_unsafe`], with the new base open: an image that records which content is below takes that of `base`.
+///
+/// # Errors
+/// What the driver says.
+pub fn rebase_unsafe_over(
+    image: &dyn Image,
+    backing: Option<&BackingReference>,
+    base: Option<&dyn Image>,
+) -> Result<()> {
+    super::closed(image, image.set_backing_over(backing, base))
 }
 
 /// A rebase that dies and is begun anew passes over what the top has by then: at most so much is copied again.
@@ -36,6 +48,7 @@ pub fn rebase(
     control: &Control,
 ) -> Result<()> {
     let top = chain.top();
+    top.keep_identity();
     let below = ZeroOnBoth {
         old: chain.below(0),
         new: new_base.map(Chain::under),

@@ -14,3 +14,4 @@ mod lab;
 mod model;
 mod qcow2;
 mod states;
+mod vmdk;

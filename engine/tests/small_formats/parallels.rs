@@ -5,7 +5,7 @@ use std::sync::Arc;
 use e2e::tools::{arg, have, ok, run};
 use proptest::prelude::*;
 use tempfile::TempDir;
-use vdisk_engine::image::{NothingBelow, Repair, Resize};
+use vdisk_engine::image::{CheckReport, NothingBelow, Repair, Resize};
 use vdisk_engine::storage::MemoryStorage;
 use vdisk_engine::{Control, ErrorKind};
 
@@ -177,7 +177,6 @@ fn check_finds_what_qemu_img_finds_and_qemu_accepts_the_repair() {
     }
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("a.hds");
-    let put = |bytes: &mut Vec<u8>, at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("duplicate", damaged(|b| b.copy_within(64..68, 72))),
         ("outside", damaged(|b| put(b, 64, 0xffff_ffff))),
@@ -273,4 +272,102 @@ fn the_bitmap_of_the_format_extension_is_read() {
 #[test]
 fn the_corpus_reads_as_its_manifest_says() {
     corpus_matches(&["parallels"], "parallels");
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+fn check(storage: &Arc<MemoryStorage>, repair: Repair) -> CheckReport {
+    let limits = vdisk_engine::Limits::default();
+    let env = vdisk_engine::OpenEnv::closed(&limits).writable().for_check();
+    let driver = vdisk_engine::formats::by_name("parallels").unwrap();
+    let image = driver.open(storage.clone(), &options(&[]), &env).unwrap();
+    image.check(repair, &Control::default()).unwrap()
+}
+
+#[test]
+fn a_data_offset_behind_clusters_loses_none_of_them() {
+    let bytes = damaged(|b| put(b, 48, 5 * 8));
+    for mend in [true, false] {
+        let storage = Arc::new(MemoryStorage::new("m", bytes.clone()));
+        if mend {
+            assert_eq!(check(&storage, Repair::All).corruptions_fixed, 1);
+        }
+        let image = open_rw(storage.clone(), "parallels").unwrap();
+        let to = Resize {
+            virtual_size: 128 << 10,
+            ..Resize::default()
+        };
+        image.resize(&to).unwrap();
+        image.close().unwrap();
+        drop(image);
+        let mut model = pattern(64 << 10);
+        model.resize(128 << 10, 0);
+        matches_model(open_ro(storage.clone(), "parallels").unwrap().as_ref(), &model);
+        assert_eq!(check(&storage, Repair::No).corruptions, 0);
+    }
+}
+
+#[test]
+fn opening_for_writing_never_drops_a_cluster() {
+    let past = damaged(|b| put(b, 64, 0xffff_ffff));
+    let cut = damaged(|b| b.truncate(b.len() - 512));
+    let not_closed = damaged(|b| {
+        put(b, 64, 0xffff_ffff);
+        put(b, 44, 0x746f_6e59);
+    });
+    for bytes in [past, cut, not_closed] {
+        let storage = Arc::new(MemoryStorage::new("m", bytes.clone()));
+        let error = open_rw(storage.clone(), "parallels").err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(error.to_string().contains("check can repair it"), "{error}");
+        assert!(storage.contents() == bytes);
+    }
+}
+
+#[test]
+fn a_cluster_that_the_file_cuts_keeps_what_is_there() {
+    let bytes = damaged(|b| b.truncate(b.len() - 512));
+    let storage = Arc::new(MemoryStorage::new("m", bytes.clone()));
+    let report = check(&storage, Repair::Leaks);
+    assert_eq!(
+        (report.corruptions, report.leaks, report.leaks_fixed),
+        (1, 0, 0),
+        "{report:?}"
+    );
+    assert!(storage.contents() == bytes, "bytes of a cluster were cut off as a leak");
+    let report = check(&storage, Repair::All);
+    assert_eq!((report.corruptions, report.corruptions_fixed), (0, 1), "{report:?}");
+    let mut model = pattern(64 << 10);
+    model[(64 << 10) - 512..].fill(0);
+    matches_model(open_rw(storage, "parallels").unwrap().as_ref(), &model);
+}
+
+#[test]
+fn leaks_are_not_cut_off_while_something_is_wrong() {
+    let bytes = damaged(|b| {
+        put(b, 64 + 15 * 4, 0xffff_ffff);
+        b.extend([1; 4096]);
+    });
+    let storage = Arc::new(MemoryStorage::new("m", bytes.clone()));
+    let report = check(&storage, Repair::Leaks);
+    assert_eq!(
+        (report.corruptions, report.leaks, report.leaks_fixed),
+        (1, 2, 0),
+        "{report:?}"
+    );
+    assert!(storage.contents() == bytes);
+}
+
+#[test]
+fn an_image_that_is_written_is_not_called_empty_any_more() {
+    let storage = created("parallels", 64 << 10, SMALL);
+    let mut bytes = storage.contents();
+    put(&mut bytes, 52, 1);
+    let storage = Arc::new(MemoryStorage::new("m", bytes));
+    let image = open_rw(storage.clone(), "parallels").unwrap();
+    image.write(0, &[1; 512], &NothingBelow).unwrap();
+    image.close().unwrap();
+    assert_eq!(storage.contents()[52..56], [0; 4]);
 }

@@ -1,8 +1,9 @@
 //! Layers: the base is known by its CID.
 
 use e2e::tools::{arg, have, ok, run};
-use vdisk_engine::ErrorKind;
 use vdisk_engine::env::BackingReference;
+use vdisk_engine::ops::{convert::CopyOptions, rebase::rebase};
+use vdisk_engine::{Control, ErrorKind};
 
 use crate::support::{contents, create, open, options, pattern, try_open};
 
@@ -80,6 +81,38 @@ fn a_base_that_was_changed_is_refused_by_us_and_by_qemu() {
         ],
     );
     assert!(!out.status.success());
+}
+
+#[test]
+fn a_layer_that_is_rebased_stays_the_base_of_its_overlay() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for name in ["a.vmdk", "b.vmdk"] {
+        create(&path(name), 4 << 20, options(&[]), None).unwrap();
+    }
+    let chain = open(&path("a.vmdk"), true);
+    chain.write(1 << 20, &pattern(1 << 20, 1)).unwrap();
+    chain.top().close().unwrap();
+    drop(chain);
+    create(&path("middle.vmdk"), 4 << 20, options(&[]), Some("a.vmdk")).unwrap();
+    create(&path("top.vmdk"), 4 << 20, options(&[]), Some("middle.vmdk")).unwrap();
+    let before = contents(&open(&path("top.vmdk"), false));
+    let (chain, other) = (open(&path("middle.vmdk"), true), open(&path("b.vmdk"), false));
+    let reference = BackingReference {
+        name: "b.vmdk".into(),
+        format: Some("vmdk".into()),
+    };
+    let control = Control::default();
+    rebase(
+        &chain,
+        Some(&other),
+        Some(&reference),
+        &CopyOptions::default(),
+        &control,
+    )
+    .unwrap();
+    drop((chain, other));
+    assert!(contents(&open(&path("top.vmdk"), false)) == before);
 }
 
 #[test]

@@ -1,6 +1,8 @@
-//! Inflating chunks. Chunks of usual size are inflated whole; larger ones are streamed through a decoder that stays open, so that a
-//! sequential reader inflates each byte once and memory stays bounded whatever size a chunk claims.
+//! Inflating chunks. Chunks of usual size are inflated whole; larger ones are streamed through a decoder that stays open, and keeps
+//! what it inflated last, so that readers that go through the image side by side inflate each byte once, and memory stays bounded whatever size a
+//! chunk claims.
 
+use std::collections::VecDeque;
 use std::io::{self, BufReader, Read};
 
 use libdeflater::Decompressor;
@@ -91,13 +93,67 @@ pub(super) fn whole(file: &StorageRef, chunk: &Chunk, codec: Codec, out: &mut [u
     }
 }
 
-/// A decoder in the middle of a large chunk.
+/// Inflated bytes that a cursor keeps: as many as the workers of a copy, which read a MiB each, can be apart.
+const KEPT: u64 = 16 << 20;
+
+/// Bytes inflated at once.
+const PIECE: u64 = 256 << 10;
+
+/// A decoder in the middle of a large chunk, and the bytes that it gave last.
 pub(super) struct Cursor {
     /// First guest byte of the chunk.
     chunk: u64,
     /// Guest bytes of the chunk that were inflated so far.
     done: u64,
+    /// The last of these.
+    kept: VecDeque<Vec<u8>>,
+    /// Where in the chunk the kept ones start.
+    kept_from: u64,
     reader: Box<dyn Read + Send>,
+}
+
+impl Cursor {
+    fn new(chunk: u64, reader: Box<dyn Read + Send>) -> Self {
+        Self {
+            chunk,
+            done: 0,
+            kept: VecDeque::new(),
+            kept_from: 0,
+            reader,
+        }
+    }
+
+    /// Reads from `inside` on, which is not before the kept bytes.
+    fn read(&mut self, inside: u64, out: &mut [u8]) -> io::Result<()> {
+        let end = inside + out.len() as u64;
+        let mut at = self.kept_from;
+        for piece in &self.kept {
+            copy_overlap(piece, at, inside, out);
+            at += piece.len() as u64;
+        }
+        while self.done < end {
+            let len = usize::try_from((end - self.done).min(PIECE)).unwrap_or(0);
+            let mut piece = vec![0; len];
+            self.reader.read_exact(&mut piece)?;
+            copy_overlap(&piece, self.done, inside, out);
+            self.done += len as u64;
+            self.kept.push_back(piece);
+            while self.done - self.kept_from > KEPT
+                && let Some(oldest) = self.kept.pop_front()
+            {
+                self.kept_from += oldest.len() as u64;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies what a piece at `at` has of the bytes from `inside` on.
+fn copy_overlap(piece: &[u8], at: u64, inside: u64, out: &mut [u8]) {
+    let skipped = |from: u64, to: u64| usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX);
+    let piece = piece.get(skipped(at, inside)..).unwrap_or_default();
+    let out = out.get_mut(skipped(inside, at)..).unwrap_or_default();
+    out.iter_mut().zip(piece).for_each(|(to, from)| *to = *from);
 }
 
 /// Inflates part of a large chunk from `inside` on. `cursor` is kept from read to read.
@@ -109,15 +165,13 @@ pub(super) fn part(
     out: &mut [u8],
     cursor: &mut Option<Cursor>,
 ) -> Result<()> {
-    let usable = cursor.take().filter(|c| c.chunk == chunk.start && c.done <= inside);
+    let usable = cursor
+        .take()
+        .filter(|c| c.chunk == chunk.start && c.kept_from <= inside);
     let mut at = match usable {
         Some(cursor) => cursor,
         None => match open(file, chunk, codec) {
-            Some(reader) => Cursor {
-                chunk: chunk.start,
-                done: 0,
-                reader,
-            },
+            Some(reader) => Cursor::new(chunk.start, reader),
             None => {
                 let mut decoder = LzfseRingDecoder::default();
                 return skip_and_read(&mut decoder.reader(stored(file, chunk)), inside, out)
@@ -125,8 +179,7 @@ pub(super) fn part(
             }
         },
     };
-    skip_and_read(&mut at.reader, inside - at.done, out).map_err(|e| broken(chunk, e))?;
-    at.done = inside + out.len() as u64;
+    at.read(inside, out).map_err(|e| broken(chunk, e))?;
     *cursor = Some(at);
     Ok(())
 }
@@ -137,4 +190,48 @@ fn skip_and_read(mut reader: &mut dyn Read, skip: u64, out: &mut [u8]) -> io::Re
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
     }
     reader.read_exact(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// Bytes that say where they are, counted.
+    struct Counted(Arc<AtomicU64>);
+
+    fn byte(at: u64) -> u8 {
+        (at / 4096 % 251) as u8
+    }
+
+    impl Read for Counted {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let at = self.0.fetch_add(buf.len() as u64, Ordering::Relaxed);
+            (at..).zip(buf.iter_mut()).for_each(|(at, to)| *to = byte(at));
+            Ok(buf.len())
+        }
+    }
+
+    #[test]
+    fn readers_side_by_side_inflate_each_byte_once() {
+        const MIB: u64 = 1 << 20;
+        let count = Arc::new(AtomicU64::new(0));
+        let mut cursor = Cursor::new(0, Box::new(Counted(count.clone())));
+        let mut out = vec![0; MIB as usize];
+        // Groups of eight, each from the last to the first.
+        for number in (0..48).map(|n| n / 8 * 8 + 7 - n % 8) {
+            let inside = number * MIB;
+            assert!(cursor.kept_from <= inside, "the reader of MiB {number} begins anew");
+            cursor.read(inside, &mut out).unwrap();
+            assert!(
+                (inside..).zip(&out).all(|(at, found)| *found == byte(at)),
+                "MiB {number}"
+            );
+            let kept: usize = cursor.kept.iter().map(Vec::len).sum();
+            assert!(kept as u64 <= KEPT);
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 48 * MIB);
+    }
 }

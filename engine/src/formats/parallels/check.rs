@@ -17,6 +17,8 @@ struct Checker<'a> {
     image: &'a ParallelsImage,
     control: &'a Control,
     fix: bool,
+    /// End of the last cluster that the file cuts.
+    cut_end: u64,
     report: CheckReport,
 }
 
@@ -26,6 +28,7 @@ pub(super) fn check(image: &ParallelsImage, repair: Repair, control: &Control) -
         image,
         control,
         fix: repair == Repair::All,
+        cut_end: 0,
         report: CheckReport::default(),
     };
     checker.check_bat()?;
@@ -36,10 +39,13 @@ pub(super) fn check(image: &ParallelsImage, repair: Repair, control: &Control) -
 
 impl Checker<'_> {
     fn contradiction(&mut self, message: String) {
+        self.count(message, self.fix);
+    }
+    fn count(&mut self, message: String, fixed: bool) {
         if self.report.messages.len() < MAX_MESSAGES {
             self.report.messages.push(message);
         }
-        if self.fix {
+        if fixed {
             self.report.corruptions_fixed += 1;
         } else {
             self.report.corruptions += 1;
@@ -69,16 +75,18 @@ impl Checker<'_> {
     fn check_bat(&mut self) -> Result<()> {
         let header = self.image.header();
         let entries = shared(&self.image.bat).entries.clone();
-        let end = self.image.end();
+        self.complete(&header, &entries)?;
+        let len = self.image.file.len()?;
         let (mut seen, mut last) = (HashSet::new(), 0);
         let (mut allocated, mut fragmented) = (0, 0);
         for (cluster, entry) in (0..).zip(&entries) {
             if cluster % 4096 == 0 {
                 self.control.check_cancelled()?;
             }
-            let at = match self.image.place_of(&header, *entry, end) {
+            let at = match self.image.place_of(&header, *entry, self.image.end()) {
                 Ok(None) => continue,
                 Ok(Some(at)) => at,
+                Err(_) if cut_end(&header, *entry, len).is_some() => continue,
                 Err(e) => {
                     self.contradiction(format!("cluster {cluster} is outside image: {}", e.what()));
                     self.clear(cluster);
@@ -98,6 +106,23 @@ impl Checker<'_> {
         self.report.fragmented_clusters = Some(fragmented);
         if self.fix {
             self.image.flush()?;
+        }
+        Ok(())
+    }
+
+    /// What is there of clusters that the file cuts stays, with zeroes behind; and no other cluster gets their place.
+    fn complete(&mut self, header: &Header, entries: &[u32]) -> Result<()> {
+        let len = self.image.file.len()?;
+        let fix = self.fix && self.image.file.can_resize();
+        for (cluster, entry) in entries.iter().enumerate() {
+            if let Some(end) = cut_end(header, *entry, len) {
+                self.count(format!("cluster {cluster} is cut by the end of the file"), fix);
+                self.cut_end = self.cut_end.max(end);
+            }
+        }
+        if fix && self.cut_end > 0 {
+            self.image.file.set_len(self.cut_end)?;
+            self.image.restart_space(self.cut_end);
         }
         Ok(())
     }
@@ -122,7 +147,7 @@ impl Checker<'_> {
     /// Space behind the last cluster is a leak.
     fn check_end(&mut self, fix: bool) -> Result<()> {
         let header = self.image.header();
-        let used = used_end(self.image);
+        let used = used_end(self.image).max(self.cut_end);
         self.report.image_end_offset = Some(used);
         let extension = header.raw.ext_off.get() != 0;
         let file_len = self.image.file.len()?;
@@ -131,13 +156,21 @@ impl Checker<'_> {
         }
         let clusters = (file_len - used).div_ceil(header.cluster);
         self.report.leaks = clusters;
-        if fix && self.image.file.can_resize() {
+        // While something is wrong, what seems to be free may belong to it.
+        if fix && self.report.corruptions == 0 && self.image.file.can_resize() {
             cut(self.image, used)?;
             self.report.leaks = 0;
             self.report.leaks_fixed = clusters;
         }
         Ok(())
     }
+}
+
+/// The end of a cluster that begins inside a file of this length and ends outside.
+fn cut_end(header: &Header, entry: u32, len: u64) -> Option<u64> {
+    let at = u64::from(entry) * header.step;
+    let end = at.checked_add(header.cluster)?;
+    (entry != 0 && (header.data_start..len).contains(&at) && end > len).then_some(end)
 }
 
 /// End of the last cluster that the BAT names.

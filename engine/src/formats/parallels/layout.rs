@@ -11,6 +11,8 @@ pub(super) const MAGIC_OLD: [u8; 16] = *b"WithoutFreeSpace";
 pub(super) const MAGIC_EXT: [u8; 16] = *b"WithouFreSpacExt";
 /// `inuse` of an image that somebody writes to, or did not close.
 pub(super) const IN_USE: u32 = 0x746f_6e59;
+/// `flags`: there is nothing in the image. Not believed, but taken away when it stops being true.
+pub(super) const EMPTY: u32 = 1;
 /// Heads and sectors of the geometry that new images claim.
 const HEADS: u64 = 16;
 const SECTORS_PER_CYLINDER: u64 = 32;
@@ -39,7 +41,7 @@ pub(super) struct RawHeader {
     pub in_use: U32,
     /// First sector of the data; 0 in older images: right behind the BAT.
     pub data_off: U32,
-    /// Flags; ignored.
+    /// Flags: [`EMPTY`] or nothing.
     pub flags: U32,
     /// First sector of the format extension cluster, 0 for none.
     pub ext_off: U64,
@@ -70,6 +72,17 @@ impl Header {
     /// Whether somebody writes to the image or did not close it.
     pub fn in_use(&self) -> bool {
         self.raw.in_use.get() == IN_USE
+    }
+    /// Data starts behind the BAT where a cluster of it lies before the data offset: that is wrong, not the cluster.
+    pub fn mind_clusters(&mut self, entries: &[u32], file_len: u64) {
+        let least = data_start(self.bat_end(), self.cluster, self.is_old());
+        let early = |entry: &u32| {
+            let at = u64::from(*entry) * self.step;
+            (least..self.data_start).contains(&at) && at + self.cluster <= file_len
+        };
+        if entries.iter().any(early) {
+            (self.data_start, self.data_off_is_wrong) = (least, true);
+        }
     }
     /// Bytes of header and BAT.
     pub fn bat_end(&self) -> u64 {

@@ -2,8 +2,8 @@
 //!
 //! Bundles are read: the current state through its snapshots, of plain and expandable files in the bundle's folder.
 //! Supported: both magics for reading and writing, new images with the newer one, resizing, check and repair, the dirty bitmaps of the
-//! format extension (read). An image that was not closed is repaired when it is opened for writing. The first change drops the format
-//! extension, because its bitmaps would no longer be true.
+//! format extension (read). An image that was not closed, or whose data offset is wrong, is repaired when it is opened for writing, unless
+//! clusters would be dropped for that (`Corrupt`). The first change drops the format extension, because its bitmaps would no longer be true.
 //! Refused: header versions other than 2 (`NotThisFormat`); writing to bundles, and encrypted ones (`Unsupported`); descriptors that
 //! contradict themselves, name files elsewhere, or let a state lie over itself (`Corrupt`).
 

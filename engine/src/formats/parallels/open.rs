@@ -6,7 +6,7 @@ use std::sync::{Mutex, RwLock};
 
 use zerocopy::IntoBytes;
 
-use super::layout::{self, HEADER_LEN, Header};
+use super::layout::{self, EMPTY, HEADER_LEN, Header};
 use super::map::{Bat, Space};
 use crate::formats::common::{MAX_UNIT, exclusive, lock, read_table, shared};
 use crate::image::{
@@ -32,16 +32,18 @@ impl ParallelsImage {
         let mut bytes = [0; HEADER_LEN];
         read_padded(file.as_ref(), 0, &mut bytes)?;
         let there = usize::try_from(len).unwrap_or(usize::MAX).min(HEADER_LEN);
-        let header = layout::check(bytes.get(..there).unwrap_or_default(), len)?;
+        let mut header = layout::check(bytes.get(..there).unwrap_or_default(), len)?;
         let bat_bytes = u64::from(header.raw.bat_entries.get()) * 4;
         let raw = read_table(file.as_ref(), "the BAT", HEADER_LEN as u64, bat_bytes, env.limits)?;
         let entry = |b: &[u8]| b.iter().rev().fold(0, |n, b| n << 8 | u32::from(*b));
+        let entries: Vec<u32> = raw.chunks_exact(4).map(entry).collect();
+        header.mind_clusters(&entries, len);
         let image = Self {
             bitmaps: super::bitmaps::Extension::read(&file, &header, env)?,
             file,
             header: RwLock::new(header),
             bat: RwLock::new(Bat {
-                entries: raw.chunks_exact(4).map(entry).collect(),
+                entries,
                 dirty: BTreeSet::new(),
             }),
             space: Mutex::new(Space {
@@ -50,18 +52,28 @@ impl ParallelsImage {
             }),
             end: len.into(),
         };
-        if env.writable && !env.for_check && image.needs_repair() {
-            image.check(Repair::All, &Control::default())?;
+        if env.writable && !env.for_check {
+            image.mend_harmless()?;
         }
         Ok(image)
     }
 
-    /// As QEMU: not closed, a wrong data offset, or clusters past the end of the file.
-    fn needs_repair(&self) -> bool {
-        let header = self.header();
-        let end = self.end();
-        let outside = |e: &u32| self.place_of(&header, *e, end).is_err();
-        header.in_use() || header.data_off_is_wrong || shared(&self.bat).entries.iter().any(outside)
+    /// As QEMU, repairs an image that was not closed or has a wrong data offset; but not where that would drop clusters.
+    fn mend_harmless(&self) -> Result<()> {
+        let (header, end) = (self.header(), self.end());
+        for (cluster, entry) in shared(&self.bat).entries.iter().enumerate() {
+            self.place_of(&header, *entry, end).map_err(|e| {
+                let what = format!(
+                    "cluster {cluster} is not in the file ({}); check can repair it",
+                    e.what()
+                );
+                Error::corrupt(what).at(self.file.name())
+            })?;
+        }
+        if header.in_use() || header.data_off_is_wrong {
+            self.check(Repair::All, &Control::default())?;
+        }
+        Ok(())
     }
 
     pub(super) fn header(&self) -> Header {
@@ -91,12 +103,16 @@ impl ParallelsImage {
         Ok(())
     }
 
-    /// The bitmaps of the format extension stop being true with the first change: the extension is dropped before it.
+    /// With the first change the bitmaps of the format extension stop being true, and the image being empty: both are dropped before it.
     pub(super) fn before_change(&self) -> Result<()> {
-        if shared(&self.header).raw.ext_off.get() == 0 {
+        let raw = shared(&self.header).raw;
+        if raw.ext_off.get() == 0 && raw.flags.get() & EMPTY == 0 {
             return Ok(());
         }
-        self.change_header(|header| header.raw.ext_off = 0.into())
+        self.change_header(|header| {
+            header.raw.ext_off = 0.into();
+            header.raw.flags = (raw.flags.get() & !EMPTY).into();
+        })
     }
 }
 

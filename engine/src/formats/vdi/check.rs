@@ -126,9 +126,12 @@ impl VdiImage {
         for block in &findings.missing {
             self.mend_missing(*block)?;
         }
-        for block in &findings.shared {
+        // What is unused is so in the file as well: a place that an old entry still names is not filled before.
+        self.flush_all()?;
+        let unused = self.meta().map.unused();
+        for (block, to) in findings.shared.iter().zip(unused) {
             control.checkpoint(self.meta().header.block)?;
-            self.part_shared(*block)?;
+            self.part_shared(*block, to)?;
         }
         self.flush_all()
     }
@@ -148,13 +151,12 @@ impl VdiImage {
         Ok(())
     }
 
-    fn part_shared(&self, block: u64) -> Result<()> {
+    /// Copies a block to a place of its own. There is one: an image with a shared place has fewer places in use than blocks.
+    fn part_shared(&self, block: u64, to: u64) -> Result<()> {
         let _growth = self.growth();
-        let Entry::Block(from) = self.meta().map.get(block) else {
+        let (Entry::Block(from), Ok(entry)) = (self.meta().map.get(block), u32::try_from(to)) else {
             return Ok(());
         };
-        let to = self.meta().map.next();
-        let Ok(entry) = u32::try_from(to) else { return Ok(()) };
         self.copy_block(u64::from(from), to)?;
         let mut meta = self.meta_mut();
         meta.map.set(block, Entry::Block(entry));

@@ -17,6 +17,8 @@ pub(super) const SECTOR: u64 = 512;
 pub(super) const DEFAULT_BLOCK: u64 = 1 << 20;
 /// Blocks in an image at most, as QEMU has it: the map and the offset behind it fit in 31 bits.
 pub(super) const MAX_BLOCKS: u64 = 0x1fff_ff80;
+/// Blocks that growing can move behind the others: a table of 2 GiB takes the place of that many blocks of 4 KiB, twice.
+pub(super) const MOVED_AT_MOST: u64 = 1 << 20;
 
 const FREE: u32 = u32::MAX;
 const ZERO: u32 = u32::MAX - 1;
@@ -178,14 +180,19 @@ impl Header {
         if self.raw.sector_size.get() != 512 {
             return Err(bad("sector_size", u64::from(self.raw.sector_size.get()), "512"));
         }
-        if self.allocated > self.blocks {
-            return Err(bad("blocks_allocated", self.allocated, "at most blocks_in_image"));
+        if self.allocated > self.blocks + MOVED_AT_MOST {
+            return Err(self.counts_too_many());
         }
         let map_end = self.map_offset + self.blocks * 4;
         if self.data_offset < map_end {
             return Err(bad("offset_data", self.data_offset, "behind the block map"));
         }
         Ok(self)
+    }
+
+    /// The error for a count of blocks that neither the image nor the file can have.
+    pub fn counts_too_many(&self) -> Error {
+        bad("blocks_allocated", self.allocated, "at most blocks_in_image")
     }
 
     /// Bytes from one block to the next.

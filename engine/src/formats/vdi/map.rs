@@ -5,14 +5,12 @@ use std::ops::Range;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::layout::{Entry, Header};
+use super::layout::{Entry, Header, MOVED_AT_MOST};
 use crate::storage::read_vec;
 use crate::{Error, Limits, Result, Storage, StorageRef};
 
 /// Entries of the map that are written as one piece: a sector's worth.
 const PIECE: usize = 128;
-/// Blocks that growing can move behind the others: a table of 2 GiB takes the place of that many blocks of 4 KiB, twice.
-const MOVED_AT_MOST: u64 = 1 << 20;
 
 /// The block map and the next free place behind the blocks of the file.
 #[derive(Debug)]
@@ -138,6 +136,15 @@ impl BlockMap {
         file.write_at(at, self.entries.get(range).unwrap_or_default().as_bytes())
     }
 
+    /// Indexes of the image that no entry has, lowest first.
+    pub fn unused(&self) -> Vec<u64> {
+        let mut used: Vec<u64> = self.entries.iter().filter_map(|e| index_of(*e)).collect();
+        used.sort_unstable();
+        used.dedup();
+        let mut used = used.into_iter().peekable();
+        let all = 0..self.entries.len() as u64;
+        all.filter(|index| used.next_if_eq(index).is_none()).collect()
+    }
     /// Looks for entries that cannot be true.
     pub fn damage(&self) -> Damage {
         let mut damage = Damage::default();

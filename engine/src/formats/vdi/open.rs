@@ -21,6 +21,9 @@ pub(super) fn open(file: StorageRef, env: &OpenEnv<'_>) -> Result<VdiImage> {
     }
     let map = BlockMap::read(&file, &header, env.limits)?;
     if !env.for_check {
+        if header.allocated > map.bound() {
+            return Err(header.counts_too_many());
+        }
         let damage = map.damage();
         if let Some(block) = damage.outside.first() {
             let found = map.get(*block).encode();

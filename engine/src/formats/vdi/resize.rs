@@ -1,8 +1,8 @@
 //! Growing. A crash at any write leaves the old image or the new one.
 //!
 //! Where the map has room before the first block, the new entries are written there, flushed, and then the header's sector makes
-//! them true. Otherwise the first blocks of the file give way: they are copied to the end, the map is pointed at the copies and
-//! flushed, a new map is written where they were, flushed, and the header's sector switches to it.
+//! them true. Otherwise the first blocks of the file give way: they are copied to the end, the header counts the copies, the map is pointed
+//! at them and flushed, a new map is written where they were, flushed, and the header's sector switches to it.
 //!
 //! Nobody else writes to the image meanwhile: that is the caller's to see to.
 
@@ -132,6 +132,7 @@ impl VdiImage {
             let to = u32::try_from(to).map_err(|_| Error::unsupported("too many blocks to move"))?;
             meta.map.set(*block, Entry::Block(to));
         }
+        self.raise_count(&mut meta)?;
         meta.map.write_dirty(self.file.as_ref(), meta.header.map_offset)?;
         self.file.flush()?;
         meta.map.mark_clean();

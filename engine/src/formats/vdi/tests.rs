@@ -5,13 +5,14 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::Vdi;
+use crate::formats::FormatDriver;
 use crate::formats::testing::bytes::{ByteArray, Op};
 use crate::formats::testing::crash::at_every_change;
 use crate::formats::testing::{self, file, whole};
 use crate::image::{ExtentKind, NothingBelow, Repair, Resize};
 use crate::options::Options;
 use crate::storage::{Fault, MemoryStorage};
-use crate::{Control, Image, Result, StorageRef};
+use crate::{Control, Image, Limits, OpenEnv, Result, StorageRef};
 
 pub(super) fn created(size: u64, options: Options) -> Vec<u8> {
     testing::created(&Vdi, size, options)
@@ -214,6 +215,78 @@ fn a_mend_survives_any_crash() {
     content[..4096].fill(0);
     survives_any_crash(&bytes, &content, |image| {
         image.check(Repair::All, &Control::default()).unwrap();
+    });
+}
+
+/// Whether another program, which puts new blocks behind as many as the header counts, spares every block that the map names.
+fn counts_every_block(bytes: &[u8]) -> bool {
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    let (map, blocks, allocated) = (word(0x154) as usize, word(0x180) as usize, word(0x184));
+    let mut entries = (0..blocks).map(|block| word(map + block * 4));
+    entries.all(|entry| entry >= 0xffff_fffe || entry < allocated)
+}
+
+#[test]
+fn the_header_counts_every_block_that_the_map_names_while_it_grows() {
+    let (few, _) = testing::changed(&Vdi, created(8 * 4096, small_blocks()), 0, |image| {
+        for block in [1u64, 0] {
+            image.write(block * 4096, &[7; 4096], &NothingBelow).unwrap();
+        }
+    });
+    for bytes in [few, scattered().0] {
+        for blocks in [200, 3000] {
+            let grow = |storage| {
+                open_on(storage)
+                    .unwrap()
+                    .resize(&testing::to_size(blocks * 4096))
+                    .unwrap()
+            };
+            at_every_change(&bytes, &[Fault::Freeze], grow, |left, crash| {
+                assert!(counts_every_block(&left), "{blocks} blocks, {crash}");
+            });
+        }
+    }
+}
+
+/// Checks these bytes with a crash at each change of the repair in turn; what is left opens for another repair and loses nothing.
+fn is_mended_after_any_crash(bytes: &[u8], content: &[u8], what: &str) {
+    let mend = |storage| {
+        let limits = Limits::default();
+        let env = OpenEnv::closed(&limits).writable().for_check();
+        let image = Vdi.open(storage, &Options::new(), &env).unwrap();
+        image.check(Repair::All, &Control::default()).unwrap();
+    };
+    at_every_change(bytes, &[Fault::Freeze], mend, |left, crash| {
+        let (storage, image) = open_to_check(left);
+        assert!(whole(image.as_ref())[..content.len()] == *content, "{what}, {crash}");
+        image.check(Repair::All, &Control::default()).unwrap();
+        let image = open_on(storage).unwrap_or_else(|e| panic!("{what}, {crash}: {e}"));
+        assert!(
+            whole(image.as_ref())[..content.len()] == *content,
+            "{what}, {crash}: repaired"
+        );
+    });
+}
+
+#[test]
+fn a_repair_of_a_full_image_can_be_done_again_after_any_crash() {
+    let (mut bytes, mut content) = scattered();
+    set_entry(&mut bytes, 7, 0); // Block 3 has place 0.
+    content[7 * 4096..].fill(4);
+    is_mended_after_any_crash(&bytes, &content, "a shared place");
+}
+
+#[test]
+fn a_repair_after_a_crash_of_growing_can_be_done_again_after_any_crash() {
+    let (bytes, content) = scattered();
+    let grow = |storage| {
+        open_on(storage)
+            .unwrap()
+            .resize(&testing::to_size(3000 * 4096))
+            .unwrap()
+    };
+    at_every_change(&bytes, &[Fault::Freeze], grow, |left, crash| {
+        is_mended_after_any_crash(&left, &content, &format!("growing, {crash}"));
     });
 }
 

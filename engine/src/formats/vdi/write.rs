@@ -11,7 +11,7 @@
 
 use zerocopy::IntoBytes;
 
-use super::image::{Part, VdiImage};
+use super::image::{Meta, Part, VdiImage};
 use super::layout::{Entry, Kind};
 use crate::image::Below;
 use crate::storage::write_zero_bytes;
@@ -168,14 +168,8 @@ impl VdiImage {
             self.file.set_len(end)?;
         }
         self.file.flush()?;
-        let allocated = meta.map.next();
-        if meta.header.allocated < allocated
-            && let Ok(count) = u32::try_from(allocated)
-        {
-            self.file.write_at(AT_ALLOCATED, &count.to_le_bytes())?;
-            self.file.flush()?;
-        }
-        meta.header.allocated = allocated;
+        self.raise_count(&mut meta)?;
+        meta.header.allocated = meta.map.next();
         meta.map.write_dirty(self.file.as_ref(), meta.header.map_offset)?;
         self.file.write_at(0, meta.header.to_raw().as_bytes())?;
         self.file.flush()?;
@@ -184,7 +178,20 @@ impl VdiImage {
         Ok(())
     }
 
-    /// Copies a block of the file to a place behind the others. Used with `growth` held.
+    /// Step 3 of the order above, for a map that is not written yet. While a full image grows, the count is larger than the image: no
+    /// other program may put a block where blocks were moved.
+    pub fn raise_count(&self, meta: &mut Meta) -> Result<()> {
+        let allocated = meta.map.next();
+        if meta.header.allocated < allocated {
+            let count = u32::try_from(allocated).map_err(|_| Error::unsupported("too many blocks"))?;
+            self.file.write_at(AT_ALLOCATED, &count.to_le_bytes())?;
+            self.file.flush()?;
+            meta.header.allocated = allocated;
+        }
+        Ok(())
+    }
+
+    /// Copies a block of the file to another place of it. Used with `growth` held.
     pub fn copy_block(&self, from: u64, to: u64) -> Result<()> {
         let header = self.meta().header;
         let (mut done, stride) = (0, header.stride());

@@ -108,7 +108,10 @@ impl SparseExtent {
         let _growth = self.growth();
         let (run, found) = self.run(at, len)?;
         let before = match run {
-            Run::Data(place) if found == len => return Ok(place),
+            Run::Data(place) if found == len => {
+                self.refuse_metadata(place, len)?;
+                return Ok(place);
+            }
             // A grain larger than the unit, placed when its first unit was.
             Run::Data(place) => Some(place),
             _ => None,

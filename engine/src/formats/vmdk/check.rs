@@ -2,7 +2,7 @@
 //!
 //! Corruptions: entries that point outside the grains of the file, two guest grains in one place, grains over tables or directories,
 //! grains cut by the end of the file, compressed grains whose marker is another's. Leaks: space behind the metadata that nothing refers to.
-//! Mending: shared grains are copied apart, what is not in the file becomes unallocated, space at the end of the file is cut off, and
+//! Mending: shared grains are copied apart, what is not in the file becomes unallocated, of a grain that the file cuts the rest is kept, space at the end of the file is cut off, and
 //! redundant tables become copies of the primary ones, which decide.
 
 use super::descriptor::NO_PARENT;
@@ -23,6 +23,8 @@ const MESSAGES: usize = 100;
 struct Findings {
     /// Entries that point nowhere sensible.
     outside: Vec<u64>,
+    /// Grains that the end of the file cuts.
+    cut: Vec<u64>,
     /// Grains whose place an earlier grain has.
     shared: Vec<u64>,
     /// Compressed grains whose marker is wrong.
@@ -37,11 +39,12 @@ struct Findings {
 
 impl Findings {
     fn corruptions(&self) -> u64 {
-        (self.outside.len() + self.shared.len() + self.unmarked.len()) as u64
+        (self.outside.len() + self.cut.len() + self.shared.len() + self.unmarked.len()) as u64
     }
     fn tell(&self, report: &mut CheckReport, name: &str) {
         let lists = [
             (&self.outside, "points outside the grains of the file"),
+            (&self.cut, "is of a grain that the end of the file cuts"),
             (&self.shared, "shares its place with another grain or with metadata"),
             (&self.unmarked, "has a wrong marker"),
         ];
@@ -194,9 +197,12 @@ impl SparseExtent {
             findings.outside.push(grain);
             return Ok(());
         };
-        if end > len && self.packing == Packing::Plain {
+        if at >= len && self.packing == Packing::Plain {
             findings.outside.push(grain);
         } else {
+            if end > len && self.packing == Packing::Plain {
+                findings.cut.push(grain);
+            }
             findings.end = findings.end.max(end);
             let sectors = u32::try_from(self.grain / SECTOR).map_err(|_| Error::limit("a grain past 2 TiB"))?;
             let grain = u32::try_from(grain).unwrap_or(u32::MAX);
@@ -234,20 +240,21 @@ impl SparseExtent {
 
     fn find_shared(&self, places: &mut [Place], findings: &mut Findings) {
         places.sort_unstable_by_key(|p| (p.at, p.grain.is_some(), p.grain));
-        let (mut end, mut owner_is_grain) = (0, false);
+        let (mut end, mut owner) = (0, None);
         for place in places.iter() {
             if place.at < end {
-                match place.grain {
-                    Some(grain) => findings.shared.push(u64::from(grain)),
-                    None if owner_is_grain => findings.differing += 1,
-                    None => {}
-                }
+                // Of a grain and a table the grain gives way, whichever begins first.
+                findings
+                    .shared
+                    .extend(place.grain.or_else(|| owner.take()).map(u64::from));
             }
             if place.at + u64::from(place.sectors) > end {
                 end = place.at + u64::from(place.sectors);
-                owner_is_grain = place.grain.is_some();
+                owner = place.grain;
             }
         }
+        findings.shared.sort_unstable();
+        findings.shared.dedup();
         findings.end = findings.end.max(end * SECTOR);
     }
 
@@ -290,6 +297,9 @@ impl SparseExtent {
                 self.set_run(*grain, 1, |_| Entry::UNALLOCATED)?;
             }
         }
+        for grain in &findings.cut {
+            self.complete(*grain)?;
+        }
         for grain in &findings.shared {
             control.checkpoint(self.grain)?;
             self.part_shared(*grain)?;
@@ -297,6 +307,18 @@ impl SparseExtent {
         self.flush(true)?;
         self.differing_tables(Some(control))?;
         self.file.flush()
+    }
+
+    /// What is there of a grain that the file cuts stays, with zeroes behind.
+    fn complete(&self, grain: u64) -> Result<()> {
+        let _growth = self.growth();
+        if let Grain::At(at) = self.grain(grain)?
+            && self.file.can_resize()
+        {
+            let end = at.saturating_add(self.grain);
+            self.file.set_len(end.max(self.file.len()?))?;
+        }
+        Ok(())
     }
 
     /// Copies a grain to a place of its own.

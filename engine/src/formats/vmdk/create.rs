@@ -139,6 +139,11 @@ pub(super) fn create(main: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) 
         .checked_next_multiple_of(SECTOR)
         .filter(|s| *s <= env.limits.virtual_size)
         .ok_or_else(|| Error::invalid(format!("a virtual size of {} bytes is too large", spec.virtual_size)))?;
+    if size == 0 {
+        return Err(Error::invalid(
+            "a VMDK has at least one sector; a size of 0 was asked for",
+        ));
+    }
     let parent = spec
         .backing
         .as_ref()

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde_json::{Map, Value};
 
 use super::descriptor::{Descriptor, NO_PARENT, local_name};
+use super::meta::{cid_of, cid_of_commit};
 use super::sparse::{Packing, Run, SparseExtent};
 use super::stream::Stream;
 use crate::image::{
@@ -246,13 +247,23 @@ impl Image for VmdkImage {
         let Some(expected) = self.descriptor().as_ref().map(|(d, _)| d.parent_cid) else {
             return Ok(());
         };
-        match below.layer_id().filter(|_| below.format() == "vmdk") {
-            Some(id) if id == format!("{expected:08x}") => Ok(()),
+        match cid_of(below).ok() {
+            // The second: a commit was cut off before the base got its new CID.
+            Some(cid) if cid == expected || cid_of_commit(cid) == expected => Ok(()),
             found => Err(Error::corrupt(format!(
                 "the overlay was made over content with CID {expected:08x}, the layer below has {}; it was changed since, or is another",
-                found.as_deref().unwrap_or("none")
+                found.map_or_else(|| "none".to_owned(), |cid| format!("{cid:08x}"))
             ))),
         }
+    }
+    fn expect_change(&self, below: &dyn Image) -> Result<()> {
+        self.record_parent(cid_of_commit(cid_of(below)?))
+    }
+    fn begin_change(&self) -> Result<()> {
+        self.begin_commit()
+    }
+    fn keep_identity(&self) {
+        self.cid_changed.store(true, Ordering::Release);
     }
     fn check(&self, repair: Repair, control: &Control) -> Result<CheckReport> {
         self.check_all(repair, control)

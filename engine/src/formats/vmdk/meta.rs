@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::descriptor::Descriptor;
+use super::descriptor::{Descriptor, NO_PARENT};
 use super::image::{Body, DescriptorPlace, VmdkImage};
 use crate::image::BackingReference;
 use crate::storage::read_padded;
@@ -20,23 +20,37 @@ impl VmdkImage {
             return Ok(());
         }
         if let Some((descriptor, place)) = guard.as_mut() {
-            let mut hash = crc32fast::Hasher::new_with_initial(descriptor.cid);
-            hash.update(&offset.to_le_bytes());
-            hash.update(seed.get(..seed.len().min(4096)).unwrap_or_default());
-            let cid = hash.finalize();
-            let taken = [descriptor.cid, u32::MAX, u32::MAX - 1, 0];
-            let cid = if taken.contains(&cid) {
-                descriptor.cid.wrapping_add(1).clamp(1, u32::MAX - 2)
-            } else {
-                cid
-            };
-            descriptor.set_cid(cid);
+            let seed = seed.get(..seed.len().min(4096)).unwrap_or_default();
+            descriptor.set_cid(cid_after(descriptor.cid, &[&offset.to_le_bytes(), seed]));
             self.store_descriptor(descriptor, *place)?;
             if sync {
                 self.main()?.flush()?;
             }
         }
         self.cid_changed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Before a commit into this layer: the CID that the overlay recorded.
+    pub fn begin_commit(&self) -> Result<()> {
+        let mut guard = self.descriptor();
+        if let Some((descriptor, place)) = guard.as_mut() {
+            descriptor.set_cid(cid_of_commit(descriptor.cid));
+            self.store_descriptor(descriptor, *place)?;
+            self.main()?.flush()?;
+        }
+        self.cid_changed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Before a commit from this layer: the CID that the layer below will have.
+    pub fn record_parent(&self, cid: u32) -> Result<()> {
+        let mut guard = self.descriptor();
+        if let Some((descriptor, place)) = guard.as_mut().filter(|(d, _)| d.parent_cid != NO_PARENT) {
+            descriptor.set_parent_cid(cid);
+            self.store_descriptor(descriptor, *place)?;
+            self.main()?.flush()?;
+        }
         Ok(())
     }
 
@@ -102,6 +116,23 @@ impl VmdkImage {
         *descriptor = changed;
         self.main()?.flush()
     }
+}
+
+/// The CID that a content gets when a commit changes it: known before, unlike those of other changes, so that the overlay can be told first. No
+/// other overlay of the old content takes it for its base.
+pub(super) fn cid_of_commit(cid: u32) -> u32 {
+    cid_after(cid, &[b"commit"])
+}
+
+/// Another CID.
+fn cid_after(cid: u32, seeds: &[&[u8]]) -> u32 {
+    let mut hash = crc32fast::Hasher::new_with_initial(cid);
+    seeds.iter().for_each(|seed| hash.update(seed));
+    let next = hash.finalize();
+    if [cid, u32::MAX, u32::MAX - 1, 0].contains(&next) {
+        return cid.wrapping_add(1).clamp(1, u32::MAX - 2);
+    }
+    next
 }
 
 /// A name that can stand between quotes in a descriptor.

@@ -22,6 +22,7 @@ mod layout;
 mod meta;
 mod open;
 mod open_extent;
+mod reserved;
 mod resize;
 mod sparse;
 mod stream;
@@ -30,6 +31,8 @@ mod write;
 
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod mend_tests;
 #[cfg(test)]
 mod stream_tests;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::esx::{COWD_MAGIC, EsxHeader, RawCowd, RawSeSparse, RawVolatile, sesparse_table};
 use super::inflate::LastGrain;
 use super::layout::{Header, RawHeader, RawMarker, SECTOR, marker};
+use super::reserved::Reserved;
 use super::sparse::{Packing, SparseExtent};
 use super::tables::{EntryKind, Geometry, Tables, read_inside};
 use crate::storage::{read_padded, read_vec};
@@ -77,7 +78,9 @@ pub(super) fn open_hosted(file: &StorageRef, header: Header, env: &OpenEnv<'_>) 
     tables.redundant_at = redundant_at;
     let version_3 = "VMDK version 3 must be read only (changed block tracking would be wrong afterwards)";
     let read_only = (header.version == 3 && !header.compressed).then_some(version_3);
+    let reserved = Reserved::new(&tables);
     let mut extent = sparse(file, packing, header.capacity, header.grain, tables)?;
+    extent.reserved = reserved;
     extent.zero_grains = header.zero_grains;
     extent.read_only = read_only;
     extent.header = Some(Mutex::new(header));
@@ -113,6 +116,7 @@ fn sparse(file: &StorageRef, packing: Packing, capacity: u64, grain: u64, tables
         zero_grains: false,
         read_only: None,
         header: None,
+        reserved: Reserved::default(),
         tables: RwLock::new(tables),
         growth: Mutex::new(()),
         last: LastGrain::default(),

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 
 use super::inflate::{LastGrain, inflate};
 use super::layout::Header;
+use super::reserved::Reserved;
 use super::tables::{Entry, Grain, Tables};
 use crate::{Error, Result, StorageRef};
 
@@ -38,6 +39,8 @@ pub(super) struct SparseExtent {
     /// Where the next new grain goes; changed with `growth` held.
     pub end: AtomicU64,
     pub tables: RwLock<Tables>,
+    /// What was metadata when the image was opened.
+    pub reserved: Reserved,
     /// Held while grains are added.
     pub growth: Mutex<()>,
     pub last: LastGrain,

@@ -11,7 +11,7 @@ use super::image::{Body, VmdkImage};
 use super::layout::{GD_AT_END, GRAIN_MARKER, SECTOR, marker, metadata_marker};
 use super::sparse::{Packing, Run, SparseExtent};
 use super::tables::Entry;
-use crate::image::{BulkWrite, HostPlace, Placement, Scratch};
+use crate::image::{Below, BulkWrite, ExtentKind, HostPlace, Image, Placement, Scratch};
 use crate::{Error, OpenEnv, Result};
 
 /// libdeflate's level: see docs/formats/vmdk.md for sizes and speeds against zlib's level 6, which qemu-img uses.
@@ -19,6 +19,8 @@ const LEVEL: i32 = 4;
 
 /// Larger grains are not written: the pipeline hands out units up to this.
 const MAX_GRAIN: u64 = 2 << 20;
+
+const ONCE: &str = "cannot write here: streamOptimized images are written once, from beginning to end";
 
 /// The writer's state.
 #[derive(Debug)]
@@ -64,24 +66,29 @@ fn locked(stream: &Mutex<Stream>) -> MutexGuard<'_, Stream> {
 
 impl VmdkImage {
     fn stream_extent(&self) -> Result<(&Mutex<Stream>, &SparseExtent)> {
-        let why = "cannot write here: streamOptimized images are written once, from beginning to end";
         let extent = self.parts.first().and_then(|p| match &p.body {
             Body::Sparse { extent, .. } => Some(extent.as_ref()),
             Body::Flat { .. } | Body::Zero => None,
         });
-        self.stream.as_ref().zip(extent).ok_or_else(|| Error::unsupported(why))
+        self.stream.as_ref().zip(extent).ok_or_else(|| Error::unsupported(ONCE))
+    }
+
+    /// The bytes of a grain, for a range of whole ones.
+    fn whole_grains(&self, offset: u64, len: u64) -> Result<usize> {
+        let (_, extent) = self.stream_extent()?;
+        let ends = offset + len == extent.capacity();
+        if !offset.is_multiple_of(extent.grain) || !len.is_multiple_of(extent.grain) && !ends {
+            return Err(Error::unsupported(format!(
+                "streamOptimized images take whole grains of {} bytes only",
+                extent.grain
+            )));
+        }
+        usize::try_from(extent.grain).map_err(|_| Error::limit("a grain past the address space"))
     }
 
     /// Writes whole grains one after the other.
     pub fn write_stream(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        let (_, extent) = self.stream_extent()?;
-        let grain = usize::try_from(extent.grain).map_err(|_| Error::limit("a grain past the address space"))?;
-        let ends = offset + buf.len() as u64 == extent.capacity();
-        if !offset.is_multiple_of(extent.grain) || !buf.len().is_multiple_of(grain) && !ends {
-            return Err(Error::unsupported(format!(
-                "streamOptimized images take whole grains of {grain} bytes only"
-            )));
-        }
+        let grain = self.whole_grains(offset, buf.len() as u64)?;
         let mut scratch = Scratch::default();
         for (at, data) in (offset..).step_by(grain).zip(buf.chunks(grain)) {
             let bytes = self
@@ -89,6 +96,34 @@ impl VmdkImage {
                 .ok_or_else(|| Error::invalid("nothing to store"))?;
             let placement = self.place(at, data.len() as u64, Some(bytes.len() as u64))?;
             self.store(&placement, &bytes)?;
+        }
+        Ok(())
+    }
+    /// Zeroes, which need no grain where nothing below would show through; elsewhere they are grains like others.
+    pub fn zero_stream(&self, offset: u64, len: u64, below: &dyn Below) -> Result<()> {
+        let mut done = 0;
+        while done < len {
+            let at = offset + done;
+            let extent = self.extent(at, len - done)?;
+            match extent.kind {
+                ExtentKind::Zero { .. } => {}
+                ExtentKind::Unallocated if below.is_zero(at, extent.len)? => {}
+                ExtentKind::Unallocated => self.write_zero_grains(at, extent.len, below)?,
+                ExtentKind::Data { .. } | ExtentKind::Compressed => return Err(Error::unsupported(ONCE)),
+            }
+            done += extent.len;
+        }
+        Ok(())
+    }
+    fn write_zero_grains(&self, offset: u64, len: u64, below: &dyn Below) -> Result<()> {
+        let grain = self.whole_grains(offset, len)?;
+        let zeroes = self.deflate(&[], &mut Scratch::default())?;
+        for at in (offset..offset + len).step_by(grain) {
+            let part = (offset + len - at).min(grain as u64);
+            if !below.is_zero(at, part)? {
+                let placement = self.place_grain(at, zeroes.len() as u64)?;
+                self.store_grain(&placement, &zeroes)?;
+            }
         }
         Ok(())
     }

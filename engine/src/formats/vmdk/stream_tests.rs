@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::tests::{GRAIN, assert_clean, created, open_on, stream_options, whole};
+use crate::formats::testing::{All, seen};
 use crate::image::{NothingBelow, Scratch};
 use crate::storage::MemoryStorage;
 use crate::{ErrorKind, StorageRef};
@@ -106,4 +107,30 @@ fn a_stream_can_be_followed_by_its_markers() {
     }
     let expected = "grain 0,grain 5,grain 511,table,grain 512,grain 599,table,directory,footer,end";
     assert_eq!(kinds.join(","), expected);
+}
+
+#[test]
+fn zeroes_over_a_base_with_data_are_stored_in_a_stream() {
+    let storage: StorageRef = Arc::new(MemoryStorage::new("d.vmdk", created(6 * GRAIN + 512, stream_options())));
+    let image = open_on(storage.clone()).unwrap();
+    image.write(0, &[2; GRAIN as usize], &All(0x11)).unwrap();
+    image.write_zeroes(GRAIN, 2 * GRAIN, true, &All(0x11)).unwrap();
+    image.write(3 * GRAIN, &[4; GRAIN as usize], &All(0x11)).unwrap();
+    image.write_zeroes(4 * GRAIN, GRAIN, true, &NothingBelow).unwrap();
+    image.write_zeroes(5 * GRAIN, GRAIN + 512, true, &All(0x11)).unwrap();
+    let again = image.write_zeroes(0, GRAIN, true, &All(0x11)).unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Unsupported);
+    image.close().unwrap();
+    let image = open_on(storage).unwrap();
+    let content = seen(image.as_ref(), 0x11);
+    let grains = content
+        .chunks(GRAIN as usize)
+        .map(|g| (g[0], g.iter().all(|b| *b == g[0])));
+    let expected = [2, 0, 0, 4, 0x11, 0, 0].map(|byte| (byte, true));
+    assert_eq!(
+        grains.collect::<Vec<_>>(),
+        expected,
+        "a grain was left to the base alone where zeroes were not said"
+    );
+    assert_clean(image.as_ref());
 }

@@ -183,7 +183,7 @@ fn survives_any_crash(bytes: &[u8], flushed: &[u8], work: impl Fn(&dyn Image)) {
     }
 }
 
-fn half_written() -> (Vec<u8>, Vec<u8>) {
+pub(super) fn half_written() -> (Vec<u8>, Vec<u8>) {
     let storage = Arc::new(MemoryStorage::new("m", created(20 * GRAIN, Options::new())));
     let image = open_on(storage.clone()).unwrap();
     for grain in [3u64, 0, 7, 1] {
@@ -244,109 +244,6 @@ fn a_cid_changes_once_a_session() {
     assert_eq!(image.layer_id(), first);
 }
 
-fn set_entry(bytes: &mut [u8], slot: usize, sector: u32) {
-    for table in [22 * 512, 27 * 512] {
-        bytes[table + slot * 4..table + slot * 4 + 4].copy_from_slice(&sector.to_le_bytes());
-    }
-}
-
-#[test]
-fn shared_grains_are_copied_apart() {
-    let (mut bytes, mut content) = half_written();
-    set_entry(&mut bytes, 12, 128); // The place of grain 3.
-    let image = open_to_check(bytes);
-    let report = image.check(Repair::All, &Control::default()).unwrap();
-    assert_eq!(
-        (report.corruptions, report.corruptions_fixed),
-        (0, 1),
-        "{:?}",
-        report.messages
-    );
-    content[12 * GRAIN as usize..13 * GRAIN as usize].fill(4);
-    assert!(whole(image.as_ref()) == content);
-    image.write(12 * GRAIN, &[0x11; 512], &NothingBelow).unwrap();
-    assert!(whole(image.as_ref())[3 * GRAIN as usize..4 * GRAIN as usize] == [4; GRAIN as usize]);
-    assert_clean(image.as_ref());
-}
-
-#[test]
-fn entries_outside_the_file_are_unallocated_after_repair() {
-    let (mut bytes, mut content) = half_written();
-    set_entry(&mut bytes, 3, 0x00ff_ffff);
-    set_entry(&mut bytes, 7, 1);
-    let image = open_to_check(bytes);
-    assert_eq!(
-        image.read(3 * GRAIN, &mut [0; 512]).unwrap_err().kind(),
-        ErrorKind::Corrupt
-    );
-    assert_eq!(
-        image.read(7 * GRAIN, &mut [0; 512]).unwrap_err().kind(),
-        ErrorKind::Corrupt
-    );
-    let report = image.check(Repair::All, &Control::default()).unwrap();
-    assert_eq!(
-        (report.corruptions, report.corruptions_fixed),
-        (0, 2),
-        "{:?}",
-        report.messages
-    );
-    for grain in [3, 7] {
-        content[grain * GRAIN as usize..(grain + 1) * GRAIN as usize].fill(0);
-    }
-    assert!(whole(image.as_ref()) == content);
-}
-
-#[test]
-fn space_at_the_end_is_a_leak_that_is_cut_off() {
-    let (mut bytes, content) = half_written();
-    let len = bytes.len();
-    bytes.resize(len + 3 * GRAIN as usize, 1);
-    let image = open_to_check(bytes);
-    let report = image.check(Repair::Leaks, &Control::default()).unwrap();
-    assert_eq!((report.leaks, report.leaks_fixed), (0, 3));
-    assert_eq!(image.storages()[0].len().unwrap(), len as u64);
-    assert!(whole(image.as_ref()) == content);
-}
-
-#[test]
-fn redundant_tables_follow_the_primary_ones() {
-    let (mut bytes, content) = half_written();
-    bytes[22 * 512..23 * 512].fill(0);
-    let image = open_to_check(bytes.clone());
-    let report = image.check(Repair::All, &Control::default()).unwrap();
-    assert!(report.messages[0].contains("redundant"), "{:?}", report.messages);
-    assert!(
-        image
-            .check(Repair::No, &Control::default())
-            .unwrap()
-            .messages
-            .is_empty()
-    );
-    assert!(whole(image.as_ref()) == content);
-}
-
-#[test]
-fn a_mend_survives_any_crash() {
-    let (mut bytes, content) = half_written();
-    set_entry(&mut bytes, 12, 128);
-    let len = content.len() - 8 * GRAIN as usize;
-    let full = Arc::new(FaultyStorage::new(bytes.clone()));
-    let mend = |storage: StorageRef| {
-        let limits = Limits::default();
-        let env = OpenEnv::closed(&limits).writable().for_check();
-        let image = Vmdk.open(storage, &Options::new(), &env).unwrap();
-        image.check(Repair::All, &Control::default()).unwrap();
-    };
-    mend(full.clone());
-    for n in 0..=full.changes() {
-        let storage = Arc::new(FaultyStorage::new(bytes.clone()));
-        storage.plan(n, Fault::Freeze);
-        mend(storage.clone());
-        let after = open_to_check(storage.contents());
-        assert!(whole(after.as_ref())[..len] == content[..len], "freeze at {n}");
-    }
-}
-
 #[test]
 fn split_images_write_to_all_their_files() {
     let files = Files::default();
@@ -385,5 +282,27 @@ fn few_tables_in_memory_are_enough() {
         let mut buf = [0; 8];
         again.read(at, &mut buf).unwrap();
         assert_eq!(u64::from_le_bytes(buf), at);
+    }
+}
+
+#[test]
+fn an_image_without_a_sector_is_not_made() {
+    for subformat in ["monolithicSparse", "monolithicFlat", "streamOptimized"] {
+        let storage = Arc::new(MemoryStorage::new("disk.vmdk", Vec::new()));
+        let limits = Limits::default();
+        let env = CreateEnv {
+            gate: &Files::default(),
+            limits: &limits,
+            secrets: &NoSecrets,
+            random: &|bytes| bytes.fill(7),
+            now: 0,
+        };
+        let spec = CreateSpec {
+            virtual_size: 0,
+            options: Options::new().with("subformat", subformat),
+            backing: None,
+        };
+        let error = Vmdk.create(storage, &spec, &env).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{subformat}: {error}");
     }
 }

@@ -57,12 +57,7 @@ impl VmdkImage {
     pub fn zero(&self, offset: u64, len: u64, unmap: bool, below: &dyn Below) -> Result<()> {
         self.inside(offset, len)?;
         if self.is_deflated() {
-            let extent = self.extent_is_zero(offset, len)?;
-            return if extent {
-                Ok(())
-            } else {
-                Err(cannot_write("streamOptimized images are written once"))
-            };
+            return self.zero_stream(offset, len, below);
         }
         self.change_cid(offset, &len.to_le_bytes(), true)?;
         for (part, at, len) in self.pieces(offset, len) {
@@ -85,19 +80,6 @@ impl VmdkImage {
             }
         }
         Ok(())
-    }
-
-    /// Whether a range has nothing yet in a compressed image.
-    fn extent_is_zero(&self, offset: u64, len: u64) -> Result<bool> {
-        for (part, at, len) in self.pieces(offset, len) {
-            if let Body::Sparse { extent, .. } = &part.body {
-                let (run, found) = extent.run(at, len)?;
-                if found < len || !matches!(run, Run::Unallocated | Run::Zero) {
-                    return Ok(false);
-                }
-            }
-        }
-        Ok(true)
     }
 
     pub fn discard_data(&self, offset: u64, len: u64) -> Result<()> {
@@ -163,7 +145,7 @@ impl SparseExtent {
             let (run, len) = self.run(at, buf.len() as u64)?;
             let (head, rest) = buf.split_at(usize::try_from(len).unwrap_or(usize::MAX).min(buf.len()));
             match run {
-                Run::Data(place) => self.file.write_at(place, head)?,
+                Run::Data(place) => self.overwrite(place, head)?,
                 Run::Unallocated | Run::Zero => {
                     let done = self.write_new(at, head.len() as u64, Some(head), below)?;
                     at += done as u64;
@@ -183,7 +165,7 @@ impl SparseExtent {
         while left > 0 {
             let (run, mut len) = self.run(at, left)?;
             match run {
-                Run::Data(place) => self.file.write_zeroes(place, len, unmap)?,
+                Run::Data(place) => self.zero_place(place, len, unmap)?,
                 Run::Zero => {}
                 Run::Unallocated if below.below.is_zero(below.start + at, len)? => {}
                 Run::Unallocated => len = self.zero_new(at, len, below)?,
@@ -193,6 +175,19 @@ impl SparseExtent {
             left -= len;
         }
         Ok(())
+    }
+
+    /// Writes to a grain that the tables of the file name.
+    fn overwrite(&self, place: u64, bytes: &[u8]) -> Result<()> {
+        self.refuse_metadata(place, bytes.len() as u64)?;
+        self.file.write_at(place, bytes)
+    }
+    fn zero_place(&self, place: u64, len: u64, unmap: bool) -> Result<()> {
+        self.refuse_metadata(place, len)?;
+        self.file.write_zeroes(place, len, unmap)
+    }
+    pub fn refuse_metadata(&self, place: u64, len: u64) -> Result<()> {
+        self.reserved.refuse(place, len).map_err(|e| e.at(self.file.name()))
     }
 
     /// Hides what is below: by zero entries for whole grains where the extent has them, else by grains of zeroes.
@@ -222,6 +217,7 @@ impl SparseExtent {
         while left > 0 {
             let (run, len) = self.run(at, left)?;
             if let Run::Data(place) = run {
+                self.refuse_metadata(place, len)?;
                 self.file.discard(place, len)?;
             }
             at += len;
@@ -239,8 +235,8 @@ impl SparseExtent {
         let data = data.and_then(|d| d.get(..part));
         if let Run::Data(place) = run {
             match data {
-                Some(data) => self.file.write_at(place, data)?,
-                None => self.file.write_zeroes(place, len, false)?,
+                Some(data) => self.overwrite(place, data)?,
+                None => self.zero_place(place, len, false)?,
             }
             return Ok(part);
         }

@@ -1,10 +1,11 @@
 //! The blocks of a dynamic or differencing disk: where they are, and reading them.
 //!
 //! Each block is stored as a bitmap, padded to whole sectors, and its data. In a differencing disk a set bit (most significant
-//! first) means that the sector is here, a clear one that it is below. In a dynamic disk the bitmap is ignored, as QEMU and Windows do.
+//! first) means that the sector is here, a clear one that it is below. In a dynamic disk the bitmap is ignored when it is read, as QEMU and
+//! Windows do; a block that is written gets all its bits, for those who do not.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, RwLock};
 
 use super::bitmaps::Bitmaps;
@@ -33,7 +34,11 @@ pub struct Blocks {
     /// Sector of each block's bitmap.
     pub(super) table: RwLock<Vec<u32>>,
     pub(super) space: Mutex<Space>,
+    /// See [`Sparse::hidden_end`].
+    pub(super) hidden_end: AtomicU64,
     pub(super) bitmaps: Bitmaps,
+    /// Blocks of a dynamic disk whose bitmap says that every sector is there.
+    pub(super) whole: RwLock<HashSet<usize>>,
     /// Something was written since the last flush.
     pub(super) unstable: AtomicBool,
     /// Name of the disk below; `None` for a dynamic disk.
@@ -61,6 +66,7 @@ impl Blocks {
             header,
             table,
             end,
+            hidden_end,
             parent,
         } = sparse;
         Self {
@@ -75,6 +81,8 @@ impl Blocks {
                 dirty: BTreeSet::new(),
                 footer,
             }),
+            hidden_end: hidden_end.into(),
+            whole: RwLock::default(),
             unstable: AtomicBool::new(false),
             parent: RwLock::new(parent),
             suspect: env.for_check,

@@ -1,5 +1,7 @@
 //! `check`: footers, sums, and whether every block has a place of its own.
 
+use std::sync::atomic::Ordering;
+
 use zerocopy::IntoBytes;
 
 use super::blocks::Blocks;
@@ -69,6 +71,7 @@ impl Blocks {
             .max(header.table_offset + header.table_bytes())
             .max(locator::end(&header.raw).min(end))
             .max(last.map_or(0, |sector| u64::from(*sector) * SECTOR + stored))
+            .max(self.hidden_end.load(Ordering::Acquire))
             .next_multiple_of(SECTOR)
     }
 
@@ -99,6 +102,9 @@ impl Blocks {
     /// Moves the footer down to what is in use.
     fn cut_leaks(&self) -> Result<u64> {
         let mut space = lock(&self.space);
+        if self.hidden_end.load(Ordering::Acquire) == 0 {
+            self.forget_past()?;
+        }
         let used = self.used_end(space.end);
         let leaked = space.end.saturating_sub(used) / (self.bitmap_size + self.block_size());
         self.file.write_at(used, space.footer.raw.as_bytes())?;

@@ -35,6 +35,9 @@ pub struct Sparse {
     pub table: Vec<u32>,
     /// Where the next block may begin: behind all that is in use, over the footer at the end.
     pub end: u64,
+    /// End of the last block that lies past the disk's end by its geometry, but not by its size field; 0 for none. Programs that go by
+    /// the field show it.
+    pub hidden_end: u64,
     /// Name of the disk below.
     pub parent: Option<String>,
 }
@@ -194,7 +197,10 @@ fn sparse(
             "the table of {entries} entries at {offset:#x} overlaps a header or ends past the end of the data at {data_end:#x}"
         )));
     };
-    let table = read_table(storage, offset, blocks)?;
+    let said = footer.raw.current_size.get().div_ceil(header.block_size).min(entries);
+    let mut table = read_table(storage, offset, blocks.max(said))?;
+    let hidden = table.split_off(usize::try_from(blocks).unwrap_or(usize::MAX).min(table.len()));
+    let last_hidden = hidden.iter().filter(|entry| **entry != UNUSED).max();
     let parent = match kind {
         DiskKind::Differencing => Some(locator::parent_name(storage, &header.raw)?),
         _ => None,
@@ -212,11 +218,12 @@ fn sparse(
         header,
         table,
         end: end.max(data_end.next_multiple_of(SECTOR)),
+        hidden_end: last_hidden.map_or(0, |sector| u64::from(*sector) * SECTOR + header.stored_block()),
         parent,
     })
 }
 
-/// Reads the entries that the disk's size needs; there may be more.
+/// Reads the first entries of the table; there may be more.
 fn read_table(storage: &dyn Storage, offset: u64, blocks: u64) -> Result<Vec<u32>> {
     let len = usize::try_from(blocks * 4).map_err(|_| Error::limit("the table exceeds the address space"))?;
     let bytes = read_vec(storage, offset, len)?;

@@ -2,8 +2,9 @@
 //!
 //! Order of writes. Of a disk that is not fixed: the table gets its room; then the footer at the end is cut off, the one at the front is
 //! written, and a new one at the end: two sound footers never differ. Data past a smaller end are dropped after that, so that a failure leaves
-//! the old disk with all its bytes or the new one. Of a fixed disk: the new
-//! footer is written behind the new end before the old one is zeroed, or over the part to be cut off before it is cut off.
+//! the old disk with all its bytes or the new one. Of a fixed disk that
+//! grows: the footer is written behind the new end before the old one is zeroed, and says the new size after that; of one that shrinks: the new footer
+//! is written over the part to be cut off before it is cut off.
 
 use std::sync::atomic::Ordering;
 
@@ -14,6 +15,7 @@ use super::geometry::{Geometry, is_exact};
 use super::image::{VpcImage, lock, reading, writing};
 use super::layout::{DiskKind, FOOTER, Footer, MAX_SECTORS, SECTOR, UNUSED};
 use crate::image::{Image, Preallocation, Resize};
+use crate::storage::read_vec;
 use crate::{Error, Result};
 
 /// Program that QEMU names when the size field counts.
@@ -80,9 +82,11 @@ fn with_size(footer: Footer, size: u64) -> Footer {
 fn fixed(image: &VpcImage, now: u64, to: &Resize, footer: Footer) -> Result<()> {
     let (file, size) = (image.file.as_ref(), to.virtual_size);
     let old_footer = file.len()?.saturating_sub(FOOTER);
-    file.write_at(size, footer.raw.as_bytes())?;
+    let grows = size > now;
+    let first = if grows { *reading(&image.footer) } else { footer };
+    file.write_at(size, first.raw.as_bytes())?;
     file.flush()?;
-    if size > now {
+    if grows {
         // Old footer, and what was between the data and it.
         let end = size.min(old_footer + FOOTER);
         if end > now {
@@ -98,20 +102,54 @@ fn fixed(image: &VpcImage, now: u64, to: &Resize, footer: Footer) -> Result<()> 
     if file.len()? > size + FOOTER {
         file.set_len(size + FOOTER)?;
     }
-    file.flush()
+    file.flush()?;
+    if grows {
+        file.write_at(size, footer.raw.as_bytes())?;
+        file.flush()?;
+    }
+    Ok(())
 }
 
 impl Blocks {
     fn resize(&self, now: u64, size: u64, footer: Footer) -> Result<()> {
         let mut space = lock(&self.space);
         if size > now {
+            self.refuse_hidden(&space, now)?;
             self.zero_rest(now)?;
         }
         self.flush_locked(&mut space)?;
         if size > now {
+            self.forget_past()?;
             self.make_room(&mut space, size)?;
         }
         self.publish(&mut space, footer)
+    }
+
+    /// A larger disk would show zeroes where programs that go by the size field have data.
+    fn refuse_hidden(&self, space: &Space, now: u64) -> Result<()> {
+        if self.hidden_end.load(Ordering::Acquire) == 0 {
+            return Ok(());
+        }
+        let field = space.footer.raw.current_size.get();
+        Err(Error::unsupported(format!(
+            "the disk ends at {now} by its geometry and at {field} by its size field, and there are data between the two; open it with \
+             force_size_calc=current_size to change its size"
+        )))
+    }
+
+    /// Takes the entries out of the table in the file that are past the disk's end: other programs look at them, too.
+    pub(super) fn forget_past(&self) -> Result<()> {
+        let header = *reading(&self.header);
+        let known = reading(&self.table).len() as u64 * 4;
+        let len = usize::try_from(header.table_bytes().saturating_sub(known))
+            .map_err(|_| Error::limit("the table exceeds the address space"))?;
+        let at = header.table_offset + known;
+        if read_vec(self.file.as_ref(), at, len)?.iter().any(|byte| *byte != 0xff) {
+            self.file.write_at(at, &vec![0xff; len])?;
+            self.file.flush()?;
+        }
+        self.hidden_end.store(0, Ordering::Release);
+        Ok(())
     }
 
     /// Zeroes what the last block has past the end of a disk, so that growing shows zeroes.
@@ -140,6 +178,7 @@ impl Blocks {
             }
         }
         self.flush_locked(space)?;
+        self.forget_past()?;
         writing(&self.table).truncate(keep);
         let end = self.used_end(space.end);
         if end < space.end {
@@ -174,7 +213,6 @@ impl Blocks {
             header.raw = header.raw.sealed();
             self.file.write_at(header.offset, header.raw.as_bytes())?;
         } else {
-            // Entries that the old size did not need: nobody keeps them.
             self.file.write_at(header.table_offset, &bytes)?;
         }
         self.file.flush()?;

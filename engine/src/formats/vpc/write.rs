@@ -15,6 +15,7 @@ use super::image::{lock, reading, writing};
 use super::layout::{FOOTER, HEADER, SECTOR, UNUSED};
 use super::locator;
 use crate::image::Below;
+use crate::storage::read_vec;
 use crate::{Error, Result};
 
 /// Table entries of a sector.
@@ -52,6 +53,9 @@ impl Blocks {
             }
             space.dirty.insert(*block as u64 / ENTRIES);
         }
+        if !self.is_overlay() {
+            writing(&self.whole).extend(blocks);
+        }
         space.end = end;
         Ok(())
     }
@@ -82,6 +86,22 @@ impl Blocks {
         })
     }
 
+    /// Before a block of a dynamic disk is written: sets all bits of its bitmap. A clear one means nothing here, but makes other programs
+    /// (VirtualBox) read zeroes.
+    fn make_whole(&self, block: usize, place: u64) -> Result<()> {
+        if reading(&self.whole).contains(&block) {
+            return Ok(());
+        }
+        let len = usize::try_from(self.bitmap_size).map_err(|_| Error::limit("a bitmap exceeds the address space"))?;
+        let bits = usize::try_from((self.block_size() / SECTOR).div_ceil(8)).unwrap_or(len);
+        let bitmap = read_vec(self.file.as_ref(), place, len)?;
+        if bitmap.iter().take(bits).any(|byte| *byte != 0xff) {
+            self.file.write_at(place, &vec![0xff; len])?;
+        }
+        writing(&self.whole).insert(block);
+        Ok(())
+    }
+
     /// Writes guest bytes.
     pub fn write(&self, offset: u64, mut buf: &[u8], below: &dyn Below) -> Result<()> {
         self.touched();
@@ -92,7 +112,10 @@ impl Blocks {
                 self.write_sectors(&mut lock(&self.space), piece, head, below)?;
             } else {
                 let place = match self.place_of(piece.block)? {
-                    Some(place) => place,
+                    Some(place) => {
+                        self.make_whole(piece.block, place)?;
+                        place
+                    }
                     None => self.place_for(&mut lock(&self.space), piece.block)?,
                 };
                 self.file.write_at(place + self.bitmap_size + piece.from, head)?;
@@ -231,8 +254,9 @@ impl Blocks {
         let mut new = Vec::new();
         for piece in self.pieces(offset, len) {
             let block = piece?.block;
-            if self.place_of(block)?.is_none() {
-                new.push(block);
+            match self.place_of(block)? {
+                Some(place) => self.make_whole(block, place)?,
+                None => new.push(block),
             }
         }
         if !new.is_empty() {

@@ -1,6 +1,6 @@
 //! Folder entries: short names, long names, times. Source: Microsoft's FAT specification (fatgen103).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::{Error, Result};
 
@@ -26,7 +26,13 @@ pub(super) struct Facts {
 
 /// The short names of one folder.
 #[derive(Default)]
-pub(super) struct ShortNames(HashSet<[u8; 11]>);
+pub(super) struct ShortNames {
+    taken: HashSet<[u8; 11]>,
+    /// The number of so many digits to try next behind a head: lower ones are taken.
+    next: HashMap<(u32, [u8; 11]), u32>,
+    #[cfg(test)]
+    tries: u64,
+}
 
 impl ShortNames {
     /// A short name that nobody in the folder has; and whether the long one must be kept beside it.
@@ -42,18 +48,34 @@ impl ShortNames {
             && stem.len() <= 8
             && extension.len() <= 3
             && !stem.is_empty();
-        if exact && self.0.insert(plain) {
+        if exact && self.taken.insert(plain) {
             return Ok((plain, false));
         }
-        for number in 1..1_000_000 {
-            let tail = format!("~{number}");
-            let head: String = stem.chars().take(8 - tail.len()).collect();
-            let short = field(&format!("{head}{tail}"), &extension);
-            if self.0.insert(short) {
-                return Ok((short, true));
+        let found = (1..=6).find_map(|digits| self.numbered(&stem, &extension, digits));
+        found
+            .map(|short| (short, true))
+            .ok_or_else(|| Error::limit("too many similar names in one folder"))
+    }
+
+    /// The first free name with a number of so many digits; `None` where all are taken.
+    fn numbered(&mut self, stem: &str, extension: &str, digits: u32) -> Option<[u8; 11]> {
+        let head: String = stem.chars().take(7 - digits as usize).collect();
+        let next = self
+            .next
+            .entry((digits, field(&head, extension)))
+            .or_insert(10u32.pow(digits - 1));
+        while *next < 10u32.pow(digits) {
+            let short = field(&format!("{head}~{next}"), extension);
+            *next += 1;
+            #[cfg(test)]
+            {
+                self.tries += 1;
+            }
+            if self.taken.insert(short) {
+                return Some(short);
             }
         }
-        Err(Error::limit("too many similar names in one folder"))
+        None
     }
 }
 
@@ -193,6 +215,19 @@ mod tests {
         assert_eq!(make("a long notes.tar.gz"), ("ALONGN~2GZ ".to_owned(), true));
         assert_eq!(make(".profile"), ("PROFIL~1   ".to_owned(), true));
         assert_eq!(make("été"), ("_T_~1      ".to_owned(), true));
+    }
+
+    #[test]
+    fn similar_names_are_not_all_tried_again_for_each() {
+        let mut names = ShortNames::default();
+        let mut last = String::new();
+        for number in 0..12_000 {
+            let (short, _) = names.make(&format!("similar name {number}.text")).unwrap();
+            last = String::from_utf8(short.to_vec()).unwrap();
+        }
+        assert_eq!(last, "SI~12000TEX");
+        assert_eq!(names.taken.len(), 12_000);
+        assert!(names.tries <= 12_000, "{} tries", names.tries);
     }
 
     #[test]

@@ -23,11 +23,15 @@ impl Descriptor {
         self.cid = cid;
         self.set("CID", &format!("{cid:08x}"));
     }
+    /// Says which content is below.
+    pub fn set_parent_cid(&mut self, cid: u32) {
+        self.parent_cid = cid;
+        self.set("parentCID", &format!("{cid:08x}"));
+    }
     /// Names another layer below, or none.
     pub fn set_parent(&mut self, parent: Option<(&str, u32)>) {
         let hint = parent.map(|(name, _)| name.to_owned());
-        self.parent_cid = parent.map_or(NO_PARENT, |(_, cid)| cid);
-        self.set("parentCID", &format!("{:08x}", self.parent_cid));
+        self.set_parent_cid(parent.map_or(NO_PARENT, |(_, cid)| cid));
         match &hint {
             Some(name) => self.set("parentFileNameHint", &format!("\"{name}\"")),
             None => self.lines.retain(|l| key_of(l) != Some("parentFileNameHint")),

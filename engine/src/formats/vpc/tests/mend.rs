@@ -1,10 +1,14 @@
 //! Mending: footers and sums written again, space given back.
 
-use super::super::layout::{FOOTER, HEADER, UNUSED};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::super::layout::{FOOTER, HEADER, RawFooter, SECTOR, UNUSED};
 use super::{BLOCK, filled, open_on, open_to_check};
 use crate::Control;
-use crate::formats::testing::{file, seen};
-use crate::image::Repair;
+use crate::ErrorKind;
+use crate::formats::testing::{file, seen, to_size};
+use crate::image::{NothingBelow, Repair};
+use crate::storage::MemoryStorage;
 
 #[test]
 fn a_lost_footer_at_the_end_is_written_again() {
@@ -52,4 +56,102 @@ fn space_that_nothing_refers_to_is_given_back() {
     assert_eq!(storage.contents().len(), bytes.len() - 512 - BLOCK as usize);
     let again = image.check(Repair::No, &Control::default()).unwrap();
     assert_eq!((again.leaks, again.corruptions), (0, 0), "{:?}", again.messages);
+}
+
+/// Changes both footers of an image.
+fn with_footers(bytes: &mut [u8], change: impl Fn(&mut RawFooter)) {
+    for at in [0, bytes.len() - FOOTER as usize] {
+        let footer = &mut bytes[at..at + FOOTER as usize];
+        let mut raw = RawFooter::read_from_bytes(footer).unwrap();
+        change(&mut raw);
+        footer.copy_from_slice(raw.sealed().as_bytes());
+    }
+}
+
+fn entry(bytes: &[u8], block: usize) -> u32 {
+    u32::from_be_bytes(bytes[1536 + block * 4..1540 + block * 4].try_into().unwrap())
+}
+
+/// As VirtualBox makes them: the geometry has fewer sectors than the size field, and the last block has data.
+fn larger_than_its_geometry() -> Vec<u8> {
+    let storage = file(filled(false).0);
+    let image = open_on(storage.clone()).unwrap();
+    image
+        .write(299 * BLOCK, &[0x54; BLOCK as usize], &NothingBelow)
+        .unwrap();
+    image.close().unwrap();
+    let mut bytes = storage.contents();
+    with_footers(&mut bytes, |raw| {
+        raw.creator = *b"vbox";
+        (raw.cylinders, raw.heads, raw.sectors) = (35.into(), 4, 17);
+    });
+    bytes
+}
+
+#[test]
+fn blocks_between_the_geometry_and_the_size_field_are_in_use() {
+    let bytes = larger_than_its_geometry();
+    let (storage, image) = open_to_check(bytes.clone());
+    assert_eq!(image.virtual_size(), 35 * 4 * 17 * SECTOR);
+    for repair in [Repair::Leaks, Repair::All] {
+        let report = image.check(repair, &Control::default()).unwrap();
+        assert_eq!((report.leaks, report.leaks_fixed, report.corruptions), (0, 0, 0));
+    }
+    assert!(storage.contents() == bytes);
+}
+
+#[test]
+fn a_disk_does_not_grow_over_blocks_past_its_geometry() {
+    let bytes = larger_than_its_geometry();
+    let storage = file(bytes.clone());
+    let image = open_on(storage.clone()).unwrap();
+    let error = image.resize(&to_size(300 * BLOCK)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(storage.contents() == bytes);
+    image.resize(&to_size(200 * BLOCK)).unwrap();
+    assert_eq!(
+        entry(&storage.contents(), 299),
+        UNUSED,
+        "a smaller disk has no block there"
+    );
+    image.resize(&to_size(300 * BLOCK)).unwrap();
+    assert!(seen(image.as_ref(), 0)[200 * BLOCK as usize..].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn a_block_that_a_shrink_left_is_forgotten_before_it_is_cut_off() {
+    let (mut bytes, _) = filled(false);
+    with_footers(&mut bytes, |raw| raw.current_size = (100 * BLOCK).into());
+    assert_ne!(entry(&bytes, 150), UNUSED);
+    let (storage, image) = open_to_check(bytes);
+    let report = image.check(Repair::Leaks, &Control::default()).unwrap();
+    assert_eq!((report.leaks, report.leaks_fixed, report.corruptions), (0, 1, 0));
+    assert_eq!(entry(&storage.contents(), 150), UNUSED);
+}
+
+/// The first byte of a block's bitmap; its block has eight sectors.
+fn bits(storage: &MemoryStorage, block: usize) -> u8 {
+    let bytes = storage.contents();
+    bytes[entry(&bytes, block) as usize * SECTOR as usize]
+}
+
+#[test]
+fn a_block_that_is_written_has_all_bits_in_a_dynamic_disk() {
+    let (mut bytes, content) = filled(false);
+    for block in [3, 7, 150] {
+        let at = entry(&bytes, block) as usize * SECTOR as usize;
+        bytes[at] = 0x80;
+    }
+    let storage = file(bytes);
+    let image = open_on(storage.clone()).unwrap();
+    image.write(3 * BLOCK, &[9; 512], &NothingBelow).unwrap();
+    let bulk = image.bulk().unwrap();
+    let placement = bulk.place(7 * BLOCK, BLOCK, None).unwrap();
+    bulk.store(&placement, &[8; BLOCK as usize]).unwrap();
+    image.close().unwrap();
+    assert_eq!([3, 7, 150].map(|block| bits(&storage, block)), [0xff, 0xff, 0x80]);
+    let mut expected = content;
+    expected[3 * BLOCK as usize..][..512].fill(9);
+    expected[7 * BLOCK as usize..][..BLOCK as usize].fill(8);
+    assert!(seen(open_on(storage).unwrap().as_ref(), 0) == expected);
 }
