@@ -6,8 +6,8 @@ use std::io::Write as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser};
 
-use crate::app;
 use crate::verbs::Verb;
+use crate::{app, output};
 
 /// Create, inspect, convert and repair disk images.
 #[derive(Debug, Parser)]
@@ -102,8 +102,7 @@ fn complain(error: &clap::Error, verb: Option<&str>, last: Option<&str>) -> u8 {
         ErrorKind::InvalidUtf8 => format!("{scope}: the command line is not valid UTF-8"),
         _ => error.to_string().trim_end().trim_start_matches("error: ").to_owned(),
     };
-    eprintln!("{message}");
-    eprintln!("Try '{scope} --help' for more info");
+    output::say(&format!("{message}\nTry '{scope} --help' for more info"));
     1
 }
 

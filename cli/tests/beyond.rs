@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
@@ -131,6 +133,74 @@ fn a_failed_conversion_leaves_no_new_file() {
     );
     assert_eq!(code, 1);
     assert!(!dir.path().join("new").exists());
+}
+
+#[test]
+fn nothing_is_compressed_into_an_image_whose_data_lies_in_another_file() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    for options in ["data_file=data", "data_file=data,data_file_raw=on"] {
+        let (code, message) = fails(
+            dir.path(),
+            &["convert", "-c", "-O", "qcow2", "-o", options, "disk", "new"],
+        );
+        assert_eq!(code, 1);
+        assert!(message.contains("Compression and an external data file"), "{message}");
+        assert!(!dir.path().join("new").exists() && !dir.path().join("data").exists());
+        ok(
+            dir.path(),
+            &["create", "-q", "-f", "qcow2", "-o", options, "there", "4M"],
+        );
+        let (_, message) = fails(dir.path(), &["convert", "-n", "-c", "-O", "qcow2", "disk", "there"]);
+        assert!(message.contains("cannot hold compressed clusters"), "{message}");
+        fs::remove_file(dir.path().join("data")).unwrap();
+    }
+}
+
+#[test]
+fn a_conversion_that_fails_halfway_leaves_none_of_the_files_it_made() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    fs::write(
+        dir.path().join("rules"),
+        "[inject-error]\nevent = \"read_aio\"\nsector = \"2048\"\n",
+    )
+    .unwrap();
+    let before = names(dir.path());
+    for (format, options, target) in [
+        ("qcow2", "data_file=data", "new"),
+        ("vmdk", "subformat=monolithicFlat", "new.vmdk"),
+        ("vmdk", "subformat=twoGbMaxExtentSparse", "new.vmdk"),
+        ("raw", "preallocation=off", "file:new"),
+    ] {
+        let (code, message) = fails(
+            dir.path(),
+            &[
+                "convert",
+                "-f",
+                "raw",
+                "-O",
+                format,
+                "-o",
+                options,
+                "blkdebug:rules:disk",
+                target,
+            ],
+        );
+        assert!(code == 1 && message.contains("error while reading"), "{message}");
+        assert_eq!(names(dir.path()), before, "{format} {options}");
+    }
+    // What was there before stays, emptied or not.
+    fs::write(dir.path().join("new"), "mine").unwrap();
+    fails(
+        dir.path(),
+        &["convert", "-f", "raw", "-O", "raw", "blkdebug:rules:disk", "new"],
+    );
+    assert!(dir.path().join("new").exists());
+}
+
+fn names(folder: &Path) -> BTreeSet<OsString> {
+    fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name()).collect()
 }
 
 /// Options alone can be wrong, and the system can refuse the file: in either case nothing is left of the two files.

@@ -11,7 +11,7 @@ use crate::app::{Failure, Outcome};
 use crate::options;
 use crate::output::{self, Format};
 use crate::spec::open::Spec;
-use crate::spec::{Access, Opener, keyval, name, protocol};
+use crate::spec::{Access, Made, Opener, keyval, name, protocol};
 use crate::text::size;
 
 /// Options.
@@ -69,7 +69,8 @@ pub fn run(args: &Args) -> Outcome {
         open_backing: !args.backing_unsafe,
         show: !args.quiet && format == Format::Human,
     };
-    let size = create(&opener, &request).map_err(|f| f.context(file))?;
+    let (size, made) = create(&opener, &request).map_err(|f| f.context(file))?;
+    made.keep();
     let pairs = [
         ("filename", file.as_str().into()),
         ("format", args.format.as_str().into()),
@@ -128,8 +129,8 @@ pub struct Request<'a> {
     pub show: bool,
 }
 
-/// Creates an image as `create` and others say; gives its virtual size.
-pub fn create(opener: &Opener, request: &Request<'_>) -> Result<u64, Failure> {
+/// Creates an image as `create` and others say; gives its virtual size, and its files, which are to be kept.
+pub fn create(opener: &Opener, request: &Request<'_>) -> Result<(u64, Made), Failure> {
     let driver = super::driver(request.format)?;
     refuse_read_only(driver)?;
     target::local_path(request.file)?;
@@ -156,8 +157,8 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<u64, Failure> {
         options: given,
         backing,
     };
-    target::create(opener, request.file, driver.name(), &spec, &hints)?;
-    Ok(size)
+    let made = target::create(opener, request.file, driver.name(), &spec, &hints)?;
+    Ok((size, made))
 }
 
 fn backing(

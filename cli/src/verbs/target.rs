@@ -11,31 +11,27 @@ use vdisk_engine::{Chain, CreateEnv, Storage as _, StorageRef};
 
 use crate::app::{self, Failure};
 use crate::spec::gate::{CliGate, Trail, create_file};
-use crate::spec::{Access, Opener, name, protocol};
+use crate::spec::{Access, Made, Opener, name, protocol};
 
 /// Makes a new image in a file; a file that is there is emptied first, one that another program uses is refused.
 ///
-/// A file that did not exist before is removed again when this fails.
-pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hints: &Hints) -> Result<(), Failure> {
+/// Gives the files that did not exist before: they are gone when this fails, or when they are not kept.
+pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hints: &Hints) -> Result<Made, Failure> {
+    let mut made = Made::default();
     if is_remote(path) {
         let there = protocol::open_name(opener, path, &Access::write())?;
-        return fill(opener, there.storage, format, spec);
+        return fill(opener, there.storage, format, spec, made);
     }
     let plain = local_path(path)?;
     refuse_binary_passphrase(opener, &spec.options)?;
-    let existed = std::fs::symlink_metadata(plain).is_ok();
-    let storage = create_file(plain).map_err(|e| cannot_create(path, &e))?;
+    let storage = create_file(plain, &mut made).map_err(|e| cannot_create(path, &e))?;
     hints.apply(&storage);
-    fill(opener, Arc::new(storage), format, spec).inspect_err(|_| {
-        if !existed {
-            let _ = std::fs::remove_file(plain);
-        }
-    })
+    fill(opener, Arc::new(storage), format, spec, made)
 }
 
 /// Makes the image in what was opened or created for it.
-fn fill(opener: &Opener, storage: StorageRef, format: &str, spec: &CreateSpec) -> Result<(), Failure> {
-    let trail = Trail::default();
+fn fill(opener: &Opener, storage: StorageRef, format: &str, spec: &CreateSpec, made: Made) -> Result<Made, Failure> {
+    let trail = Trail::of_new(made);
     let gate = CliGate {
         opener,
         access: Access::write(),
@@ -52,8 +48,8 @@ fn fill(opener: &Opener, storage: StorageRef, format: &str, spec: &CreateSpec) -
             .unwrap_or_default()
             .as_secs(),
     };
-    vdisk_engine::ops::create::create(storage, format, spec, &env).inspect_err(|_| trail.remove_made())?;
-    Ok(())
+    vdisk_engine::ops::create::create(storage, format, spec, &env)?;
+    Ok(trail.into_made())
 }
 
 /// Whether the name is of something that is there already, with a size of its own, and that images are made in.
