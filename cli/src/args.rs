@@ -26,7 +26,8 @@ pub fn command() -> Command {
                 ArgAction::Set | ArgAction::SetTrue => arg.overrides_with(id),
                 _ => arg,
             };
-            if arg.is_positional() || !arg.get_action().takes_values() {
+            let takes_none = arg.get_num_args().is_some_and(|n| !n.takes_values());
+            if arg.is_positional() || takes_none || !arg.get_action().takes_values() {
                 arg
             } else {
                 arg.allow_hyphen_values(true)

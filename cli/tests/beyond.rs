@@ -199,6 +199,93 @@ fn a_conversion_that_fails_halfway_leaves_none_of_the_files_it_made() {
     assert!(dir.path().join("new").exists());
 }
 
+#[test]
+fn no_image_is_made_over_a_file_that_it_is_made_from() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    ok(dir.path(), &["convert", "-f", "raw", "-O", "qcow2", "disk", "base"]);
+    ok(
+        dir.path(),
+        &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"],
+    );
+    std::os::unix::fs::symlink("base", dir.path().join("link")).unwrap();
+    let before = fs::read(dir.path().join("base")).unwrap();
+    for line in [
+        &["create", "-f", "qcow2", "-b", "./base", "-F", "qcow2", "base"][..],
+        &["create", "-f", "qcow2", "-b", "base", "-F", "qcow2", "link"],
+        &["create", "-f", "qcow2", "-b", "top", "-F", "qcow2", "base"],
+        &["create", "-u", "-f", "qcow2", "-b", "base", "-F", "qcow2", "link", "4M"],
+        &[
+            "create",
+            "-f",
+            "qcow2",
+            "-o",
+            "data_file=base",
+            "-b",
+            "top",
+            "-F",
+            "qcow2",
+            "new",
+        ],
+        &["convert", "-U", "-O", "qcow2", "top", "base"],
+        &[
+            "convert", "-U", "-O", "qcow2", "-B", "./base", "-F", "qcow2", "disk", "link",
+        ],
+        &["dd", "-U", "if=top", "of=link"],
+    ] {
+        let (code, message) = fails(dir.path(), line);
+        assert_eq!(code, 1, "{line:?}");
+        assert!(
+            message.contains("is a file of an image that the new one"),
+            "{line:?}: {message}"
+        );
+        assert!(fs::read(dir.path().join("base")).unwrap() == before, "{line:?}");
+        assert!(!dir.path().join("new").exists(), "{line:?}");
+    }
+}
+
+#[test]
+fn bench_writes_where_it_was_told_to_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r");
+    fs::write(&path, vec![0; 1 << 20]).unwrap();
+    for past in [&["-o", "2M"][..], &["-o", "1M"], &["-o", "1022k"], &["-s", "2M"]] {
+        let line = [
+            &["bench", "-q", "-f", "raw", "-w", "-c", "1", "--pattern", "1"],
+            past,
+            &["r"],
+        ]
+        .concat();
+        let (code, message) = fails(dir.path(), &line);
+        assert!(
+            code == 1 && message.contains("Failed request: Input/output error"),
+            "{message}"
+        );
+        assert!(fs::read(&path).unwrap() == [0; 1 << 20], "{past:?}");
+    }
+    let round = [
+        "bench",
+        "-q",
+        "-f",
+        "raw",
+        "-w",
+        "-c",
+        "32",
+        "-S",
+        "64k",
+        "-s",
+        "4096",
+        "--pattern",
+        "7",
+        "r",
+    ];
+    ok(dir.path(), &round);
+    let found = fs::read(&path).unwrap();
+    let mut expected = vec![0; 1 << 20];
+    expected.chunks_mut(64 << 10).for_each(|step| step[..4096].fill(7));
+    assert!(found == expected);
+}
+
 fn names(folder: &Path) -> BTreeSet<OsString> {
     fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name()).collect()
 }

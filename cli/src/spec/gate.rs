@@ -155,7 +155,7 @@ fn path_of(reference: &Reference<'_>) -> String {
 /// Creates a file, which is noted, or empties one that is there and that nobody uses.
 ///
 /// # Errors
-/// What the system says; `Busy` when somebody holds it.
+/// What the system says; `Busy` when somebody holds it; `InvalidArgument` for a file that the new image is made from.
 pub fn create_file(path: &str, made: &mut Made) -> Result<FileStorage> {
     let options = FileOptions {
         lock: LockMode::Write,
@@ -165,6 +165,7 @@ pub fn create_file(path: &str, made: &mut Made) -> Result<FileStorage> {
     match FileStorage::create_new(Path::new(path), options) {
         Err(e) if e.io_kind() == Some(std::io::ErrorKind::AlreadyExists) => {
             let storage = FileStorage::open(Path::new(path), options)?;
+            made.refuse_input(&storage)?;
             if vdisk_engine::Storage::can_resize(&storage) {
                 vdisk_engine::Storage::set_len(&storage, 0)?;
             }

@@ -136,7 +136,7 @@ impl Opener {
             return Err(Failure::new(app::sentence(&error)));
         }
         for notice in chain.layers().iter().flat_map(|layer| layer.notices()) {
-            output::say(&notice);
+            output::say(notice);
         }
         let mut names = vec![top];
         names.extend(trail.shown());

@@ -100,6 +100,7 @@ pub fn run(args: &Args) -> Outcome {
         backing_format: None,
         open_backing: false,
         show: false,
+        inputs: super::target::files_of(&source.chain),
     };
     let (_, made) = create::create(&opener, &request).map_err(|f| {
         f.context(format!(

@@ -1,12 +1,13 @@
 //! What verbs that make images share: creating the file, opening it, snapshots and bitmaps of the source.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use vdisk_engine::env::{CreateSpec, Secrets as _};
 use vdisk_engine::image::{BitmapInfo, Bitmaps};
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::{CacheMode, FileStorage};
+use vdisk_engine::storage::{CacheMode, FileId, FileStorage};
 use vdisk_engine::{Chain, CreateEnv, Storage as _, StorageRef};
 
 use crate::app::{self, Failure};
@@ -15,9 +16,17 @@ use crate::spec::{Access, Made, Opener, name, protocol};
 
 /// Makes a new image in a file; a file that is there is emptied first, one that another program uses is refused.
 ///
-/// Gives the files that did not exist before: they are gone when this fails, or when they are not kept.
-pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hints: &Hints) -> Result<Made, Failure> {
-    let mut made = Made::default();
+/// Gives the files that did not exist before: they are gone when this fails, or when they are not kept. `inputs` are files that are read for
+/// it and must not be emptied.
+pub fn create(
+    opener: &Opener,
+    path: &str,
+    format: &str,
+    spec: &CreateSpec,
+    hints: &Hints,
+    inputs: Vec<FileId>,
+) -> Result<Made, Failure> {
+    let mut made = Made::from_inputs(inputs);
     if is_remote(path) {
         let there = protocol::open_name(opener, path, &Access::write())?;
         return fill(opener, there.storage, format, spec, made);
@@ -27,6 +36,21 @@ pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hint
     let storage = create_file(plain, &mut made).map_err(|e| cannot_create(path, &e))?;
     hints.apply(&storage);
     fill(opener, Arc::new(storage), format, spec, made)
+}
+
+/// The files of an image and of all that lies below it.
+pub fn files_of(chain: &Chain) -> Vec<FileId> {
+    let storages = chain.layers().iter().flat_map(|layer| layer.storages());
+    storages.filter_map(|storage| storage.identity()).collect()
+}
+
+/// The file of this name, if there is one.
+pub fn file_named(name: &str) -> Option<FileId> {
+    let found = std::fs::metadata(local_path(name).ok()?).ok()?;
+    Some(FileId {
+        device: found.dev(),
+        inode: found.ino(),
+    })
 }
 
 /// Makes the image in what was opened or created for it.
@@ -202,6 +226,16 @@ pub fn copy_bitmaps(from: &dyn Bitmaps, to: &dyn Bitmaps, skip_broken: bool) -> 
         to.set_enabled(name, bitmap.enabled)?;
     }
     Ok(())
+}
+
+/// A bitmap says of every part of its own disk whether it changed: it means nothing for a disk of another size.
+pub fn refuse_other_size(into: u64, from: u64) -> Result<(), Failure> {
+    match into == from {
+        true => Ok(()),
+        false => Err(Failure::new(format!(
+            "Bitmaps are of different sizes (destination size is {into}, source size is {from}) and can't be merged"
+        ))),
+    }
 }
 
 /// The first inconsistent bitmap, which stands in the way of copying all.

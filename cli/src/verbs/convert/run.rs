@@ -305,6 +305,7 @@ impl Job<'_> {
             backing_format: format.as_deref(),
             open_backing: false,
             show: false,
+            inputs: sources.images.iter().flat_map(|i| target::files_of(&i.chain)).collect(),
         };
         let (_, made) = create::create(self.opener, &request).map_err(|f| self.failed(f))?;
         Ok(New {
@@ -351,6 +352,9 @@ impl Job<'_> {
         self.check_compression(driver, &Options::new())?;
         if target.chain.virtual_size() < sources.len() {
             return Err(Failure::new("output file is smaller than input file"));
+        }
+        if self.args.bitmaps {
+            refuse_unfit_bitmaps(sources, target)?;
         }
         Ok(())
     }
@@ -412,6 +416,17 @@ impl Job<'_> {
             target.top().close()?;
         }
         Ok(())
+    }
+}
+
+/// Refuses a target of another size than the bitmaps of the source are for, before anything is written to it.
+fn refuse_unfit_bitmaps(sources: &Sources, target: &OpenImage) -> Result<(), Failure> {
+    let from = sources.images.first().and_then(|i| i.chain.top().bitmaps());
+    let list = from.map_or(Ok(Vec::new()), |bitmaps| bitmaps.list())?;
+    match list.iter().find(|b| !b.in_use) {
+        None => Ok(()),
+        Some(bitmap) => target::refuse_other_size(target.chain.virtual_size(), sources.len())
+            .map_err(|f| f.context(format!("Failed to populate bitmap {}", bitmap.name))),
     }
 }
 
