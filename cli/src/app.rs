@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 
 use vdisk_engine::{Error, ErrorKind};
 
+use crate::output;
+
 static NAME: OnceLock<&'static str> = OnceLock::new();
 
 /// Takes the program's name from its first argument: `qemu-img` through a link of that name, `vdisk` otherwise.
@@ -73,7 +75,7 @@ impl Failure {
     pub fn report(&self, verb: &str) -> u8 {
         error(&self.message);
         if self.usage {
-            eprintln!("Try '{} {verb} --help' for more info", name());
+            output::say(&format!("Try '{} {verb} --help' for more info", name()));
         }
         self.code
     }
@@ -87,12 +89,12 @@ impl From<Error> for Failure {
 
 /// Says an error on standard error.
 pub fn error(message: &str) {
-    eprintln!("{}: {message}", name());
+    output::say(&format!("{}: {message}", name()));
 }
 
 /// Says a warning on standard error.
 pub fn warning(message: &str) {
-    eprintln!("{}: warning: {message}", name());
+    output::say(&format!("{}: warning: {message}", name()));
 }
 
 /// An engine error as qemu-img words it: without the place, which the caller's own words name, and without the number of a system error.

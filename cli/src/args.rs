@@ -6,8 +6,8 @@ use std::io::Write as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser};
 
-use crate::app;
 use crate::verbs::Verb;
+use crate::{app, output};
 
 /// Create, inspect, convert and repair disk images.
 #[derive(Debug, Parser)]
@@ -26,7 +26,8 @@ pub fn command() -> Command {
                 ArgAction::Set | ArgAction::SetTrue => arg.overrides_with(id),
                 _ => arg,
             };
-            if arg.is_positional() || !arg.get_action().takes_values() {
+            let takes_none = arg.get_num_args().is_some_and(|n| !n.takes_values());
+            if arg.is_positional() || takes_none || !arg.get_action().takes_values() {
                 arg
             } else {
                 arg.allow_hyphen_values(true)
@@ -102,8 +103,7 @@ fn complain(error: &clap::Error, verb: Option<&str>, last: Option<&str>) -> u8 {
         ErrorKind::InvalidUtf8 => format!("{scope}: the command line is not valid UTF-8"),
         _ => error.to_string().trim_end().trim_start_matches("error: ").to_owned(),
     };
-    eprintln!("{message}");
-    eprintln!("Try '{scope} --help' for more info");
+    output::say(&format!("{message}\nTry '{scope} --help' for more info"));
     1
 }
 

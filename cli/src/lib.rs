@@ -3,6 +3,12 @@
 //! One file a verb stands in `verbs`; [`spec`] turns names and option lists into open images; [`text`] reads and prints numbers,
 //! sizes and JSON as qemu-img does. The program is [`run`]; what reads text from outside is public for the tests and fuzz targets.
 
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic when nobody reads what they print"
+)]
+
 pub mod app;
 mod args;
 pub mod options;

@@ -40,6 +40,11 @@ pub fn print(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
+/// Says a line on standard error; work does not end because nobody hears it.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Prints a line.
 pub fn line(text: &str) {
     print(&format!("{text}\n"));

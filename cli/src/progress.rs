@@ -1,7 +1,7 @@
 //! Progress: a bar on a terminal, qemu-img's percentages elsewhere, one line for SIGUSR1, the pace of `-r`, and an orderly end when
-//! the user interrupts.
+//! the user interrupts. Nobody may be reading it: what cannot be shown is no error.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{IsTerminal as _, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -17,8 +17,16 @@ pub struct Meter {
     total: AtomicU64,
     done: AtomicU64,
     shown: Mutex<Shown>,
+    place: Place,
     pace: Option<Pace>,
     cancel: CancelToken,
+}
+
+/// Where percentages go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Stdout,
+    Stderr,
 }
 
 enum Shown {
@@ -31,11 +39,19 @@ enum Shown {
 impl Meter {
     /// Shows progress when asked to, and keeps to `rate` bytes a second where that is given.
     pub fn new(show: bool, rate: Option<u64>) -> Arc<Self> {
+        Self::at(Place::Stdout, show, rate)
+    }
+    /// The same where standard output is for data.
+    pub fn on_stderr(show: bool, rate: Option<u64>) -> Arc<Self> {
+        Self::at(Place::Stderr, show, rate)
+    }
+
+    fn at(place: Place, show: bool, rate: Option<u64>) -> Arc<Self> {
         let shown = match show {
             false => Shown::Nothing,
-            true if std::io::stdout().is_terminal() => Shown::Bar(bar()),
+            true if place.is_terminal() => Shown::Bar(bar()),
             true => {
-                print_percent(0.0);
+                place.percent(0.0, '\r');
                 Shown::Percent(0.0)
             }
         };
@@ -43,6 +59,7 @@ impl Meter {
             total: AtomicU64::new(0),
             done: AtomicU64::new(0),
             shown: Mutex::new(shown),
+            place,
             pace: rate.filter(|r| *r > 0).map(Pace::new),
             cancel: CancelToken::new(),
         });
@@ -59,8 +76,8 @@ impl Meter {
             Shown::Nothing => {}
             Shown::Bar(bar) => bar.finish(),
             Shown::Percent(_) => {
-                print_percent(100.0);
-                println!();
+                self.place.percent(100.0, '\r');
+                self.place.print("\n");
             }
         }
     }
@@ -71,7 +88,7 @@ impl Meter {
             Shown::Bar(bar) => bar.finish(),
             Shown::Percent(last) if *last < 100.0 => {
                 *last = 100.0;
-                print_percent(100.0);
+                self.place.percent(100.0, '\r');
             }
             Shown::Percent(_) => {}
         }
@@ -81,11 +98,11 @@ impl Meter {
         match &*self.shown.lock().unwrap_or_else(PoisonError::into_inner) {
             Shown::Nothing => {}
             Shown::Bar(bar) => bar.abandon(),
-            Shown::Percent(_) => println!(),
+            Shown::Percent(_) => self.place.print("\n"),
         }
     }
 
-    /// SIGUSR1 prints where the operation is; SIGINT and SIGTERM end it, so that nothing half-written stays.
+    /// SIGUSR1 tells on standard error where the operation is; SIGINT and SIGTERM end it, so that nothing half-written stays.
     fn watch_signals(self: &Arc<Self>) {
         // Without signals the operation runs all the same.
         let Ok(mut signals) = Signals::new([SIGUSR1, SIGINT, SIGTERM]) else {
@@ -95,7 +112,7 @@ impl Meter {
         thread::spawn(move || {
             for signal in signals.forever() {
                 match meter.upgrade() {
-                    Some(meter) if signal == SIGUSR1 => print_percent(meter.percent()),
+                    Some(meter) if signal == SIGUSR1 => Place::Stderr.percent(meter.percent(), '\n'),
                     Some(meter) if !meter.cancel.is_cancelled() => meter.cancel.cancel(),
                     // Nothing runs any more, or the user asks again.
                     _ => std::process::exit(128 + signal),
@@ -126,7 +143,7 @@ impl Meter {
                 let now = self.percent();
                 if now >= *last + 1.0 {
                     *last = now;
-                    print_percent(now);
+                    self.place.percent(now, '\r');
                 }
             }
         }
@@ -139,9 +156,23 @@ fn bar() -> ProgressBar {
     ProgressBar::new(0).with_style(style)
 }
 
-fn print_percent(percent: f64) {
-    let mut out = std::io::stdout().lock();
-    let _ = write!(out, "    ({percent:3.2}/100%)\r").and_then(|()| out.flush());
+impl Place {
+    fn is_terminal(self) -> bool {
+        match self {
+            Self::Stdout => std::io::stdout().is_terminal(),
+            Self::Stderr => std::io::stderr().is_terminal(),
+        }
+    }
+    fn print(self, text: &str) {
+        let mut out: Box<dyn Write> = match self {
+            Self::Stdout => Box::new(std::io::stdout()),
+            Self::Stderr => Box::new(std::io::stderr()),
+        };
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+    fn percent(self, percent: f64, end: char) {
+        self.print(&format!("    ({percent:3.2}/100%){end}"));
+    }
 }
 
 impl Progress for Meter {

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
@@ -131,6 +133,161 @@ fn a_failed_conversion_leaves_no_new_file() {
     );
     assert_eq!(code, 1);
     assert!(!dir.path().join("new").exists());
+}
+
+#[test]
+fn nothing_is_compressed_into_an_image_whose_data_lies_in_another_file() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    for options in ["data_file=data", "data_file=data,data_file_raw=on"] {
+        let (code, message) = fails(
+            dir.path(),
+            &["convert", "-c", "-O", "qcow2", "-o", options, "disk", "new"],
+        );
+        assert_eq!(code, 1);
+        assert!(message.contains("Compression and an external data file"), "{message}");
+        assert!(!dir.path().join("new").exists() && !dir.path().join("data").exists());
+        ok(
+            dir.path(),
+            &["create", "-q", "-f", "qcow2", "-o", options, "there", "4M"],
+        );
+        let (_, message) = fails(dir.path(), &["convert", "-n", "-c", "-O", "qcow2", "disk", "there"]);
+        assert!(message.contains("cannot hold compressed clusters"), "{message}");
+        fs::remove_file(dir.path().join("data")).unwrap();
+    }
+}
+
+#[test]
+fn a_conversion_that_fails_halfway_leaves_none_of_the_files_it_made() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    fs::write(
+        dir.path().join("rules"),
+        "[inject-error]\nevent = \"read_aio\"\nsector = \"2048\"\n",
+    )
+    .unwrap();
+    let before = names(dir.path());
+    for (format, options, target) in [
+        ("qcow2", "data_file=data", "new"),
+        ("vmdk", "subformat=monolithicFlat", "new.vmdk"),
+        ("vmdk", "subformat=twoGbMaxExtentSparse", "new.vmdk"),
+        ("raw", "preallocation=off", "file:new"),
+    ] {
+        let (code, message) = fails(
+            dir.path(),
+            &[
+                "convert",
+                "-f",
+                "raw",
+                "-O",
+                format,
+                "-o",
+                options,
+                "blkdebug:rules:disk",
+                target,
+            ],
+        );
+        assert!(code == 1 && message.contains("error while reading"), "{message}");
+        assert_eq!(names(dir.path()), before, "{format} {options}");
+    }
+    // What was there before stays, emptied or not.
+    fs::write(dir.path().join("new"), "mine").unwrap();
+    fails(
+        dir.path(),
+        &["convert", "-f", "raw", "-O", "raw", "blkdebug:rules:disk", "new"],
+    );
+    assert!(dir.path().join("new").exists());
+}
+
+#[test]
+fn no_image_is_made_over_a_file_that_it_is_made_from() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    ok(dir.path(), &["convert", "-f", "raw", "-O", "qcow2", "disk", "base"]);
+    ok(
+        dir.path(),
+        &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"],
+    );
+    std::os::unix::fs::symlink("base", dir.path().join("link")).unwrap();
+    let before = fs::read(dir.path().join("base")).unwrap();
+    for line in [
+        &["create", "-f", "qcow2", "-b", "./base", "-F", "qcow2", "base"][..],
+        &["create", "-f", "qcow2", "-b", "base", "-F", "qcow2", "link"],
+        &["create", "-f", "qcow2", "-b", "top", "-F", "qcow2", "base"],
+        &["create", "-u", "-f", "qcow2", "-b", "base", "-F", "qcow2", "link", "4M"],
+        &[
+            "create",
+            "-f",
+            "qcow2",
+            "-o",
+            "data_file=base",
+            "-b",
+            "top",
+            "-F",
+            "qcow2",
+            "new",
+        ],
+        &["convert", "-U", "-O", "qcow2", "top", "base"],
+        &[
+            "convert", "-U", "-O", "qcow2", "-B", "./base", "-F", "qcow2", "disk", "link",
+        ],
+        &["dd", "-U", "if=top", "of=link"],
+    ] {
+        let (code, message) = fails(dir.path(), line);
+        assert_eq!(code, 1, "{line:?}");
+        assert!(
+            message.contains("is a file of an image that the new one"),
+            "{line:?}: {message}"
+        );
+        assert!(fs::read(dir.path().join("base")).unwrap() == before, "{line:?}");
+        assert!(!dir.path().join("new").exists(), "{line:?}");
+    }
+}
+
+#[test]
+fn bench_writes_where_it_was_told_to_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r");
+    fs::write(&path, vec![0; 1 << 20]).unwrap();
+    for past in [&["-o", "2M"][..], &["-o", "1M"], &["-o", "1022k"], &["-s", "2M"]] {
+        let line = [
+            &["bench", "-q", "-f", "raw", "-w", "-c", "1", "--pattern", "1"],
+            past,
+            &["r"],
+        ]
+        .concat();
+        let (code, message) = fails(dir.path(), &line);
+        assert!(
+            code == 1 && message.contains("Failed request: Input/output error"),
+            "{message}"
+        );
+        assert!(fs::read(&path).unwrap() == [0; 1 << 20], "{past:?}");
+    }
+    let round = [
+        "bench",
+        "-q",
+        "-f",
+        "raw",
+        "-w",
+        "-c",
+        "32",
+        "-S",
+        "64k",
+        "-s",
+        "4096",
+        "--pattern",
+        "7",
+        "r",
+    ];
+    ok(dir.path(), &round);
+    let found = fs::read(&path).unwrap();
+    let mut expected = vec![0; 1 << 20];
+    expected.chunks_mut(64 << 10).for_each(|step| step[..4096].fill(7));
+    assert!(found == expected);
+}
+
+fn names(folder: &Path) -> BTreeSet<OsString> {
+    fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name()).collect()
 }
 
 /// Options alone can be wrong, and the system can refuse the file: in either case nothing is left of the two files.

@@ -98,6 +98,11 @@ fn an_image_that_qemu_writes_is_left_alone() {
             (&["commit", "top"], false),
             (&["snapshot", "-c", "s", "top"], false),
             (&["rebase", "-u", "-b", "", "top"], false),
+            // Of a new image's base headers alone are read.
+            (
+                &["create", "-q", "-f", "qcow2", "-b", "top", "-F", "qcow2", "over"],
+                true,
+            ),
             (&["info", "base"], true),
             (&["convert", "-O", "raw", "base", "x"], true),
             (&["map", "base"], true),

@@ -14,7 +14,7 @@ pub trait Secrets: Send + Sync {
     /// `WrongKey` when there is none of this id.
     fn get(&self, id: &str) -> Result<zeroize::Zeroizing<Vec<u8>>>;
 
-    /// Time since some fixed moment, to measure key derivations by (`iter-time`); `None` where there is no clock: costs are then given as counts.
+    /// Time since some fixed moment, or of the processor for this thread, to measure key derivations by (`iter-time`); `None` where there is no clock: costs are then given as counts.
     fn elapsed(&self) -> Option<Duration> {
         None
     }

@@ -2,14 +2,14 @@
 //! them, `json:` names included.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vdisk_engine::gate::{Gate, Reference, Role};
 use vdisk_engine::storage::{FileOptions, FileStorage, LockMode};
 use vdisk_engine::{Error, ErrorKind, Node, Result, StorageRef};
 
-use super::{Access, Keys, Opener, name, protocol};
+use super::{Access, Keys, Made, Opener, name, protocol};
 use crate::app::Failure;
 
 /// What the gate opened for one chain, so that errors and listings can name it.
@@ -20,8 +20,8 @@ pub struct Trail {
     names: Mutex<HashMap<String, String>>,
     /// Options for the layers that images name themselves, by the storage of the image.
     below: Mutex<HashMap<String, Keys>>,
-    /// Files that were made for a new image and were not there before.
-    made: Mutex<Vec<PathBuf>>,
+    /// Files that were made for a new image.
+    made: Mutex<Made>,
 }
 
 #[derive(Debug, Clone)]
@@ -60,12 +60,16 @@ impl Trail {
         let mut below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
         below.remove(storage)
     }
-    /// Removes the files that were made for a new image: it failed.
-    pub fn remove_made(&self) {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        for path in made.drain(..) {
-            let _ = std::fs::remove_file(path);
+    /// For a new image, with the files that were made for it so far.
+    pub fn of_new(made: Made) -> Self {
+        Self {
+            made: Mutex::new(made),
+            ..Self::default()
         }
+    }
+    /// The files that were made for a new image.
+    pub fn into_made(self) -> Made {
+        self.made.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
     fn count(&self) -> usize {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -105,13 +109,8 @@ impl Gate for CliGate<'_> {
     fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
         let path = path_of(reference);
         let path = path.strip_prefix("file:").unwrap_or(&path);
-        let existed = std::fs::symlink_metadata(path).is_ok();
-        let file = create_file(path)?;
-        if !existed {
-            let mut made = self.trail.made.lock().unwrap_or_else(PoisonError::into_inner);
-            made.push(path.into());
-        }
-        Ok(Arc::new(file))
+        let mut made = self.trail.made.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::new(create_file(path, &mut made)?))
     }
 }
 
@@ -153,11 +152,11 @@ fn path_of(reference: &Reference<'_>) -> String {
     }
 }
 
-/// Creates a file, or empties one that is there and that nobody uses.
+/// Creates a file, which is noted, or empties one that is there and that nobody uses.
 ///
 /// # Errors
-/// What the system says; `Busy` when somebody holds it.
-pub fn create_file(path: &str) -> Result<FileStorage> {
+/// What the system says; `Busy` when somebody holds it; `InvalidArgument` for a file that the new image is made from.
+pub fn create_file(path: &str, made: &mut Made) -> Result<FileStorage> {
     let options = FileOptions {
         lock: LockMode::Write,
         block_devices: true,
@@ -166,12 +165,13 @@ pub fn create_file(path: &str) -> Result<FileStorage> {
     match FileStorage::create_new(Path::new(path), options) {
         Err(e) if e.io_kind() == Some(std::io::ErrorKind::AlreadyExists) => {
             let storage = FileStorage::open(Path::new(path), options)?;
+            made.refuse_input(&storage)?;
             if vdisk_engine::Storage::can_resize(&storage) {
                 vdisk_engine::Storage::set_len(&storage, 0)?;
             }
             Ok(storage)
         }
-        other => other,
+        other => other.inspect(|_| made.add(path)),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod image_storage;
 pub mod json;
 pub mod keys;
 pub mod keyval;
+mod made;
 pub mod name;
 pub mod nbd;
 mod null;
@@ -22,4 +23,5 @@ mod vvfat;
 
 pub use access::Access;
 pub use keys::Keys;
+pub use made::Made;
 pub use open::Opener;

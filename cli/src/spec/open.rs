@@ -10,6 +10,7 @@ use super::protocol::{self, OpenStorage};
 use super::shown::Shown;
 use super::{Access, Keys, blkdebug, json, keyval};
 use crate::app::{self, Failure};
+use crate::output;
 use crate::secrets::SecretStore;
 
 /// A node with the name it is shown under.
@@ -111,8 +112,9 @@ impl Opener {
         access: Access,
     ) -> Result<OpenImage, Failure> {
         let mut keys = Keys::from_pairs(secrets);
+        keys.add("driver", format);
         keys.add("file.filename", name);
-        let resolved = self.resolve_keys(keys, Some(format), &access);
+        let resolved = self.resolve_keys(keys, &access);
         resolved
             .and_then(|resolved| self.finish(resolved, access))
             .map_err(|f| f.context(format!("Could not open '{name}'")))
@@ -134,7 +136,7 @@ impl Opener {
             return Err(Failure::new(app::sentence(&error)));
         }
         for notice in chain.layers().iter().flat_map(|layer| layer.notices()) {
-            eprintln!("{notice}");
+            output::say(notice);
         }
         let mut names = vec![top];
         names.extend(trail.shown());
@@ -156,7 +158,7 @@ impl Opener {
             return self.resolve_name(spec.text, spec.format, access);
         }
         let keys = Keys::from_pairs(keyval::parse(spec.text, Some("file")));
-        self.resolve_keys(keys, None, access)
+        self.resolve_keys(keys, access)
     }
 
     /// The same for a name.
@@ -164,7 +166,8 @@ impl Opener {
         self.resolve_over(name, Keys::default(), format, access)
     }
 
-    /// The same for a name with options that come before those of the name.
+    /// The same for a name with options that come before those of the name, and before the format. The format comes before the name's
+    /// own: it is what the user, or the header of the image above, says of it.
     pub fn resolve_over(
         &self,
         name: &str,
@@ -172,19 +175,22 @@ impl Opener {
         format: Option<&str>,
         access: &Access,
     ) -> Result<Resolved, Failure> {
+        if let Some(format) = format {
+            keys.add("driver", format);
+        }
         match json::parse(name)? {
             Some(own) => keys.add_all(own),
             None => keys.add("file.filename", name),
         }
-        self.resolve_keys(keys, format, access)
+        self.resolve_keys(keys, access)
     }
 
     /// The same for options.
-    pub fn resolve_keys(&self, mut keys: Keys, format: Option<&str>, access: &Access) -> Result<Resolved, Failure> {
-        let driver = keys.take("driver").or(format.map(str::to_owned));
+    pub fn resolve_keys(&self, mut keys: Keys, access: &Access) -> Result<Resolved, Failure> {
+        let driver = keys.take("driver");
         if let Some(driver) = driver.as_deref().filter(|d| protocol::is_protocol(d)) {
             if let Some(image) = blkdebug::image_alone(driver, &keys) {
-                return self.resolve_keys(image, None, access);
+                return self.resolve_keys(image, access);
             }
             return self.resolve_bare(driver, keys, access);
         }
@@ -310,7 +316,7 @@ impl Opener {
             ..*access
         };
         let resolved = self
-            .resolve_keys(below, None, &access)
+            .resolve_keys(below, &access)
             .map_err(|f| f.context("Could not open backing file"))?;
         let merged = resolved.below.into_iter().map(|(of, keys)| (Some(of), keys)).collect();
         let node = BackingChoice::Explicit(Box::new(resolved.node));
@@ -393,12 +399,12 @@ fn known(driver: &str) -> Result<&'static str, Failure> {
 fn probe(file: &OpenStorage, access: &Access) -> Result<&'static str, Failure> {
     let format = detect(&file.storage)?;
     if format == "raw" && access.writable {
-        eprintln!(
+        output::say(&format!(
             "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \
              Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
              restricted.\n         Specify the 'raw' format explicitly to remove the restrictions.",
             file.shown.name()
-        );
+        ));
     }
     Ok(format)
 }

@@ -180,7 +180,7 @@ fn open_null(driver: &str, mut keys: Keys) -> Result<OpenStorage, Failure> {
 
 fn open_image(opener: &Opener, driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {
     keys.add("driver", driver);
-    let resolved = opener.resolve_keys(keys, None, access)?;
+    let resolved = opener.resolve_keys(keys, access)?;
     let shown = resolved.shown.clone();
     let chain = opener.open_chain(resolved, access)?;
     let storage = ImageStorage::new(chain, shown.name(), !access.writable);

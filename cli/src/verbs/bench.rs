@@ -9,7 +9,7 @@ use vdisk_engine::storage::CacheMode;
 use vdisk_engine::{Chain, Error, Result as EngineResult};
 
 use super::Common;
-use crate::app::{Failure, Outcome};
+use crate::app::{self, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::spec::Access;
 use crate::spec::open::Spec;
@@ -107,7 +107,7 @@ pub fn run(args: &Args) -> Outcome {
     }
     let start = Instant::now();
     load.run(&image.chain)
-        .map_err(|e| Failure::from(e).context("Failed request"))?;
+        .map_err(|e| Failure::new(app::reason(&e)).context("Failed request"))?;
     let seconds = start.elapsed().as_secs_f64();
     if args.write {
         image.chain.top().close()?;
@@ -187,13 +187,6 @@ impl Load {
     /// Sends all requests from as many threads as there may be requests at a time.
     fn run(&self, chain: &Chain) -> EngineResult<()> {
         let (next, failed) = (AtomicU64::new(0), Mutex::new(None));
-        let size = chain.virtual_size();
-        if self.bytes > size {
-            return Err(Error::invalid(format!(
-                "{} bytes do not fit into an image of {size}",
-                self.bytes
-            )));
-        }
         std::thread::scope(|scope| {
             for _ in 0..self.depth.min(THREADS).min(self.count) {
                 scope.spawn(|| {
@@ -220,7 +213,12 @@ impl Load {
             if i >= self.count {
                 return Ok(());
             }
-            let offset = self.place(i, chain.virtual_size());
+            let size = chain.virtual_size();
+            let offset = self.place(i, size);
+            if offset > size || self.bytes > size - offset {
+                let what = format!("{} bytes at {offset} end past the image's end at {size}", self.bytes);
+                return Err(Error::io(what, rustix::io::Errno::IO));
+            }
             if self.write {
                 chain.write(offset, &buf)?;
             } else {
@@ -232,10 +230,12 @@ impl Load {
         }
     }
 
-    /// Requests go round when they come to the end of the image.
+    /// Requests go round when they come to the end of the image; the first is where it was asked for.
     fn place(&self, i: u64, size: u64) -> u64 {
-        let last = size - self.bytes;
+        if i == 0 {
+            return self.offset;
+        }
         let at = u128::from(self.offset) + u128::from(i) * u128::from(self.step);
-        (at % (u128::from(last) + 1)) as u64
+        (at % u128::from(size.max(1))) as u64
     }
 }

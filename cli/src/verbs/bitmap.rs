@@ -3,11 +3,11 @@
 use clap::ArgMatches;
 use vdisk_engine::image::Bitmaps;
 
-use super::Common;
+use super::{Common, target};
 use crate::app::{Failure, Outcome};
 use crate::output::Format;
-use crate::spec::open::Spec;
-use crate::spec::{Access, Opener};
+use crate::spec::Access;
+use crate::spec::open::{OpenImage, Spec};
 use crate::text::size;
 
 /// Options.
@@ -20,20 +20,20 @@ pub struct Args {
     #[arg(long = "image-opts")]
     image_opts: bool,
     /// Add BITMAP
-    #[arg(long)]
-    add: bool,
+    #[arg(long, action = clap::ArgAction::Append, num_args = 0, default_missing_value = "true")]
+    add: Vec<bool>,
     /// Remove BITMAP
-    #[arg(long)]
-    remove: bool,
+    #[arg(long, action = clap::ArgAction::Append, num_args = 0, default_missing_value = "true")]
+    remove: Vec<bool>,
     /// Clear BITMAP
-    #[arg(long)]
-    clear: bool,
+    #[arg(long, action = clap::ArgAction::Append, num_args = 0, default_missing_value = "true")]
+    clear: Vec<bool>,
     /// Let BITMAP record changes
-    #[arg(long)]
-    enable: bool,
+    #[arg(long, action = clap::ArgAction::Append, num_args = 0, default_missing_value = "true")]
+    enable: Vec<bool>,
     /// Stop BITMAP from recording changes
-    #[arg(long)]
-    disable: bool,
+    #[arg(long, action = clap::ArgAction::Append, num_args = 0, default_missing_value = "true")]
+    disable: Vec<bool>,
     /// Add what this bitmap has to BITMAP
     #[arg(long, value_name = "SOURCE", action = clap::ArgAction::Append)]
     merge: Vec<String>,
@@ -85,17 +85,16 @@ impl Args {
     /// Puts the actions in the order of the command line.
     pub fn remember(&mut self, matches: &ArgMatches) {
         let given = [
-            (self.add, "add", Action::Add),
-            (self.remove, "remove", Action::Remove),
-            (self.clear, "clear", Action::Clear),
-            (self.enable, "enable", Action::Enable),
-            (self.disable, "disable", Action::Disable),
+            ("add", Action::Add),
+            ("remove", Action::Remove),
+            ("clear", Action::Clear),
+            ("enable", Action::Enable),
+            ("disable", Action::Disable),
         ];
         let mut found = Vec::new();
-        for (is_there, id, action) in given {
-            if let Some(at) = matches.index_of(id).filter(|_| is_there) {
-                found.push((at, action));
-            }
+        for (id, action) in given {
+            let places = matches.indices_of(id).into_iter().flatten();
+            found.extend(places.map(|at| (at, action.clone())));
         }
         let places = matches.indices_of("merge").into_iter().flatten();
         found.extend(places.zip(self.merge.iter().cloned().map(Action::Merge)));
@@ -113,7 +112,7 @@ pub fn run(args: &Args) -> Outcome {
     let format = Format::parse(args.output.as_deref())?;
     let granularity = match args.granularity.as_deref() {
         None => 0,
-        Some(text) => size::size_between("granularity", text, 1, i64::MAX as u64)?,
+        Some(text) => size::size_between("granularity", text, 0, i64::MAX as u64)?,
     };
     let [file, name] = args.words.as_slice() else {
         return Err(Failure::new("Expecting filename and bitmap name"));
@@ -123,11 +122,16 @@ pub fn run(args: &Args) -> Outcome {
     let spec = Spec::new(file, args.format.as_deref(), args.image_opts)?;
     // Bitmaps say nothing about what is below, and the source may be built on the target.
     let image = opener.open(spec, Access::write().alone())?;
+    let source = args.source_file.as_deref().map(|file| {
+        let spec = Spec::name(file, args.source_format.as_deref());
+        opener.open(spec, Access::read(false).alone())
+    });
+    let source = source.transpose()?;
     let top = image.chain.top();
-    let mut job = Job {
-        args,
-        opener: &opener,
+    let job = Job {
         bitmaps: top.bitmaps(),
+        size: image.chain.virtual_size(),
+        source: source.as_ref(),
         name,
         granularity,
     };
@@ -163,9 +167,11 @@ fn check_usage(args: &Args) -> Result<(), Failure> {
 }
 
 struct Job<'a> {
-    args: &'a Args,
-    opener: &'a Opener,
     bitmaps: Option<&'a dyn Bitmaps>,
+    /// Of the disk.
+    size: u64,
+    /// The image that bitmaps to merge are taken from, where it is another one.
+    source: Option<&'a OpenImage>,
     name: &'a str,
     granularity: u64,
 }
@@ -175,7 +181,7 @@ fn not_found(name: &str) -> Failure {
 }
 
 impl Job<'_> {
-    fn apply(&mut self, action: &Action) -> Result<(), Failure> {
+    fn apply(&self, action: &Action) -> Result<(), Failure> {
         let name = self.name;
         let Some(bitmaps) = self.bitmaps else {
             return Err(match action {
@@ -209,12 +215,12 @@ impl Job<'_> {
     }
 
     fn merge(&self, into: &dyn Bitmaps, source: &str) -> Result<(), Failure> {
-        let ranges = match self.args.source_file.as_deref() {
+        let ranges = match self.source.map(|image| &image.chain) {
             None => dirty(Some(into), source)?,
-            Some(file) => {
-                let spec = Spec::name(file, self.args.source_format.as_deref());
-                let image = self.opener.open(spec, Access::read(false).alone())?;
-                dirty(image.chain.top().bitmaps(), source)?
+            Some(chain) => {
+                let ranges = dirty(chain.top().bitmaps(), source)?;
+                target::refuse_other_size(self.size, chain.virtual_size())?;
+                ranges
             }
         };
         Ok(into.mark(self.name, &ranges)?)

@@ -111,7 +111,7 @@ fn check_once(opener: &Opener, spec: Spec<'_>, access: Access, repair: Repair) -
         let control = Meter::new(false, None).control();
         let report = check::check(top, repair, &control).map_err(|e| Failure::from(e).context("Check failed"))?;
         for message in &report.messages {
-            eprintln!("{message}");
+            output::say(message);
         }
         found.report = Some(report);
     }

@@ -5,13 +5,14 @@ mod summary;
 use vdisk_engine::env::{BackingReference, CreateSpec};
 use vdisk_engine::formats::{self, FormatDriver};
 use vdisk_engine::options::Options;
+use vdisk_engine::storage::FileId;
 
 use super::{Common, target};
 use crate::app::{Failure, Outcome};
 use crate::options;
 use crate::output::{self, Format};
 use crate::spec::open::Spec;
-use crate::spec::{Access, Opener, keyval, name, protocol};
+use crate::spec::{Access, Made, Opener, keyval, name, protocol};
 use crate::text::size;
 
 /// Options.
@@ -68,8 +69,10 @@ pub fn run(args: &Args) -> Outcome {
         backing_format: args.backing_format.as_deref(),
         open_backing: !args.backing_unsafe,
         show: !args.quiet && format == Format::Human,
+        inputs: Vec::new(),
     };
-    let size = create(&opener, &request).map_err(|f| f.context(file))?;
+    let (size, made) = create(&opener, &request).map_err(|f| f.context(file))?;
+    made.keep();
     let pairs = [
         ("filename", file.as_str().into()),
         ("format", args.format.as_str().into()),
@@ -126,10 +129,12 @@ pub struct Request<'a> {
     pub open_backing: bool,
     /// Whether the summary line is printed.
     pub show: bool,
+    /// Files of images that are read for it.
+    pub inputs: Vec<FileId>,
 }
 
-/// Creates an image as `create` and others say; gives its virtual size.
-pub fn create(opener: &Opener, request: &Request<'_>) -> Result<u64, Failure> {
+/// Creates an image as `create` and others say; gives its virtual size, and its files, which are to be kept.
+pub fn create(opener: &Opener, request: &Request<'_>) -> Result<(u64, Made), Failure> {
     let driver = super::driver(request.format)?;
     refuse_read_only(driver)?;
     target::local_path(request.file)?;
@@ -142,9 +147,14 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<u64, Failure> {
         (a, b) => a.or(b),
     };
     let backing = backing(driver, &mut given, request)?;
+    let mut inputs = request.inputs.clone();
     let size = match &backing {
-        Some(backing) if request.open_backing => Some(size_over(opener, request.file, backing, size)?),
-        _ => size,
+        Some(backing) if request.open_backing => Some(size_over(opener, request.file, backing, size, &mut inputs)?),
+        Some(backing) => {
+            inputs.extend(target::file_named(&name::relative_to(request.file, &backing.name)));
+            size
+        }
+        None => size,
     };
     let size = size.ok_or_else(|| Failure::new("Image creation needs a size parameter"))?;
     if request.show {
@@ -156,8 +166,8 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<u64, Failure> {
         options: given,
         backing,
     };
-    target::create(opener, request.file, driver.name(), &spec, &hints)?;
-    Ok(size)
+    let made = target::create(opener, request.file, driver.name(), &spec, &hints, inputs)?;
+    Ok((size, made))
 }
 
 fn backing(
@@ -179,13 +189,22 @@ fn backing(
     let (from_list, format_from_list) = (given.take("backing_file"), given.take("backing_fmt"));
     let file = request.backing.map(str::to_owned).or(from_list);
     let format = request.backing_format.map(str::to_owned).or(format_from_list);
-    let Some(file) = file.filter(|f| !f.is_empty()) else {
-        return Ok(None);
+    let Some(file) = file else {
+        return match format {
+            None => Ok(None),
+            Some(_) => Err(Failure::new("Backing format cannot be used without backing file")),
+        };
     };
+    if file.is_empty() {
+        return Err(Failure::new("Expected backing file name, got empty string"));
+    }
     if file == request.file {
         return Err(Failure::new(
             "Error: Trying to create an image with the same filename as the backing file",
         ));
+    }
+    if !request.open_backing && format.is_none() {
+        return Err(Failure::new("Backing file specified without backing format"));
     }
     if !request.open_backing
         && let Some(format) = format.as_deref()
@@ -199,12 +218,19 @@ fn backing(
     Ok(Some(BackingReference { name: file, format }))
 }
 
-/// Looks at the image below, and takes its size where none is given.
-fn size_over(opener: &Opener, file: &str, backing: &BackingReference, size: Option<u64>) -> Result<u64, Failure> {
+/// Looks at the image below, notes its files, and takes its size where none is given.
+fn size_over(
+    opener: &Opener,
+    file: &str,
+    backing: &BackingReference,
+    size: Option<u64>,
+    inputs: &mut Vec<FileId>,
+) -> Result<u64, Failure> {
     let full = name::relative_to(file, &backing.name);
     let spec = Spec::name(&full, backing.format.as_deref());
+    // Nothing but headers is read: whoever writes to it meanwhile does no harm.
     let below = opener
-        .try_open(spec, Access::read(false).keyless())
+        .try_open(spec, Access::read(true).keyless())
         .map_err(|f| Failure::new(format!("{}\nCould not open backing image.", f.message())))?;
     if backing.format.is_none() {
         return Err(Failure::new(format!(
@@ -212,5 +238,6 @@ fn size_over(opener: &Opener, file: &str, backing: &BackingReference, size: Opti
             below.chain.top().format()
         )));
     }
+    inputs.extend(target::files_of(&below.chain));
     Ok(size.unwrap_or_else(|| below.chain.virtual_size()))
 }

@@ -100,13 +100,15 @@ pub fn run(args: &Args) -> Outcome {
         backing_format: None,
         open_backing: false,
         show: false,
+        inputs: super::target::files_of(&source.chain),
     };
-    create::create(&opener, &request).map_err(|f| {
+    let (_, made) = create::create(&opener, &request).map_err(|f| {
         f.context(format!(
             "{output}: error while creating output image of type {}",
             driver.name()
         ))
     })?;
+    made.keep();
     let target = opener.open(Spec::name(output, Some(driver.name())), Access::write())?;
     let into = CopyTarget::fresh(target.chain.top(), None)?;
     let part = Window {

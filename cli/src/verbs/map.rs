@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> Outcome {
         let entry = entry.map_err(|e| Failure::from(e).context("Failed to read the map"))?;
         printer.add(&entry, &image)?;
     }
-    printer.end();
+    printer.end(start);
     Ok(0)
 }
 
@@ -135,8 +135,21 @@ impl Printer {
         Ok(())
     }
 
-    fn end(mut self) {
+    /// A program is told of a range without bytes too.
+    fn end(mut self, start: u64) {
         if self.format.is_json() {
+            if self.first {
+                self.add_json(&MapEntry {
+                    start,
+                    length: 0,
+                    depth: 0,
+                    present: false,
+                    zero: false,
+                    data: false,
+                    compressed: false,
+                    place: None,
+                });
+            }
             self.text.push_str("]\n");
         }
         output::print(&self.text);

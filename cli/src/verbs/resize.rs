@@ -1,5 +1,6 @@
 //! `resize`: changes the virtual size of an image.
 
+use vdisk_engine::formats;
 use vdisk_engine::image::{Preallocation, Resize};
 
 use super::Common;
@@ -96,6 +97,7 @@ pub fn run(args: &Args) -> Outcome {
         );
         return Ok(1);
     }
+    refuse_part_of_sector(image.chain.top().format(), virtual_size)?;
     let resize = Resize {
         virtual_size,
         shrink: args.shrink,
@@ -112,6 +114,15 @@ pub fn run(args: &Args) -> Outcome {
         output::line("Image resized.");
     }
     Ok(0)
+}
+
+/// A size that the format cannot have is refused, as it is by qemu-img; of a LUKS container it is the file that is resized, which can have any.
+fn refuse_part_of_sector(format: &str, size: u64) -> Result<(), Failure> {
+    let multiple = formats::by_name(format)?.capabilities().size_multiple.max(1);
+    match format == "luks" || size.is_multiple_of(multiple) {
+        true => Ok(()),
+        false => Err(Failure::new(format!("The new size must be a multiple of {multiple}"))),
+    }
 }
 
 fn preallocation(given: Option<&str>) -> Result<Preallocation, Failure> {

@@ -21,17 +21,17 @@ pub struct Args {
     #[arg(long = "image-opts")]
     image_opts: bool,
     /// List the snapshots (the default)
-    #[arg(short = 'l', long)]
-    list: bool,
+    #[arg(short = 'l', long, action = clap::ArgAction::Count)]
+    list: u8,
     /// Take a snapshot
-    #[arg(short = 'c', long, value_name = "SNAPSHOT")]
-    create: Option<String>,
+    #[arg(short = 'c', long, value_name = "SNAPSHOT", action = clap::ArgAction::Append)]
+    create: Vec<String>,
     /// Go back to a snapshot
-    #[arg(short = 'a', long, value_name = "SNAPSHOT")]
-    apply: Option<String>,
+    #[arg(short = 'a', long, value_name = "SNAPSHOT", action = clap::ArgAction::Append)]
+    apply: Vec<String>,
     /// Forget a snapshot
-    #[arg(short = 'd', long, value_name = "SNAPSHOT")]
-    delete: Option<String>,
+    #[arg(short = 'd', long, value_name = "SNAPSHOT", action = clap::ArgAction::Append)]
+    delete: Vec<String>,
     /// Open the image although others may write to it
     #[arg(short = 'U', long = "force-share")]
     force_share: bool,
@@ -57,10 +57,10 @@ enum Action<'a> {
 impl Args {
     fn action(&self) -> Result<Action<'_>, Failure> {
         let mut actions = Vec::new();
-        actions.extend(self.list.then_some(Action::List));
-        actions.extend(self.create.as_deref().map(Action::Create));
-        actions.extend(self.apply.as_deref().map(Action::Apply));
-        actions.extend(self.delete.as_deref().map(Action::Delete));
+        actions.extend((0..self.list).map(|_| Action::List));
+        actions.extend(self.create.iter().map(|name| Action::Create(name)));
+        actions.extend(self.apply.iter().map(|name| Action::Apply(name)));
+        actions.extend(self.delete.iter().map(|name| Action::Delete(name)));
         if actions.len() > 1 {
             return Err(Failure::usage("Cannot mix '-l', '-a', '-c', '-d'"));
         }

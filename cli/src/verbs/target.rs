@@ -1,41 +1,61 @@
 //! What verbs that make images share: creating the file, opening it, snapshots and bitmaps of the source.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use vdisk_engine::env::{CreateSpec, Secrets as _};
 use vdisk_engine::image::{BitmapInfo, Bitmaps};
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::{CacheMode, FileStorage};
+use vdisk_engine::storage::{CacheMode, FileId, FileStorage};
 use vdisk_engine::{Chain, CreateEnv, Storage as _, StorageRef};
 
 use crate::app::{self, Failure};
 use crate::spec::gate::{CliGate, Trail, create_file};
-use crate::spec::{Access, Opener, name, protocol};
+use crate::spec::{Access, Made, Opener, name, protocol};
 
 /// Makes a new image in a file; a file that is there is emptied first, one that another program uses is refused.
 ///
-/// A file that did not exist before is removed again when this fails.
-pub fn create(opener: &Opener, path: &str, format: &str, spec: &CreateSpec, hints: &Hints) -> Result<(), Failure> {
+/// Gives the files that did not exist before: they are gone when this fails, or when they are not kept. `inputs` are files that are read for
+/// it and must not be emptied.
+pub fn create(
+    opener: &Opener,
+    path: &str,
+    format: &str,
+    spec: &CreateSpec,
+    hints: &Hints,
+    inputs: Vec<FileId>,
+) -> Result<Made, Failure> {
+    let mut made = Made::from_inputs(inputs);
     if is_remote(path) {
         let there = protocol::open_name(opener, path, &Access::write())?;
-        return fill(opener, there.storage, format, spec);
+        return fill(opener, there.storage, format, spec, made);
     }
     let plain = local_path(path)?;
     refuse_binary_passphrase(opener, &spec.options)?;
-    let existed = std::fs::symlink_metadata(plain).is_ok();
-    let storage = create_file(plain).map_err(|e| cannot_create(path, &e))?;
+    let storage = create_file(plain, &mut made).map_err(|e| cannot_create(path, &e))?;
     hints.apply(&storage);
-    fill(opener, Arc::new(storage), format, spec).inspect_err(|_| {
-        if !existed {
-            let _ = std::fs::remove_file(plain);
-        }
+    fill(opener, Arc::new(storage), format, spec, made)
+}
+
+/// The files of an image and of all that lies below it.
+pub fn files_of(chain: &Chain) -> Vec<FileId> {
+    let storages = chain.layers().iter().flat_map(|layer| layer.storages());
+    storages.filter_map(|storage| storage.identity()).collect()
+}
+
+/// The file of this name, if there is one.
+pub fn file_named(name: &str) -> Option<FileId> {
+    let found = std::fs::metadata(local_path(name).ok()?).ok()?;
+    Some(FileId {
+        device: found.dev(),
+        inode: found.ino(),
     })
 }
 
 /// Makes the image in what was opened or created for it.
-fn fill(opener: &Opener, storage: StorageRef, format: &str, spec: &CreateSpec) -> Result<(), Failure> {
-    let trail = Trail::default();
+fn fill(opener: &Opener, storage: StorageRef, format: &str, spec: &CreateSpec, made: Made) -> Result<Made, Failure> {
+    let trail = Trail::of_new(made);
     let gate = CliGate {
         opener,
         access: Access::write(),
@@ -52,8 +72,8 @@ fn fill(opener: &Opener, storage: StorageRef, format: &str, spec: &CreateSpec) -
             .unwrap_or_default()
             .as_secs(),
     };
-    vdisk_engine::ops::create::create(storage, format, spec, &env).inspect_err(|_| trail.remove_made())?;
-    Ok(())
+    vdisk_engine::ops::create::create(storage, format, spec, &env)?;
+    Ok(trail.into_made())
 }
 
 /// Whether the name is of something that is there already, with a size of its own, and that images are made in.
@@ -206,6 +226,16 @@ pub fn copy_bitmaps(from: &dyn Bitmaps, to: &dyn Bitmaps, skip_broken: bool) -> 
         to.set_enabled(name, bitmap.enabled)?;
     }
     Ok(())
+}
+
+/// A bitmap says of every part of its own disk whether it changed: it means nothing for a disk of another size.
+pub fn refuse_other_size(into: u64, from: u64) -> Result<(), Failure> {
+    match into == from {
+        true => Ok(()),
+        false => Err(Failure::new(format!(
+            "Bitmaps are of different sizes (destination size is {into}, source size is {from}) and can't be merged"
+        ))),
+    }
 }
 
 /// The first inconsistent bitmap, which stands in the way of copying all.

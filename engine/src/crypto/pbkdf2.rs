@@ -54,8 +54,9 @@ where
     let keyed = <Hmac<D> as KeyInit>::new_from_slice(passphrase)
         .map_err(|_| Error::invalid("HMAC does not take this passphrase"))?;
     let block_len = keyed.clone().finalize().into_bytes().len();
+    let out_len = out.len();
     let mut blocks = out.chunks_mut(block_len).zip(1_u32..);
-    if iterations < PARALLEL {
+    if iterations < PARALLEL || out_len <= block_len {
         return blocks.try_for_each(|(block, index)| fill(&keyed, salt, iterations, cancelled, index, block));
     }
     // The blocks do not depend on each other.
@@ -109,6 +110,9 @@ fn chain<D: EagerHash>(keyed: &Hmac<D>, link: &mut [u8], count: u32, sum: &mut [
 
 /// Finds how many iterations for `len` bytes of key this machine does in `time`, by doing a small part of them.
 ///
+/// Blocks of a key are computed side by side, so that one stands for all. It is computed in the calling thread, whose processor time `now` may
+/// tell: a machine that is busy with other work is not taken for a slow one.
+///
 /// # Errors
 /// As [`pbkdf2`].
 pub fn measure_pbkdf2(
@@ -118,7 +122,7 @@ pub fn measure_pbkdf2(
     now: &dyn Fn() -> Duration,
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<u32> {
-    let mut out = Zeroizing::new(vec![0; len]);
+    let mut out = Zeroizing::new(vec![0; len.min(hash.digest_len())]);
     let mut count: u32 = 1 << 12;
     loop {
         let start = now();
@@ -134,3 +138,29 @@ pub fn measure_pbkdf2(
 
 /// Work that is long enough to be measured.
 const MEASURED: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn the_measured_work_is_done_by_the_thread_that_measures() {
+        let (calls, here) = (Cell::new(0), std::thread::current().id());
+        // So long that a key of several blocks is computed by several threads.
+        let now = || {
+            calls.set(calls.get() + 1);
+            Duration::from_millis(if calls.get() < 10 { 0 } else { 100 })
+        };
+        let elsewhere = AtomicBool::new(false);
+        let cancelled = || {
+            elsewhere.fetch_or(std::thread::current().id() != here, Ordering::Relaxed);
+            false
+        };
+        let second = Duration::from_secs(1);
+        let count = measure_pbkdf2(HashAlgorithm::Sha256, 64, second, &now, &cancelled).unwrap();
+        assert_eq!((count, elsewhere.into_inner()), ((1 << 16) * 10, false));
+    }
+}

@@ -259,14 +259,17 @@ impl Image for RawImage {
         if to.preallocation == Preallocation::Metadata {
             return Err(Error::unsupported("unsupported preallocation mode: metadata"));
         }
+        let len = self.file.len()?;
         self.file.set_len(to.virtual_size)?;
+        if to.virtual_size > now {
+            reserve(&self.file, to.preallocation, now, to.virtual_size - now).inspect_err(|_| {
+                // The first error is the one to tell.
+                let _ = self.file.set_len(len);
+            })?;
+        }
         self.size
             .store(to.virtual_size.next_multiple_of(SECTOR), Ordering::Release);
-        if to.virtual_size > now {
-            reserve(&self.file, to.preallocation, now, to.virtual_size - now)
-        } else {
-            Ok(())
-        }
+        Ok(())
     }
 }
 
@@ -310,7 +313,7 @@ mod tests {
     use super::*;
     use crate::Limits;
     use crate::image::NothingBelow;
-    use crate::storage::MemoryStorage;
+    use crate::storage::{Fault, FaultyStorage, MemoryStorage};
 
     fn open(bytes: Vec<u8>, options: Options) -> Result<Box<dyn Image>> {
         Raw.open(
@@ -353,6 +356,25 @@ mod tests {
         to.shrink = true;
         image.resize(&to).unwrap();
         assert_eq!(image.virtual_size(), 512);
+    }
+
+    #[test]
+    fn growth_that_finds_no_space_leaves_the_disk_as_it_was() {
+        let storage = Arc::new(FaultyStorage::new(vec![1; 700]));
+        let image = Raw
+            .open(storage.clone(), &Options::new(), &OpenEnv::closed(&Limits::default()))
+            .unwrap();
+        // After the new length, the first zeroes.
+        storage.plan(1, Fault::FailOnce(std::io::ErrorKind::StorageFull));
+        let to = Resize {
+            virtual_size: 1 << 20,
+            preallocation: Preallocation::Full,
+            ..Resize::default()
+        };
+        assert_eq!(image.resize(&to).unwrap_err().kind(), crate::ErrorKind::Io);
+        assert_eq!((image.virtual_size(), storage.contents()), (1024, vec![1; 700]));
+        image.resize(&to).unwrap();
+        assert_eq!((image.virtual_size(), storage.contents().len()), (1 << 20, 1 << 20));
     }
 
     #[test]

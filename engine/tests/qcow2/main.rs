@@ -9,6 +9,7 @@ mod differential;
 mod encrypted;
 mod encrypted_hostile;
 mod encrypted_peers;
+mod growth;
 mod hostile;
 mod interop;
 mod model;

@@ -234,6 +234,11 @@ fn a_data_file_holds_the_guest_data_at_its_own_offsets() {
         image.write(0, &[6; 100], &NothingBelow).unwrap();
         image.write_zeroes(131_072, 65_536, true, &NothingBelow).unwrap();
         assert!(image.write_compressed(0, &[1; 65_536]).is_err());
+        let encoded = image
+            .bulk()
+            .unwrap()
+            .encode(&[1; 65_536], &mut vdisk_engine::image::Scratch::default());
+        assert_eq!(encoded.unwrap_err().kind(), vdisk_engine::ErrorKind::Unsupported);
         image.close().unwrap();
         drop(image);
         let seen = read_all(&*scratch.open(&path));

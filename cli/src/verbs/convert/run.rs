@@ -15,7 +15,7 @@ use crate::options;
 use crate::output::Format;
 use crate::progress::Meter;
 use crate::spec::open::{OpenImage, Spec};
-use crate::spec::{Access, Opener, keyval};
+use crate::spec::{Access, Made, Opener, keyval};
 use crate::text::size;
 use crate::verbs::{create, target};
 
@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> Outcome {
         target: stdout
             .as_ref()
             .map_or(target.clone(), |s| s.path().display().to_string()),
-        existed: target == "-" || std::fs::symlink_metadata(target).is_ok(),
+        to_stdout: stdout.is_some(),
     };
     let size = job.run(&opened)?;
     if let Some(spool) = stdout {
@@ -202,22 +202,26 @@ struct Job<'a> {
     numbers: Numbers,
     target_format: &'a str,
     target: String,
-    existed: bool,
+    to_stdout: bool,
+}
+
+/// The target before it is filled.
+struct New {
+    with_backing: bool,
+    /// What opens it.
+    secrets: Vec<(String, String)>,
+    made: Made,
 }
 
 impl Job<'_> {
-    /// Makes the target and copies; gives its size. A target file that was not there before goes away again on failure.
+    /// Makes the target and copies; gives its size. Files of the target that were not there before go away again on failure.
     fn run(&self, sources: &Sources) -> Result<u64, Failure> {
-        let done = self.copy(sources);
-        if done.is_err() && !self.existed && !self.args.no_create {
-            let _ = std::fs::remove_file(&self.target);
-        }
-        done
-    }
-
-    fn copy(&self, sources: &Sources) -> Result<u64, Failure> {
         self.check_bitmaps(sources)?;
-        let (with_backing, secrets) = self.make_target(sources)?;
+        let New {
+            with_backing,
+            secrets,
+            made,
+        } = self.make_target(sources)?;
         let cache = crate::verbs::target_cache(self.args.target_cache.as_deref(), target::NEW_IMAGE)?;
         let access = Access::write().cached(cache);
         let target = if self.args.target_image_opts {
@@ -231,6 +235,7 @@ impl Job<'_> {
         if self.args.bitmaps {
             self.copy_bitmaps(sources, &target.chain)?;
         }
+        made.keep();
         Ok(target.chain.virtual_size())
     }
 
@@ -257,10 +262,14 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Creates the target; says whether it has a layer below, and what secrets open it.
-    fn make_target(&self, sources: &Sources) -> Result<(bool, Vec<(String, String)>), Failure> {
+    /// Creates the target.
+    fn make_target(&self, sources: &Sources) -> Result<New, Failure> {
         if self.args.no_create {
-            return Ok((self.args.backing.is_some(), Vec::new()));
+            return Ok(New {
+                with_backing: self.args.backing.is_some(),
+                secrets: Vec::new(),
+                made: Made::default(),
+            });
         }
         let driver = crate::verbs::driver(self.target_format)?;
         create::refuse_read_only(driver)?;
@@ -296,9 +305,14 @@ impl Job<'_> {
             backing_format: format.as_deref(),
             open_backing: false,
             show: false,
+            inputs: sources.images.iter().flat_map(|i| target::files_of(&i.chain)).collect(),
         };
-        create::create(self.opener, &request).map_err(|f| self.failed(f))?;
-        Ok((backing.is_some(), secrets))
+        let (_, made) = create::create(self.opener, &request).map_err(|f| self.failed(f))?;
+        Ok(New {
+            with_backing: backing.is_some(),
+            secrets,
+            made,
+        })
     }
 
     fn failed(&self, failure: Failure) -> Failure {
@@ -320,6 +334,11 @@ impl Job<'_> {
                 "Compression and encryption not supported at the same time",
             ));
         }
+        if given.get("data_file").is_some() {
+            return Err(Failure::new(
+                "Compression and an external data file not supported at the same time",
+            ));
+        }
         if given.get("preallocation").is_some_and(|p| p != "off") {
             return Err(Failure::new(
                 "Compression and preallocation not supported at the same time",
@@ -334,11 +353,18 @@ impl Job<'_> {
         if target.chain.virtual_size() < sources.len() {
             return Err(Failure::new("output file is smaller than input file"));
         }
+        if self.args.bitmaps {
+            refuse_unfit_bitmaps(sources, target)?;
+        }
         Ok(())
     }
 
     fn copy_data(&self, sources: &Sources, target: &Chain, with_backing: bool) -> Result<(), Failure> {
-        let meter = Meter::new(self.args.progress && !self.args.quiet, self.numbers.rate);
+        let (show, rate) = (self.args.progress && !self.args.quiet, self.numbers.rate);
+        let meter = match self.to_stdout {
+            true => Meter::on_stderr(show, rate),
+            false => Meter::new(show, rate),
+        };
         let copy = CopyOptions {
             // A failing disk is best read in one go, in its order; so are the warnings.
             workers: match self.args.salvage {
@@ -390,6 +416,17 @@ impl Job<'_> {
             target.top().close()?;
         }
         Ok(())
+    }
+}
+
+/// Refuses a target of another size than the bitmaps of the source are for, before anything is written to it.
+fn refuse_unfit_bitmaps(sources: &Sources, target: &OpenImage) -> Result<(), Failure> {
+    let from = sources.images.first().and_then(|i| i.chain.top().bitmaps());
+    let list = from.map_or(Ok(Vec::new()), |bitmaps| bitmaps.list())?;
+    match list.iter().find(|b| !b.in_use) {
+        None => Ok(()),
+        Some(bitmap) => target::refuse_other_size(target.chain.virtual_size(), sources.len())
+            .map_err(|f| f.context(format!("Failed to populate bitmap {}", bitmap.name))),
     }
 }
 

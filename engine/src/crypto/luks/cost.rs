@@ -12,7 +12,7 @@ pub struct KeyWork<'a> {
     pub limits: &'a Limits,
     /// Asked every few milliseconds whether to stop.
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
-    /// Time since some fixed moment, to measure by; `None` when there is no clock.
+    /// Time since some fixed moment, or of the processor for this thread, to measure by; `None` when there is no clock.
     pub elapsed: &'a dyn Fn() -> Option<Duration>,
 }
 

@@ -198,8 +198,13 @@ impl Qcow2 {
     }
 
     /// # Errors
-    /// `Unsupported` for compressed clusters in an encrypted image.
+    /// `Unsupported` for compressed clusters in an encrypted image, and in one whose data lies in another file.
     pub fn refuse_packed(&self) -> Result<()> {
+        if self.geometry.data_file {
+            return Err(Error::unsupported(
+                "an image with an external data file cannot hold compressed clusters",
+            ));
+        }
         match self.encryption {
             None => Ok(()),
             Some(_) => Err(Error::unsupported(

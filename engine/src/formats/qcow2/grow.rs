@@ -1,5 +1,8 @@
 //! Growing the L1 table and reserving space.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use super::image::Qcow2;
 use super::layout::header::MAX_L1_BYTES;
 use super::layout::{Geometry, Header, L2Entry, Subclusters, words_to_be};
@@ -17,6 +20,21 @@ pub(super) fn refuse_too_large(geometry: &Geometry, virtual_size: u64) -> Result
         )),
         false => Ok(()),
     }
+}
+
+/// What a preallocation did so far.
+#[derive(Default)]
+struct Reserved {
+    rows: Vec<Row>,
+    /// L1 indices of the tables that it made.
+    tables: BTreeSet<usize>,
+}
+
+/// Clusters in a row, all of one L2 table.
+struct Row {
+    guest: u64,
+    at: u64,
+    count: u64,
 }
 
 impl Qcow2 {
@@ -42,8 +60,12 @@ impl Qcow2 {
         writer
             .refcounts
             .no_longer_fresh(at + clusters * self.geometry.cluster_size());
-        self.host.file.write_at(at, &words_to_be(&table))?;
-        self.stabilise_refcounts(writer)?;
+        let written = self.host.file.write_at(at, &words_to_be(&table));
+        let done = written.and_then(|()| self.stabilise_refcounts(writer));
+        done.inspect_err(|_| {
+            // Nothing refers to it: the worst that can happen is a leak.
+            let _ = writer.refcounts.decrement(first..first + clusters);
+        })?;
         let mut field = (entries as u32).to_be_bytes().to_vec();
         field.extend_from_slice(&at.to_be_bytes());
         self.host.file.write_at(Header::AT_L1, &field)?;
@@ -82,11 +104,26 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Reserves host clusters for every unallocated guest cluster of a range.
+    /// Reserves host clusters for every unallocated guest cluster of a range, or for none of them.
     pub fn preallocate(&self, writer: &mut Writer, from: u64, to: u64, how: Preallocation) -> Result<()> {
         if how == Preallocation::Off {
             return Ok(());
         }
+        let mut reserved = Reserved::default();
+        let done = self.reserve_rows(writer, from..to, how, &mut reserved);
+        done.and_then(|()| self.write_back(writer)).inspect_err(|_| {
+            // The first error is the one to tell; what cannot be taken back is a leak.
+            let _ = self.take_back(writer, &reserved);
+        })
+    }
+
+    fn reserve_rows(
+        &self,
+        writer: &mut Writer,
+        range: Range<u64>,
+        how: Preallocation,
+        reserved: &mut Reserved,
+    ) -> Result<()> {
         let size = self.geometry.cluster_size();
         let version = self.read_shared().header.version;
         let subs = match &self.encryption {
@@ -95,9 +132,9 @@ impl Qcow2 {
             Some(_) if version >= 3 => Subclusters::ZERO,
             _ => Subclusters::DATA,
         };
-        let mut guest = self.geometry.cluster_start(from);
-        while guest < to {
-            let entries = self.entries(guest, (to - guest).div_ceil(size))?;
+        let mut guest = self.geometry.cluster_start(range.start);
+        while guest < range.end {
+            let entries = self.entries(guest, (range.end - guest).div_ceil(size))?;
             let taken = |e: &L2Entry| !e.is_unallocated();
             let skip = entries.iter().take_while(|e| taken(e)).count() as u64;
             let free = entries.iter().skip(skip as usize).take_while(|e| !taken(e)).count() as u64;
@@ -105,12 +142,22 @@ impl Qcow2 {
             if free == 0 {
                 continue;
             }
-            self.ensure_table(writer, self.geometry.l1_index(guest))?;
+            let index = self.geometry.l1_index(guest);
+            let is_new = self.l2_table_place(index)?.is_none();
+            self.ensure_table(writer, index)?;
+            reserved.tables.extend(is_new.then_some(index));
             let (at, count) = self.allocate_data(writer, guest, free)?;
-            self.reserve(writer, at, count * size, how)?;
-            if self.encryption.is_some() && subs == Subclusters::DATA {
-                self.write_zero_clusters(guest, at, count)?;
-            }
+            let row = Row { guest, at, count };
+            let done = self
+                .reserve(writer, at..(at + count * size), range.end, how)
+                .and_then(|()| match self.encryption.is_some() && subs == Subclusters::DATA {
+                    true => self.write_zero_clusters(guest, at, count),
+                    false => Ok(()),
+                });
+            done.inspect_err(|_| {
+                self.undo_allocation(writer, at, count);
+                self.give_space_back(&row);
+            })?;
             let entry = |n| L2Entry::Standard {
                 at: Some(at + n * size),
                 copied: true,
@@ -118,10 +165,42 @@ impl Qcow2 {
             };
             let new: Vec<_> = (0..count).map(entry).collect();
             self.replace(writer, guest, &new, false)?;
+            reserved.rows.push(row);
             self.write_back_if_full(writer)?;
             guest += count * size;
         }
         Ok(())
+    }
+
+    /// Takes a preallocation back. Guests see none of it yet, so that the space goes first: what is written then needs some on a full disk.
+    fn take_back(&self, writer: &mut Writer, reserved: &Reserved) -> Result<()> {
+        reserved.rows.iter().for_each(|row| self.give_space_back(row));
+        for row in &reserved.rows {
+            let index = self.geometry.l1_index(row.guest);
+            if reserved.tables.contains(&index) && writer.l1_dirty.contains(&index) {
+                // The file has no word of them: they need not be counted there first.
+                self.undo_allocation(writer, row.at, row.count);
+            } else {
+                let none = vec![L2Entry::UNALLOCATED; row.count as usize];
+                self.replace(writer, row.guest, &none, false)?;
+            }
+        }
+        for index in &reserved.tables {
+            if let Some(at) = self.l2_table_place(*index)? {
+                // As zeroes, which it may be in the file from here on, it has no entries either.
+                let _ = self.host.file.write_zeroes(at, self.geometry.cluster_size(), true);
+                self.forget_table(writer, *index, at, false);
+            }
+        }
+        self.write_back(writer)?;
+        self.cut_file(writer)
+    }
+
+    /// What cannot be given back is given back with the clusters, or stays as space that is free in the file.
+    fn give_space_back(&self, row: &Row) {
+        if !self.geometry.data_file {
+            let _ = self.host.file.discard(row.at, row.count * self.geometry.cluster_size());
+        }
     }
 
     /// Writes encrypted zeroes.
@@ -131,11 +210,12 @@ impl Qcow2 {
         (0..count).try_for_each(|n| self.write_data(guest + n * size, at + n * size, &zeroes))
     }
 
-    fn reserve(&self, writer: &mut Writer, at: u64, len: u64, how: Preallocation) -> Result<()> {
+    /// Reserves host bytes; those of a data file, which are where the guest has them, to the end of the disk to be.
+    fn reserve(&self, writer: &mut Writer, bytes: Range<u64>, disk_end: u64, how: Preallocation) -> Result<()> {
         let data = self.host.data();
+        let (at, len) = (bytes.start, bytes.end - bytes.start);
         if self.geometry.data_file {
-            let size = self.read_shared().header.virtual_size;
-            let len = len.min(size.saturating_sub(at));
+            let len = len.min(disk_end.saturating_sub(at));
             return match how {
                 Preallocation::Off | Preallocation::Metadata => Ok(()),
                 Preallocation::Falloc => data.allocate(at, len),

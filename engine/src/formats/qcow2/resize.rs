@@ -2,7 +2,7 @@
 
 use super::image::Qcow2;
 use super::layout::extensions::ExtensionKind;
-use super::layout::{Autoclear, Extension, L1Entry, L2Entry};
+use super::layout::{Autoclear, Extension, L2Entry};
 use super::locate::Kind;
 use super::writer::Writer;
 use crate::env::BackingReference;
@@ -43,8 +43,11 @@ impl Qcow2 {
         if new < old {
             return self.shrink(&mut writer, old, to);
         }
-        self.grow(&mut writer, old, to)?;
-        self.write_back(&mut writer)?;
+        let data_len = self.host.data().len()?;
+        let grown = self
+            .grow(&mut writer, old, to)
+            .and_then(|()| self.write_back(&mut writer));
+        grown.inspect_err(|_| self.cut_data_file(data_len))?;
         self.host.flush()?;
         self.change_header(&writer, |s| s.header.virtual_size = new)?;
         self.host.flush()?;
@@ -84,6 +87,14 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// The data file after a growth that failed; one that stays too long shows no more to the guest.
+    fn cut_data_file(&self, len: u64) {
+        if self.geometry.data_file && self.host.data().can_resize() {
+            let _ = self.host.data().set_len(len);
+            self.host.forget_len();
+        }
+    }
+
     /// Writes zeroes over stored data of a range.
     fn zero_data(&self, writer: &mut Writer, from: u64, to: u64) -> Result<()> {
         let mut at = from;
@@ -103,8 +114,7 @@ impl Qcow2 {
         let bits = self.geometry.cluster_bits;
         let count = self.read_shared().l1.len();
         for index in first..count {
-            let raw = self.read_shared().l1.get(index).copied().unwrap_or(0);
-            let L1Entry::Table { at, .. } = L1Entry::decode(raw, &self.geometry)? else {
+            let Some(at) = self.l2_table_place(index)? else {
                 continue;
             };
             let guest = index as u64 * self.geometry.l2_span();
@@ -112,10 +122,7 @@ impl Qcow2 {
             for entry in self.entries(guest, self.geometry.l2_entries())? {
                 self.release_entry(writer, entry, L2Entry::UNALLOCATED, true);
             }
-            self.set_l1(writer, index, L1Entry::Unallocated);
-            self.write_shared().l2.forget(index);
-            self.write_metadata().remove(at, 1);
-            writer.release(at >> bits..(at >> bits) + 1, !shared_table);
+            self.forget_table(writer, index, at, !shared_table);
         }
         Ok(())
     }

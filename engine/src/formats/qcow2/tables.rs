@@ -55,6 +55,24 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Where the active image's L2 table lies, if there is one.
+    pub fn l2_table_place(&self, index: usize) -> Result<Option<u64>> {
+        let raw = self.read_shared().l1.get(index).copied().unwrap_or(0);
+        Ok(match L1Entry::decode(raw, &self.geometry)? {
+            L1Entry::Table { at, .. } => Some(at),
+            L1Entry::Unallocated => None,
+        })
+    }
+
+    /// Takes an L2 table out of the active image.
+    pub fn forget_table(&self, writer: &mut Writer, index: usize, at: u64, discard: bool) {
+        self.set_l1(writer, index, L1Entry::Unallocated);
+        self.write_shared().l2.forget(index);
+        self.write_metadata().remove(at, 1);
+        let cluster = at >> self.geometry.cluster_bits;
+        writer.release(cluster..cluster + 1, discard);
+    }
+
     /// The entry of a guest cluster.
     pub fn entry(&self, guest: u64) -> Result<L2Entry> {
         let shared = self.read_shared();
