@@ -78,7 +78,11 @@ pub(super) fn open_hosted(file: &StorageRef, header: Header, env: &OpenEnv<'_>) 
     tables.redundant_at = redundant_at;
     let version_3 = "VMDK version 3 must be read only (changed block tracking would be wrong afterwards)";
     let read_only = (header.version == 3 && !header.compressed).then_some(version_3);
-    let reserved = Reserved::new(&tables);
+    let reserved = if env.writable {
+        Reserved::new(&tables)
+    } else {
+        Reserved::default()
+    };
     let mut extent = sparse(file, packing, header.capacity, header.grain, tables)?;
     extent.reserved = reserved;
     extent.zero_grains = header.zero_grains;

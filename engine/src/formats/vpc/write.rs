@@ -12,8 +12,7 @@ use zerocopy::IntoBytes;
 
 use super::blocks::{Blocks, Piece, Space};
 use super::image::{lock, reading, writing};
-use super::layout::{FOOTER, HEADER, SECTOR, UNUSED};
-use super::locator;
+use super::layout::{FOOTER, SECTOR, UNUSED};
 use crate::image::Below;
 use crate::storage::read_vec;
 use crate::{Error, Result};
@@ -339,10 +338,11 @@ impl Blocks {
         self.file
             .write_at(header.table_offset, &self.table_bytes(0, u64::MAX))?;
         self.file.flush()?;
-        let end = (header.offset + HEADER)
-            .max(header.table_offset + header.table_bytes())
-            .max(locator::end(&header.raw).min(space.end))
-            .next_multiple_of(SECTOR);
+        // Blocks that only the size field covers were not shown, so nobody wanted them dropped.
+        if self.hidden_end.load(Ordering::Acquire) == 0 {
+            self.forget_past()?;
+        }
+        let end = self.used_end(space.end);
         self.file.write_at(end, space.footer.raw.as_bytes())?;
         self.file.flush()?;
         self.file.set_len(end + FOOTER)?;

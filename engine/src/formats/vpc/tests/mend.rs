@@ -119,6 +119,17 @@ fn a_disk_does_not_grow_over_blocks_past_its_geometry() {
 }
 
 #[test]
+fn an_emptied_disk_keeps_blocks_past_its_geometry() {
+    let storage = file(larger_than_its_geometry());
+    let image = open_on(storage.clone()).unwrap();
+    image.make_empty().unwrap();
+    let bytes = storage.contents();
+    let at = (entry(&bytes, 299) as usize + 1) * SECTOR as usize;
+    assert_eq!(bytes[at..at + BLOCK as usize], [0x54; BLOCK as usize]);
+    assert!(seen(open_on(storage).unwrap().as_ref(), 0).iter().all(|b| *b == 0));
+}
+
+#[test]
 fn a_block_that_a_shrink_left_is_forgotten_before_it_is_cut_off() {
     let (mut bytes, _) = filled(false);
     with_footers(&mut bytes, |raw| raw.current_size = (100 * BLOCK).into());
