@@ -59,10 +59,13 @@ pub fn rebase(
         flush_every: FLUSH_EVERY,
         ..*options
     };
+    top.content_stays(true);
     let done = pipeline::copy(&source, &target, &options, control)
         .and_then(|()| top.flush())
         .and_then(|()| top.set_backing_over(backing, new_base.map(Chain::top)));
-    super::closed(top, done)
+    let done = super::closed(top, done);
+    top.content_stays(false);
+    done
 }
 
 /// What the old base has. Zeroes count as known where the new base has them as well: elsewhere a driver must write them, not leave them to

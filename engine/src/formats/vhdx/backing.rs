@@ -16,7 +16,7 @@ use super::layout::{
 use super::locator::Parent;
 use super::metadata::{Disk, HAS_PARENT};
 use super::open::Regions;
-use super::write::ENTRIES;
+use super::write::{ENTRIES, FILE_CHANGED};
 use crate::formats::common::{exclusive, lock, shared};
 use crate::image::{BackingReference, Image};
 use crate::{Error, Result};
@@ -38,7 +38,11 @@ pub fn change(image: &VhdxImage, backing: Option<&BackingReference>, below: Opti
         }),
         None => None,
     };
-    image.start(b"backing")?;
+    match parent {
+        // It is said to show the same.
+        Some(_) => image.note_change(FILE_CHANGED, b"backing")?,
+        None => image.start(b"backing")?,
+    }
     let space = &mut *lock(&image.space);
     image.flush_locked(space)?;
     let table = match parent {

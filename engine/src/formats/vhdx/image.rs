@@ -1,7 +1,7 @@
 //! One open VHDX: which of its parts answers what.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, RwLock};
 
 use super::bits::Bits;
@@ -10,6 +10,7 @@ use super::layout::{Geometry, Header, MIB};
 use super::locator::Parent;
 use super::metadata::{Disk, LEAVE_ALLOCATED};
 use super::open::{Opened, Regions};
+use super::write::{DATA_CHANGED, FILE_CHANGED};
 use super::{backing, check, resize};
 use crate::formats::common::{check_range, lock, shared};
 use crate::image::{
@@ -30,8 +31,10 @@ pub struct VhdxImage {
     pub(super) disk: RwLock<Disk>,
     /// The log held something that was not done when the image was opened.
     pub(super) replayed: bool,
-    /// The header says that somebody writes.
-    pub(super) started: AtomicBool,
+    /// Which ids of the header were changed.
+    pub(super) started: AtomicU8,
+    /// What changes looks the same to the guest.
+    content_stays: AtomicBool,
     /// Something was written since the last flush.
     pub(super) unstable: AtomicBool,
     pub(super) writable: bool,
@@ -71,7 +74,8 @@ impl VhdxImage {
             parent: RwLock::new(opened.disk.parent.clone()),
             disk: RwLock::new(opened.disk),
             replayed: opened.replayed,
-            started: AtomicBool::new(false),
+            started: AtomicU8::new(0),
+            content_stays: AtomicBool::new(false),
             unstable: AtomicBool::new(false),
             writable: env.writable,
             suspect: opened.findings.refuse(),
@@ -84,6 +88,14 @@ impl VhdxImage {
             space.end = space.end.max(image.used_end(&space));
         }
         Ok(image)
+    }
+    /// Tells the headers that the image changes, once. `what` makes the new ids differ from those of another copy that changes.
+    pub(super) fn start(&self, what: &[u8]) -> Result<()> {
+        let changed = match self.content_stays.load(Ordering::Acquire) {
+            true => FILE_CHANGED,
+            false => DATA_CHANGED,
+        };
+        self.note_change(changed, what)
     }
     pub(super) fn geometry(&self) -> Geometry {
         *shared(&self.geometry)
@@ -207,6 +219,9 @@ impl Image for VhdxImage {
     fn set_backing_over(&self, backing: Option<&BackingReference>, below: Option<&dyn Image>) -> Result<()> {
         self.may_write()?;
         backing::change(self, backing, below)
+    }
+    fn content_stays(&self, stays: bool) {
+        self.content_stays.store(stays, Ordering::Release);
     }
     fn make_empty(&self) -> Result<()> {
         self.may_write()?;
