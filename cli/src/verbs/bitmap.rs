@@ -209,19 +209,18 @@ impl Job<'_> {
     }
 
     fn merge(&self, into: &dyn Bitmaps, source: &str) -> Result<(), Failure> {
-        let ranges = match self.args.source_file.as_deref() {
-            None => dirty(Some(into), source)?,
-            Some(file) => {
-                let spec = Spec::name(file, self.args.source_format.as_deref());
-                let image = self.opener.open(spec, Access::read(false).alone())?;
-                dirty(image.chain.top().bitmaps(), source)?
-            }
+        let Some(file) = self.args.source_file.as_deref() else {
+            return Ok(into.merge(self.name, with_bitmap(Some(into), source)?, source)?);
         };
-        Ok(into.mark(self.name, &ranges)?)
+        let spec = Spec::name(file, self.args.source_format.as_deref());
+        let image = self.opener.open(spec, Access::read(false).alone())?;
+        let from = with_bitmap(image.chain.top().bitmaps(), source)?;
+        Ok(into.merge(self.name, from, source)?)
     }
 }
 
-fn dirty(bitmaps: Option<&dyn Bitmaps>, name: &str) -> Result<Vec<(u64, u64)>, Failure> {
+/// The bitmaps of an image that has a usable one of this name.
+fn with_bitmap<'a>(bitmaps: Option<&'a dyn Bitmaps>, name: &str) -> Result<&'a dyn Bitmaps, Failure> {
     let bitmaps = bitmaps.ok_or_else(|| not_found(name))?;
     let found = bitmaps.list()?.into_iter().find(|b| b.name == name);
     if found.ok_or_else(|| not_found(name))?.in_use {
@@ -229,5 +228,5 @@ fn dirty(bitmaps: Option<&dyn Bitmaps>, name: &str) -> Result<Vec<(u64, u64)>, F
             "Bitmap '{name}' is inconsistent and cannot be used\nTry block-dirty-bitmap-remove to delete this bitmap from disk"
         )));
     }
-    Ok(bitmaps.dirty(name)?)
+    Ok(bitmaps)
 }
