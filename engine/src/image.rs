@@ -273,12 +273,13 @@ pub trait Image: Send + Sync {
     fn begin_change(&self) -> Result<()> {
         Ok(())
     }
-    /// What is written to this layer from here on is what the guest sees there already: the identity of the content stays.
-    fn keep_identity(&self) {}
     /// [`set_backing`](Self::set_backing) for a caller that has the new layer open: formats that record its identity need it.
     fn set_backing_over(&self, backing: Option<&BackingReference>, _below: Option<&dyn Image>) -> Result<()> {
         self.set_backing(backing)
     }
+    /// Says whether what is changed from now on looks the same through the whole chain, as in a rebase. Formats that record when the
+    /// content changed ([`layer_id`](Self::layer_id)) then need not, and layers above stay good.
+    fn content_stays(&self, _stays: bool) {}
     /// Drops all guest data of this layer, so that everything shows the layer below.
     fn make_empty(&self) -> Result<()> {
         Err(self.cannot("empty"))
@@ -444,8 +445,18 @@ pub trait Bitmaps {
     fn clear(&self, name: &str) -> Result<()>;
     /// Starts or stops recording.
     fn set_enabled(&self, name: &str, enabled: bool) -> Result<()>;
-    /// Dirty guest ranges (offset, length) in order.
+    /// Dirty guest ranges (offset, length) in order, merged; `LimitExceeded` where there are too many for a list.
     fn dirty(&self, name: &str) -> Result<Vec<(u64, u64)>>;
-    /// Marks ranges dirty (merging another bitmap into this one).
+    /// Gives the ranges of [`dirty`](Self::dirty), however many, to `each`, which must not use the image; its error ends it.
+    fn each_dirty(&self, name: &str, each: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
+        self.dirty(name)?
+            .into_iter()
+            .try_for_each(|(offset, len)| each(offset, len))
+    }
+    /// Marks ranges dirty.
     fn mark(&self, name: &str, ranges: &[(u64, u64)]) -> Result<()>;
+    /// Marks dirty what is dirty in the bitmap `other` of `from`, which may be the same image.
+    fn merge(&self, name: &str, from: &dyn Bitmaps, other: &str) -> Result<()> {
+        self.mark(name, &from.dirty(other)?)
+    }
 }

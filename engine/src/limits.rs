@@ -7,6 +7,8 @@ pub struct Limits {
     pub chain_depth: usize,
     /// Bytes of one metadata table held in memory (L1, refcount table, BAT, snapshot table).
     pub table_bytes: u64,
+    /// Bytes of the bits of all dirty bitmaps held in memory at once. The bits of 64 TiB in units of 64 KiB have 128 MiB.
+    pub bitmap_bytes: u64,
     /// Largest virtual size in bytes.
     pub virtual_size: u64,
     /// Memory for cached metadata per image, in bytes.
@@ -26,6 +28,7 @@ impl Default for Limits {
         Self {
             chain_depth: 200,
             table_bytes: 256 << 20,
+            bitmap_bytes: 1 << 30,
             virtual_size: i64::MAX as u64 & !511,
             cache_bytes: 32 << 20,
             decompressed_bytes: 64 << 20,
@@ -42,6 +45,7 @@ impl Limits {
         Self {
             chain_depth: 64,
             table_bytes: 64 << 20,
+            bitmap_bytes: 256 << 20,
             virtual_size: 64 << 40,
             ..Self::default()
         }

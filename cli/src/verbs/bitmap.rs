@@ -215,19 +215,17 @@ impl Job<'_> {
     }
 
     fn merge(&self, into: &dyn Bitmaps, source: &str) -> Result<(), Failure> {
-        let ranges = match self.source.map(|image| &image.chain) {
-            None => dirty(Some(into), source)?,
-            Some(chain) => {
-                let ranges = dirty(chain.top().bitmaps(), source)?;
-                target::refuse_other_size(self.size, chain.virtual_size())?;
-                ranges
-            }
+        let Some(chain) = self.source.map(|image| &image.chain) else {
+            return Ok(into.merge(self.name, with_bitmap(Some(into), source)?, source)?);
         };
-        Ok(into.mark(self.name, &ranges)?)
+        let from = with_bitmap(chain.top().bitmaps(), source)?;
+        target::refuse_other_size(self.size, chain.virtual_size())?;
+        Ok(into.merge(self.name, from, source)?)
     }
 }
 
-fn dirty(bitmaps: Option<&dyn Bitmaps>, name: &str) -> Result<Vec<(u64, u64)>, Failure> {
+/// The bitmaps of an image that has a usable one of this name.
+fn with_bitmap<'a>(bitmaps: Option<&'a dyn Bitmaps>, name: &str) -> Result<&'a dyn Bitmaps, Failure> {
     let bitmaps = bitmaps.ok_or_else(|| not_found(name))?;
     let found = bitmaps.list()?.into_iter().find(|b| b.name == name);
     if found.ok_or_else(|| not_found(name))?.in_use {
@@ -235,5 +233,5 @@ fn dirty(bitmaps: Option<&dyn Bitmaps>, name: &str) -> Result<Vec<(u64, u64)>, F
             "Bitmap '{name}' is inconsistent and cannot be used\nTry block-dirty-bitmap-remove to delete this bitmap from disk"
         )));
     }
-    Ok(bitmaps.dirty(name)?)
+    Ok(bitmaps)
 }

@@ -221,7 +221,7 @@ pub fn copy_bitmaps(from: &dyn Bitmaps, to: &dyn Bitmaps, skip_broken: bool) -> 
         }
         to.add(name, bitmap.granularity, false)
             .map_err(|e| Failure::from(e).context(format!("Failed to create bitmap {name}")))?;
-        to.mark(name, &from.dirty(name)?)
+        to.merge(name, from, name)
             .map_err(|e| Failure::from(e).context(format!("Failed to populate bitmap {name}")))?;
         to.set_enabled(name, bitmap.enabled)?;
     }

@@ -48,7 +48,6 @@ pub fn rebase(
     control: &Control,
 ) -> Result<()> {
     let top = chain.top();
-    top.keep_identity();
     let below = ZeroOnBoth {
         old: chain.below(0),
         new: new_base.map(Chain::under),
@@ -72,10 +71,13 @@ pub fn rebase(
         flush_every: FLUSH_EVERY,
         ..*options
     };
+    top.content_stays(true);
     let done = pipeline::copy(&source, &target, &options, control)
         .and_then(|()| top.flush())
         .and_then(|()| top.set_backing_over(backing, new_base.map(Chain::top)));
-    super::closed(top, done)
+    let done = super::closed(top, done);
+    top.content_stays(false);
+    done
 }
 
 /// What the old base has. Zeroes count as known where the new base has them as well: elsewhere a driver must write them, not leave them to

@@ -61,29 +61,76 @@ fn every_crash_of_a_key_change_leaves_the_other_keys() {
             .map(|_| ())
     };
     for (name, work) in [("add", add), ("replace", replace), ("erase", erase)] {
-        for fault in [
-            Fault::Freeze,
-            Fault::Tear,
-            Fault::FailForever(std::io::ErrorKind::Other),
-        ] {
-            let mut at = 0;
-            loop {
-                let storage = Arc::new(FaultyStorage::new(before.clone()));
-                storage.plan(at, fault);
-                let done = change(storage.clone(), work);
-                let left = storage.contents();
-                assert!(opens(&left, b"second"), "{name}: {fault:?} at change {at}");
-                assert!(
-                    opens(&left, b"first") || opens(&left, b"third") || name == "erase",
-                    "{name}: {fault:?} at {at}"
-                );
-                if storage.changes() <= at {
-                    assert!(done.is_ok());
-                    break;
-                }
-                at += 1;
+        at_every_change(&before, &FAULTS, work, |left, crash| {
+            assert!(opens(left, b"second"), "{name}: {crash}");
+            assert!(
+                opens(left, b"first") || opens(left, b"third") || name == "erase",
+                "{name}: {crash}"
+            );
+        });
+    }
+}
+
+const FAULTS: [Fault; 3] = [
+    Fault::Freeze,
+    Fault::Tear,
+    Fault::FailForever(std::io::ErrorKind::Other),
+];
+
+/// Cuts `work` off at each of its changes and gives `judge` what is left; the last time nothing is cut off.
+fn at_every_change(
+    before: &[u8],
+    faults: &[Fault],
+    work: impl Fn(&mut LuksHeader, &Limits) -> vdisk_engine::Result<()>,
+    judge: impl Fn(&[u8], &str),
+) {
+    for fault in faults.iter().copied() {
+        let mut at = 0;
+        loop {
+            let storage = Arc::new(FaultyStorage::new(before.to_vec()));
+            storage.plan(at, fault);
+            let done = change(storage.clone(), &work);
+            judge(&storage.contents(), &format!("{fault:?} at change {at}"));
+            if storage.changes() <= at {
+                done.unwrap();
+                break;
             }
-            assert!(at > 2, "{name} made only {at} changes");
+            at += 1;
         }
+        assert!(at > 2, "only {at} changes");
+    }
+}
+
+#[test]
+fn a_new_key_in_the_slot_of_the_only_one_never_leaves_none() {
+    let in_place = NewKey {
+        slot: Some(0),
+        overwrite: true,
+        ..new(b"third")
+    };
+    type Work<'a> = &'a dyn Fn(&mut LuksHeader, &Limits) -> vdisk_engine::Result<u32>;
+    let change_key: Work<'_> = &|header, limits| header.change_key(b"first", &in_place, &key_env(limits));
+    let add_key: Work<'_> = &|header, limits| header.add_key(b"first", &in_place, &key_env(limits));
+    for (version, work) in [("1", change_key), ("1", add_key), ("2", change_key)] {
+        let memory = Arc::new(MemoryStorage::empty());
+        let options = Options::new()
+            .with("version", version)
+            .with("pbkdf", "pbkdf2")
+            .with("cipher-alg", "aes-128")
+            .with("iterations", "1000");
+        create_on(memory.clone(), 1 << 20, options, "first").unwrap();
+        at_every_change(
+            &memory.contents(),
+            &[Fault::Freeze],
+            |header, limits| work(header, limits).map(|slot| assert_eq!(slot, 0)),
+            |left, crash| assert!(opens(left, b"first") || opens(left, b"third"), "LUKS{version}: {crash}"),
+        );
+        change(memory.clone(), |header, limits| {
+            work(header, limits)?;
+            assert_eq!(header.active_slots(), [0]);
+            Ok(())
+        })
+        .unwrap();
+        assert!(opens(&memory.contents(), b"third") && !opens(&memory.contents(), b"first"));
     }
 }

@@ -206,6 +206,11 @@ impl Files {
     pub fn open_on(&self, storage: StorageRef, writable: bool) -> Result<Box<dyn Image>> {
         self.open_with(storage, writable, &Options::new())
     }
+    /// Opens for writing within other limits than the usual.
+    pub fn open_within(&self, storage: StorageRef, limits: &Limits) -> Result<Box<dyn Image>> {
+        let env = OpenEnv::closed(limits).with_gate(self).writable();
+        formats::by_name("qcow2")?.open(storage, &Options::new(), &env)
+    }
     pub fn open_with(&self, storage: StorageRef, writable: bool, with: &Options) -> Result<Box<dyn Image>> {
         let limits = Limits::default();
         let env = OpenEnv::closed(&limits).with_gate(self).with_secrets(&Passphrase);

@@ -394,6 +394,62 @@ fn a_base_that_was_written_since_is_refused() {
 }
 
 #[test]
+fn an_overlay_opens_after_the_disk_below_it_came_onto_another_one() {
+    use vdisk_engine::image::BackingReference;
+    use vdisk_engine::ops::convert::CopyOptions;
+    use vdisk_engine::ops::rebase::{rebase, rebase_unsafe};
+    let disks = [
+        ("base", None, 1u8),
+        ("other", None, 2),
+        ("mid", Some("base"), 3),
+        ("top", Some("mid"), 4),
+    ];
+    let ways = ["unsafe", "onto", "flatten"];
+    for (way, guest_writes) in ways.iter().flat_map(|way| [(*way, false), (*way, true)]) {
+        let (_dir, folder) = folder();
+        for (name, below, byte) in disks {
+            folder.create(name, "vhdx", 4 << 20, below, Options::new()).unwrap();
+            let disk = folder.open(name, "vhdx", true);
+            let len = if name == "base" || name == "other" {
+                3 << 20
+            } else {
+                70_000
+            };
+            disk.write(u64::from(byte) << 16, &vec![byte; len]).unwrap();
+            disk.top().close().unwrap();
+        }
+        if way == "unsafe" {
+            std::fs::copy(folder.path("base"), folder.path("other")).unwrap();
+        }
+        let expected = contents(&folder.open("top", "vhdx", false));
+        let (mid, other) = (folder.open("mid", "vhdx", true), folder.open("other", "vhdx", false));
+        let before = mid.top().layer_id();
+        let backing = BackingReference {
+            name: "other".into(),
+            format: Some("vhdx".into()),
+        };
+        let (options, control) = (CopyOptions::default(), Control::default());
+        match way {
+            "unsafe" => rebase_unsafe(mid.top(), Some(&backing)),
+            "onto" => rebase(&mid, Some(&other), Some(&backing), &options, &control),
+            _ => rebase(&mid, None, None, &options, &control),
+        }
+        .unwrap();
+        assert_eq!(mid.top().layer_id(), before);
+        if guest_writes {
+            mid.write(0, &[9; 512]).unwrap();
+            mid.top().close().unwrap();
+        }
+        drop((mid, other));
+        match folder.open_with("top", "vhdx", false, Options::new()) {
+            Ok(top) if !guest_writes => assert_same(&contents(&top), &expected, way),
+            Err(error) if guest_writes => assert!(error.to_string().contains("data-write id"), "{way}: {error}"),
+            found => panic!("{way}, written: {guest_writes}: {:?}", found.err()),
+        }
+    }
+}
+
+#[test]
 fn an_overlay_opens_after_it_was_committed() {
     use vdisk_engine::ops::commit::commit;
     use vdisk_engine::ops::convert::CopyOptions;

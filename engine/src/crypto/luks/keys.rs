@@ -1,7 +1,7 @@
 //! Adding, changing and erasing keys of either version.
 
 use super::volume::{Form, LuksHeader};
-use super::{KdfCost, KeyEnv, KeyWork, v1, v2};
+use super::{KdfCost, KeyEnv, KeyWork, UnlockedKey, v1, v2};
 use crate::{Error, Result};
 
 /// A key to be added.
@@ -42,20 +42,22 @@ impl LuksHeader {
 
     /// Adds a key. `unlock` is a passphrase that opens the volume now. Gives the slot it went into.
     ///
-    /// A crash on the way leaves the other slots as they were.
+    /// A crash on the way leaves the other slots as they were. A slot that is overwritten although it is the one that `unlock` opens has the
+    /// old key or the new one in some slot all the time, as in [`Self::change_key`].
     ///
     /// # Errors
     /// `WrongKey`; `InvalidArgument` for a slot that does not exist, holds a key, or when none is empty; those of deriving and writing.
     pub fn add_key(&mut self, unlock: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32> {
         let slot = self.slot_for(new)?;
         let unlocked = self.unlock(unlock, None, &env.work)?;
-        self.fill(slot, &unlocked.key, new, env)?;
+        self.put(slot, &unlocked, new, env)?;
         Ok(slot)
     }
 
     /// Puts a new passphrase in place of the one that `old` is. Gives the slot it went into.
     ///
-    /// The new key is stable in another slot before the old one is erased; only when no slot is empty is the same one written again.
+    /// The new key is stable in another slot before the old one is erased, also where it is to take the same slot. Only when no slot is
+    /// empty is that one written again in place: a crash then leaves the keys of the other slots.
     ///
     /// # Errors
     /// As [`Self::add_key`].
@@ -66,7 +68,7 @@ impl LuksHeader {
             (None, Some(free)) => free,
             (None, None) => unlocked.slot,
         };
-        self.fill(slot, &unlocked.key, new, env)?;
+        self.put(slot, &unlocked, new, env)?;
         if slot != unlocked.slot {
             self.erase_slot(unlocked.slot, env)?;
         }
@@ -146,6 +148,16 @@ impl LuksHeader {
             return Err(Error::invalid(format!("key slot {slot} holds a key: erase it first")).at(name()));
         }
         Ok(slot)
+    }
+
+    /// Fills a slot. The one that opened the volume may be the only one: its new key is in an empty slot as well until it is stable.
+    fn put(&mut self, slot: u32, unlocked: &UnlockedKey, new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<()> {
+        let spare = self.free_slot().filter(|_| slot == unlocked.slot);
+        if let Some(spare) = spare {
+            self.fill(spare, &unlocked.key, new, env)?;
+        }
+        self.fill(slot, &unlocked.key, new, env)?;
+        spare.map_or(Ok(()), |spare| self.erase_slot(spare, env))
     }
 
     fn fill(&mut self, slot: u32, key: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<()> {

@@ -16,7 +16,8 @@ const DIRTY_TRACKING: u8 = 1;
 const GRANULARITY_BITS: std::ops::RangeInclusive<u8> = 9..=31;
 pub(super) const MAX_NAME: usize = 1023;
 const MAX_TABLE_ENTRIES: u32 = 0x800_0000;
-const MAX_BYTES: u64 = 0x2000_0000;
+/// Bytes of the bits of one bitmap.
+pub(super) const MAX_BYTES: u64 = 0x2000_0000;
 
 /// One bitmap as the directory has it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use super::image::Qcow2;
 use super::layout::extensions::ExtensionKind;
 use super::layout::{Autoclear, Compression, Incompatible, L1Entry, L2Entry, Subclusters, words_from_be, words_to_be};
+use super::snapshots::Snapshot;
 use super::writer::{Release, Writer};
 use crate::storage::read_vec;
 use crate::{Control, Error, Result};
@@ -30,8 +31,8 @@ impl Qcow2 {
     pub fn downgrade(&self, control: &Control) -> Result<()> {
         self.refuse_downgrade()?;
         self.read_metadata().refuse_conflicts()?;
-        let lists = self.all_l1_tables()?;
-        let done = self.marked(&lists, |writer| self.expand_zeroes(writer, &lists, control));
+        let snapshots = self.read_shared().snapshots.clone();
+        let done = self.marked(&snapshots, |writer| self.expand_zeroes(writer, &snapshots, control));
         self.closed_when_failed(done)?;
         let writer = self.settled()?;
         self.change_header(&writer, |shared| {
@@ -77,42 +78,43 @@ impl Qcow2 {
         }
     }
 
-    /// The L1 tables of the active image and of all snapshots.
-    fn all_l1_tables(&self) -> Result<Vec<Vec<u64>>> {
-        let (l1, snapshots) = {
-            let shared = self.read_shared();
-            (shared.l1.clone(), shared.snapshots.clone())
-        };
-        let mut lists = vec![l1];
-        for snapshot in &snapshots {
-            lists.push(self.snapshot_l1(snapshot)?);
-        }
-        Ok(lists)
+    /// Gives the L1 tables of the active image and of snapshots, one after the other: many of them are more than memory holds.
+    fn each_l1_table(&self, snapshots: &[Snapshot], mut each: impl FnMut(&[u64]) -> Result<()>) -> Result<()> {
+        let active = self.read_shared().l1.clone();
+        each(&active)?;
+        drop(active);
+        snapshots
+            .iter()
+            .try_for_each(|snapshot| each(&self.snapshot_l1(snapshot)?))
     }
 
     /// Replaces zero clusters by stored zeroes; without a layer below by nothing.
-    fn expand_zeroes(&self, writer: &mut Writer, lists: &[Vec<u64>], control: &Control) -> Result<()> {
+    fn expand_zeroes(&self, writer: &mut Writer, snapshots: &[Snapshot], control: &Control) -> Result<()> {
         let span = self.geometry.l2_span();
-        let entries: usize = lists.iter().map(Vec::len).sum();
-        control.set_total(span.saturating_mul(entries as u64));
-        let mut tables = self.tables_of(lists)?;
-        for raw in lists.iter().flatten() {
-            control.check_cancelled()?;
-            if let L1Entry::Table { at, .. } = L1Entry::decode(*raw, &self.geometry)?
-                && let Some(table) = tables.remove(&at)
-            {
-                self.expand_table(writer, at, table)?;
+        let active = self.read_shared().l1.len() as u64;
+        let entries: u64 = snapshots.iter().map(|s| u64::from(s.l1_size)).sum();
+        control.set_total(span.saturating_mul(active + entries));
+        let mut tables = self.tables_of(snapshots)?;
+        self.each_l1_table(snapshots, |l1| {
+            for raw in l1 {
+                control.check_cancelled()?;
+                if let L1Entry::Table { at, .. } = L1Entry::decode(*raw, &self.geometry)?
+                    && let Some(table) = tables.remove(&at)
+                {
+                    self.expand_table(writer, at, table)?;
+                }
+                control.advance(span);
             }
-            control.advance(span);
-        }
+            Ok(())
+        })?;
         self.write_shared().l2.clear();
         self.refresh_flags(writer)
     }
 
     /// Every L2 table, by its place.
-    fn tables_of(&self, lists: &[Vec<u64>]) -> Result<BTreeMap<u64, Table>> {
+    fn tables_of(&self, snapshots: &[Snapshot]) -> Result<BTreeMap<u64, Table>> {
         let mut tables = BTreeMap::new();
-        for l1 in lists {
+        self.each_l1_table(snapshots, |l1| {
             for (index, raw) in (0u64..).zip(l1) {
                 let L1Entry::Table { at, .. } = L1Entry::decode(*raw, &self.geometry)? else {
                     continue;
@@ -127,7 +129,8 @@ impl Qcow2 {
                 }
                 table.users += 1;
             }
-        }
+            Ok(())
+        })?;
         Ok(tables)
     }
 

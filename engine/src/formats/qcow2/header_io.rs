@@ -76,19 +76,28 @@ impl Qcow2 {
         written
     }
 
+    /// Before guest data changes.
+    ///
+    /// # Errors
+    /// As of [`Self::prepare_metadata`]; `LimitExceeded` when the bitmaps that record writes are too large.
+    pub fn prepare(&self, writer: &mut Writer) -> Result<()> {
+        self.prepare_metadata(writer)?;
+        self.hold_recording_bitmaps(writer)
+    }
+
     /// Before the first change of an opened image.
     ///
     /// # Errors
     /// `Corrupt` for an image whose metadata overlaps: writing could destroy more.
-    pub fn prepare(&self, writer: &mut Writer) -> Result<()> {
+    pub fn prepare_metadata(&self, writer: &mut Writer) -> Result<()> {
         if writer.prepared {
-            return self.hold_recording_bitmaps(writer);
+            return Ok(());
         }
         self.refuse_untrusted()?;
         self.refuse_double_use(writer)?;
         self.drop_stale_features(writer)?;
         writer.prepared = true;
-        self.hold_recording_bitmaps(writer)
+        Ok(())
     }
 
     /// # Errors

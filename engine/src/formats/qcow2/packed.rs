@@ -15,17 +15,12 @@ impl Qcow2 {
         let packed = packer.pack(&self.whole_cluster(offset, buf)?)?;
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
-        match packed {
-            None => {
-                let done = self.write_range(&mut writer, offset, buf, &NothingBelow);
-                self.settle(&mut writer, done)?;
-            }
-            Some(packed) => {
-                let done = self.store_packed(&mut writer, offset, &packed);
-                self.settle(&mut writer, done)?;
-            }
-        }
         self.note_write(&mut writer, offset, buf.len() as u64)?;
+        let done = match packed {
+            None => self.write_range(&mut writer, offset, buf, &NothingBelow),
+            Some(packed) => self.store_packed(&mut writer, offset, &packed),
+        };
+        self.settle(&mut writer, done)?;
         self.write_back_if_full(&mut writer)
     }
 

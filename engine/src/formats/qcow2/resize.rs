@@ -39,7 +39,7 @@ impl Qcow2 {
                 "an image with bitmaps cannot shrink to nothing: the format has no bitmap of no bytes; remove them first",
             ));
         }
-        self.hold_all_bitmaps(&mut writer)?;
+        self.hold_all_bitmaps(&mut writer, new)?;
         if new < old {
             return self.shrink(&mut writer, old, to);
         }
@@ -51,7 +51,7 @@ impl Qcow2 {
         self.host.flush()?;
         self.change_header(&writer, |s| s.header.virtual_size = new)?;
         self.host.flush()?;
-        self.resize_bitmaps(&mut writer, new)
+        self.save_bitmaps(&mut writer)
     }
 
     fn grow(&self, writer: &mut Writer, old: u64, to: &Resize) -> Result<()> {

@@ -42,7 +42,7 @@ impl Qcow2 {
         let mut cut = self.cut_tables(writer, new)?;
         let places = self.write_cut(writer, &mut cut)?;
         self.switch_to(writer, new, cut, &places)?;
-        self.resize_bitmaps(writer, new)?;
+        self.save_bitmaps(writer)?;
         self.write_back(writer)?;
         if self.geometry.data_file && self.host.data().can_resize() {
             self.host.data().set_len(new)?;

@@ -14,9 +14,9 @@ impl Qcow2 {
     pub fn write_plain(&self, offset: u64, buf: &[u8], below: &dyn Below) -> Result<()> {
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
+        self.note_write(&mut writer, offset, buf.len() as u64)?;
         let done = self.write_range(&mut writer, offset, buf, below);
-        self.settle(&mut writer, done)?;
-        self.note_write(&mut writer, offset, buf.len() as u64)
+        self.settle(&mut writer, done)
     }
 
     /// Writes a range with the writer's lock held.

@@ -27,9 +27,9 @@ impl Qcow2 {
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
         let how = if unmap { Clear::ZeroUnmap } else { Clear::Zero };
+        self.note_write(&mut writer, offset, len)?;
         let done = self.zero_parts(&mut writer, offset, offset + len, how, below);
-        self.settle(&mut writer, done)?;
-        self.note_write(&mut writer, offset, len)
+        self.settle(&mut writer, done)
     }
 
     fn zero_parts(&self, writer: &mut Writer, from: u64, to: u64, how: Clear, below: &dyn Below) -> Result<()> {

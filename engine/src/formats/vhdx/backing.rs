@@ -8,7 +8,7 @@ use zerocopy::IntoBytes;
 
 use super::blocks::Piece;
 use super::image::{Space, VhdxImage};
-use super::journal::Page;
+use super::journal::{Page, id_of_commit};
 use super::layout::{
     Bitmap, Block, FILE_PARAMETERS, METADATA_ITEMS, MetadataEntry, PARENT_LOCATOR, REGION_TABLES, RawMetadataEntry,
     RawMetadataHeader, Region, encode_table,
@@ -16,7 +16,7 @@ use super::layout::{
 use super::locator::Parent;
 use super::metadata::{Disk, HAS_PARENT};
 use super::open::Regions;
-use super::write::ENTRIES;
+use super::write::{ENTRIES, FILE_CHANGED};
 use crate::formats::common::{exclusive, lock, shared};
 use crate::image::{BackingReference, Image};
 use crate::{Error, Result};
@@ -38,7 +38,30 @@ pub fn change(image: &VhdxImage, backing: Option<&BackingReference>, below: Opti
         }),
         None => None,
     };
-    image.start(b"backing")?;
+    put_parent(image, parent)
+}
+
+/// Before a commit into the disk below: lets the disk know it as it will be.
+pub fn expect_change(image: &VhdxImage, below: &dyn Image) -> Result<()> {
+    let (Some(old), Some(id)) = (shared(&image.parent).clone(), id_of_layer(below)) else {
+        return Ok(());
+    };
+    let ids = vec![id_of_commit(id)];
+    put_parent(image, Some(Parent { ids, ..old }))
+}
+
+/// The data-write id of a disk.
+pub fn id_of_layer(image: &dyn Image) -> Option<uuid::Uuid> {
+    let id = image.layer_id().filter(|_| image.format() == "vhdx")?;
+    uuid::Uuid::parse_str(&id).ok()
+}
+
+fn put_parent(image: &VhdxImage, parent: Option<Parent>) -> Result<()> {
+    match parent {
+        // It is said to show the same.
+        Some(_) => image.note_change(FILE_CHANGED, b"backing")?,
+        None => image.start(b"backing")?,
+    }
     let space = &mut *lock(&image.space);
     image.flush_locked(space)?;
     let table = match parent {
@@ -77,7 +100,7 @@ fn identity(image: &VhdxImage, backing: &BackingReference, below: Option<&dyn Im
             below.virtual_size()
         )));
     }
-    Ok(below.layer_id().and_then(|text| uuid::Uuid::parse_str(&text).ok()))
+    Ok(id_of_layer(below))
 }
 
 /// Bytes of the file that change: place and value.

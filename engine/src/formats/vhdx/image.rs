@@ -1,15 +1,17 @@
 //! One open VHDX: which of its parts answers what.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, RwLock};
 
 use super::bits::Bits;
 use super::journal::Journal;
+use super::journal::id_of_commit;
 use super::layout::{Geometry, Header, MIB};
 use super::locator::Parent;
 use super::metadata::{Disk, LEAVE_ALLOCATED};
 use super::open::{Opened, Regions};
+use super::write::{DATA_CHANGED, FILE_CHANGED};
 use super::{backing, check, resize};
 use crate::formats::common::{check_range, lock, shared};
 use crate::image::{
@@ -30,8 +32,10 @@ pub struct VhdxImage {
     pub(super) disk: RwLock<Disk>,
     /// The log held something that was not done when the image was opened.
     pub(super) replayed: bool,
-    /// The header says that somebody writes.
-    pub(super) started: AtomicBool,
+    /// Which ids of the header were changed.
+    pub(super) started: AtomicU8,
+    /// What changes looks the same to the guest.
+    content_stays: AtomicBool,
     /// Something was written since the last flush.
     pub(super) unstable: AtomicBool,
     pub(super) writable: bool,
@@ -71,7 +75,8 @@ impl VhdxImage {
             parent: RwLock::new(opened.disk.parent.clone()),
             disk: RwLock::new(opened.disk),
             replayed: opened.replayed,
-            started: AtomicBool::new(false),
+            started: AtomicU8::new(0),
+            content_stays: AtomicBool::new(false),
             unstable: AtomicBool::new(false),
             writable: env.writable,
             suspect: opened.findings.refuse(),
@@ -84,6 +89,14 @@ impl VhdxImage {
             space.end = space.end.max(image.used_end(&space));
         }
         Ok(image)
+    }
+    /// Tells the headers that the image changes, once. `what` makes the new ids differ from those of another copy that changes.
+    pub(super) fn start(&self, what: &[u8]) -> Result<()> {
+        let changed = match self.content_stays.load(Ordering::Acquire) {
+            true => FILE_CHANGED,
+            false => DATA_CHANGED,
+        };
+        self.note_change(changed, what)
     }
     pub(super) fn geometry(&self) -> Geometry {
         *shared(&self.geometry)
@@ -124,12 +137,12 @@ impl Image for VhdxImage {
         let Some(parent) = shared(&self.parent).clone() else {
             return Ok(());
         };
-        let found = below
-            .layer_id()
-            .unwrap_or_else(|| format!("an image of format '{}'", below.format()));
-        if below.format() == "vhdx" && parent.ids.iter().any(|id| id.to_string() == found) {
+        let id = backing::id_of_layer(below);
+        // The second: a commit was cut off before the disk below got its new id.
+        if id.is_some_and(|id| parent.ids.contains(&id) || parent.ids.contains(&id_of_commit(id))) {
             return Ok(());
         }
+        let found = id.map_or_else(|| format!("an image of format '{}'", below.format()), |id| id.to_string());
         let wanted: Vec<_> = parent.ids.iter().map(ToString::to_string).collect();
         Err(Error::corrupt(format!(
             "this is not the disk that the overlay {} was made on, or it was written since: expected data-write id {}, found {found}",
@@ -207,6 +220,17 @@ impl Image for VhdxImage {
     fn set_backing_over(&self, backing: Option<&BackingReference>, below: Option<&dyn Image>) -> Result<()> {
         self.may_write()?;
         backing::change(self, backing, below)
+    }
+    fn expect_change(&self, below: &dyn Image) -> Result<()> {
+        self.may_write()?;
+        backing::expect_change(self, below)
+    }
+    fn begin_change(&self) -> Result<()> {
+        self.may_write()?;
+        self.begin_commit()
+    }
+    fn content_stays(&self, stays: bool) {
+        self.content_stays.store(stays, Ordering::Release);
     }
     fn make_empty(&self) -> Result<()> {
         self.may_write()?;

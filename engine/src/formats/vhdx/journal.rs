@@ -170,7 +170,20 @@ pub fn derived(raw: &RawHeader, what: &[u8]) -> [u8; 16] {
     sha.update(raw.data_write_guid);
     sha.update(raw.sequence.as_bytes());
     sha.update(what);
+    id_of(sha)
+}
+
+/// The data-write id that a content gets when a commit changes it: known before, unlike those of other changes, so that the disk above can be
+/// told first. No other disk over the old content takes it for its base.
+pub fn id_of_commit(data_write: uuid::Uuid) -> uuid::Uuid {
+    use sha2::{Digest, Sha256};
+    let sha = Sha256::new_with_prefix(b"commit").chain_update(data_write.to_bytes_le());
+    uuid::Uuid::from_bytes_le(id_of(sha))
+}
+
+fn id_of(sha: sha2::Sha256) -> [u8; 16] {
     let mut bytes = [0; 16];
-    bytes.iter_mut().zip(sha.finalize()).for_each(|(to, from)| *to = from);
+    let digest = sha2::Digest::finalize(sha);
+    bytes.iter_mut().zip(digest).for_each(|(to, from)| *to = from);
     uuid::Builder::from_random_bytes(bytes).into_uuid().to_bytes_le()
 }

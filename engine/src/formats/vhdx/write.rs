@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use super::blocks::{Piece, first_piece, pieces};
 use super::image::{Space, VhdxImage};
-use super::journal::{Page, derived};
+use super::journal::{Page, derived, id_of_commit};
 use super::layout::{Bitmap, Block, Geometry, MIB, PAGE};
 use crate::formats::common::{exclusive, lock, shared};
 use crate::image::{Below, ExtentKind};
@@ -18,18 +18,23 @@ use crate::{Error, Result};
 
 /// Table entries of a page.
 pub(super) const ENTRIES: u64 = PAGE / 8;
+/// The file changed: its metadata, or where data are.
+pub(super) const FILE_CHANGED: u8 = 1;
+/// What the guest sees changed as well. Disks above know this one by the id that says so.
+pub(super) const DATA_CHANGED: u8 = 2;
 /// Zeroes that are written as bytes at once, where sectors come partly from below.
 const SOME: u64 = MIB;
 
 impl VhdxImage {
-    /// Tells the headers, once, that the image changes. `what` makes the new ids differ from those of another copy that changes.
-    pub(super) fn start(&self, what: &[u8]) -> Result<()> {
+    /// Gives the headers the ids that a change of this kind takes, once.
+    pub(super) fn note_change(&self, kind: u8, what: &[u8]) -> Result<()> {
         self.unstable.store(true, Ordering::Release);
-        if self.started.load(Ordering::Acquire) {
+        if self.started.load(Ordering::Acquire) >= kind {
             return Ok(());
         }
         let mut space = lock(&self.space);
-        if self.started.load(Ordering::Acquire) {
+        let before = self.started.load(Ordering::Acquire);
+        if before >= kind {
             return Ok(());
         }
         let what = what.get(..what.len().min(65536)).unwrap_or_default();
@@ -38,9 +43,25 @@ impl VhdxImage {
                 derived(raw, &[b"file", what].concat()),
                 derived(raw, &[b"data", what].concat()),
             );
-            (raw.file_write_guid, raw.data_write_guid) = (file, data);
+            if before < FILE_CHANGED {
+                raw.file_write_guid = file;
+            }
+            if kind >= DATA_CHANGED {
+                raw.data_write_guid = data;
+            }
         })?;
-        self.started.store(true, Ordering::Release);
+        self.started.store(kind, Ordering::Release);
+        Ok(())
+    }
+
+    /// Before a commit into this disk: the data-write id that the disk above recorded.
+    pub(super) fn begin_commit(&self) -> Result<()> {
+        let mut space = lock(&self.space);
+        space.journal.headers.update(self.file.as_ref(), |raw| {
+            let data = id_of_commit(uuid::Uuid::from_bytes_le(raw.data_write_guid));
+            (raw.file_write_guid, raw.data_write_guid) = (derived(raw, b"file commit"), data.to_bytes_le());
+        })?;
+        self.started.store(DATA_CHANGED, Ordering::Release);
         Ok(())
     }
 

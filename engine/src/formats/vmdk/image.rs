@@ -262,8 +262,8 @@ impl Image for VmdkImage {
     fn begin_change(&self) -> Result<()> {
         self.begin_commit()
     }
-    fn keep_identity(&self) {
-        self.cid_changed.store(true, Ordering::Release);
+    fn content_stays(&self, stays: bool) {
+        self.cid_changed.store(stays, Ordering::Release);
     }
     fn check(&self, repair: Repair, control: &Control) -> Result<CheckReport> {
         self.check_all(repair, control)

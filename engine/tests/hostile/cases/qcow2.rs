@@ -159,6 +159,12 @@ pub fn cases() -> Vec<Case> {
     cases.extend(tables());
     cases.extend(streams());
     cases.extend(bitmaps());
+    cases.push(q(
+        27,
+        "100 bitmaps of 64 MiB that share one cluster of bits",
+        shared_bits(),
+        Damaged,
+    ));
     cases.extend(cuts());
     cases
 }
@@ -581,6 +587,44 @@ fn bitmaps() -> Vec<Case> {
         )
     })
     .collect()
+}
+
+/// Bitmaps of 256 GiB in units of 512 bytes, all with one table, whose entries all name one cluster; refcounts say so.
+fn shared_bits() -> Vec<u8> {
+    const COUNT: u64 = 100;
+    let (directory, table, bits) = (0x7_0000, 0x8_0000, 0x9_0000);
+    let mut bytes = sample_with("qcow2", &[("refcount_bits", "64")]);
+    bytes.resize(0xa_0000, 0);
+    bytes[112..4096].fill(0);
+    for (at, width, value) in [
+        (24, 8, 256 << 30),
+        (36, 4, 512),
+        (88, 8, 1),
+        (112, 4, u64::from(BITMAPS)),
+        (116, 4, 24),
+        (120, 4, COUNT),
+        (128, 8, COUNT * 32),
+        (136, 8, directory as u64),
+        (BLOCK + 7 * 8, 8, 1),
+        (BLOCK + 8 * 8, 8, COUNT),
+        (BLOCK + 9 * 8, 8, COUNT * 1024),
+    ] {
+        put(&mut bytes, at, width, value, true);
+    }
+    for number in 0..COUNT as i64 {
+        let entry = directory + 32 * number;
+        put(&mut bytes, entry, 8, table as u64, true);
+        put(&mut bytes, entry + 8, 4, 1024, true);
+        put(&mut bytes, entry + 12, 4, 2, true);
+        put(&mut bytes, entry + 16, 4, 0x0109_0003, true);
+        let name = entry as usize + 24;
+        bytes[name..name + 3].copy_from_slice(format!("{number:03}").as_bytes());
+    }
+    for number in 0..1024 {
+        put(&mut bytes, table + 8 * number, 8, bits as u64, true);
+    }
+    bytes[bits as usize..].fill(0xaa);
+    bytes
 }
 
 fn cuts() -> Vec<Case> {

@@ -75,6 +75,7 @@ pub fn limits() -> Limits {
     Limits {
         chain_depth: 4,
         table_bytes: 4 << 20,
+        bitmap_bytes: 4 << 20,
         virtual_size: 64 << 40,
         cache_bytes: 1 << 20,
         decompressed_bytes: 2 << 20,

@@ -1,5 +1,7 @@
 //! The bits of one dirty bitmap, in pieces of one host cluster as they are stored.
 
+use crate::Result;
+
 /// One host cluster of bits. The lowest bit of the first byte comes first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) enum Piece {
@@ -116,34 +118,73 @@ impl Bits {
         }
     }
 
-    /// Dirty guest ranges (offset, length) in order, merged.
-    pub fn ranges(&self) -> Vec<(u64, u64)> {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        let unit = 1u64 << self.granularity_bits;
-        let mut add = |first: u64, count: u64| {
-            let start = first * unit;
-            let end = ((first + count) * unit).min(self.virtual_size);
-            match ranges.last_mut() {
-                _ if start >= end => {}
-                Some(last) if last.0 + last.1 == start => last.1 += end - start,
-                _ => ranges.push((start, end - start)),
-            }
-        };
-        for (n, piece) in self.pieces.iter().enumerate() {
-            let base = n as u64 * self.per_piece();
-            match piece {
-                Piece::Zeroes => {}
-                Piece::Ones => add(base, self.per_piece()),
-                Piece::Mixed(bytes) => {
-                    for (i, byte) in bytes.iter().enumerate().filter(|(_, b)| **b != 0) {
-                        (0..8)
-                            .filter(|b| byte >> b & 1 == 1)
-                            .for_each(|b| add(base + i as u64 * 8 + b, 1));
+    /// Gives the dirty guest ranges (offset, length) in order, merged.
+    pub fn each_range(&self, each: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
+        let mut ranges = Ranges::new(self.virtual_size, self.granularity_bits, each);
+        for (n, piece) in (0..).zip(&self.pieces) {
+            ranges.piece(n * self.per_piece(), self.per_piece(), piece)?;
+        }
+        ranges.finish()
+    }
+}
+
+/// Merges dirty bits to ranges of the guest, which are not kept: there may be as many as bits.
+pub(in super::super) struct Ranges<'a> {
+    virtual_size: u64,
+    granularity_bits: u8,
+    /// Offset and length of the last one, which may go on.
+    last: Option<(u64, u64)>,
+    each: &'a mut dyn FnMut(u64, u64) -> Result<()>,
+}
+
+impl<'a> Ranges<'a> {
+    pub fn new(virtual_size: u64, granularity_bits: u8, each: &'a mut dyn FnMut(u64, u64) -> Result<()>) -> Self {
+        Self {
+            virtual_size,
+            granularity_bits,
+            last: None,
+            each,
+        }
+    }
+
+    /// The next piece: `count` bits from bit `first` on.
+    pub fn piece(&mut self, first: u64, count: u64, piece: &Piece) -> Result<()> {
+        match piece {
+            Piece::Zeroes => Ok(()),
+            Piece::Ones => self.dirty(first, count),
+            Piece::Mixed(bytes) => {
+                for (at, byte) in (first..).step_by(8).zip(bytes).filter(|(_, byte)| **byte != 0) {
+                    match byte {
+                        0xff => self.dirty(at, 8)?,
+                        _ => (0..8)
+                            .filter(|bit| byte >> bit & 1 == 1)
+                            .try_for_each(|bit| self.dirty(at + bit, 1))?,
                     }
                 }
+                Ok(())
             }
         }
-        ranges
+    }
+
+    fn dirty(&mut self, first: u64, count: u64) -> Result<()> {
+        let offset = |bit: u64| bit.saturating_mul(1 << self.granularity_bits).min(self.virtual_size);
+        let (start, end) = (offset(first), offset(first + count));
+        match &mut self.last {
+            _ if start >= end => Ok(()),
+            Some((at, len)) if *at + *len == start => {
+                *len += end - start;
+                Ok(())
+            }
+            last => match last.replace((start, end - start)) {
+                None => Ok(()),
+                Some((at, len)) => (self.each)(at, len),
+            },
+        }
+    }
+
+    /// Gives the last one.
+    pub fn finish(self) -> Result<()> {
+        self.last.map_or(Ok(()), |(at, len)| (self.each)(at, len))
     }
 }
 
@@ -173,23 +214,33 @@ fn set_some(piece: &mut Piece, len: usize, from: u64, count: u64, dirty: bool) {
 mod tests {
     use super::*;
 
+    fn ranges(bits: &Bits) -> Vec<(u64, u64)> {
+        let mut found = Vec::new();
+        let mut each = |offset, len| {
+            found.push((offset, len));
+            Ok(())
+        };
+        bits.each_range(&mut each).unwrap();
+        found
+    }
+
     #[test]
     fn marks_are_merged_and_cut_at_the_end() {
         let mut bits = Bits::new(100_000, 12, 512);
         bits.mark(4095, 2);
         bits.mark(8192, 1);
         bits.mark(99_999, 50);
-        assert_eq!(bits.ranges(), [(0, 12_288), (98_304, 1696)]);
+        assert_eq!(ranges(&bits), [(0, 12_288), (98_304, 1696)]);
         bits.resize(50_000);
-        assert_eq!(bits.ranges(), [(0, 12_288)]);
+        assert_eq!(ranges(&bits), [(0, 12_288)]);
         bits.resize(200_000);
-        assert_eq!(bits.ranges(), [(0, 12_288)]);
+        assert_eq!(ranges(&bits), [(0, 12_288)]);
     }
 
     #[test]
     fn growing_after_all_ones_adds_clean_bits() {
         let mut bits = Bits::stored(vec![Piece::Ones], 1 << 20, 16, 512);
         bits.resize(2 << 20);
-        assert_eq!(bits.ranges(), [(0, 1 << 20)]);
+        assert_eq!(ranges(&bits), [(0, 1 << 20)]);
     }
 }

@@ -4,14 +4,14 @@
 //! writes bits, tables and a new directory to new places, flushes, points the header at them, flushes, and lets go of the old ones.
 
 mod bits;
+mod hold;
 mod store;
 
-use self::bits::{Bits, Piece};
-use super::bitmap_table::{self, Bitmap, BitmapCluster, MAX_NAME};
+use self::bits::Bits;
+use super::bitmap_table::{self, Bitmap, MAX_NAME};
 use super::image::Qcow2;
 use super::layout::extensions::MAX_BITMAPS;
 use super::layout::{Autoclear, BitmapsExtension};
-use super::writer::Writer;
 use crate::image::{BitmapInfo, Bitmaps};
 use crate::{Error, Result};
 
@@ -47,124 +47,16 @@ impl Qcow2 {
         }
     }
 
-    /// Before guest data changes: bitmaps that record writes are marked as in use.
-    pub fn hold_recording_bitmaps(&self, writer: &mut Writer) -> Result<()> {
-        if writer.live.is_none() && self.bitmaps_extension().is_some() {
-            self.hold_bitmaps(writer, |bitmap| bitmap.auto)?;
-        }
-        Ok(())
-    }
-
-    /// Loads the bitmaps of a kind and marks them as in use in the file.
-    fn hold_bitmaps(&self, writer: &mut Writer, wanted: impl Fn(&Bitmap) -> bool) -> Result<()> {
-        if writer.live.is_some() {
-            self.save_bitmaps(writer)?;
-        }
-        let mut live = LiveBitmaps::default();
-        let directory = self.bitmap_directory()?;
-        for entry in &directory {
-            let held = wanted(entry) && !entry.in_use;
-            let bits = if held { Some(self.load_bits(entry)?) } else { None };
-            live.list.push(Live {
-                entry: entry.clone(),
-                bits,
-            });
-        }
-        let marked: Vec<Bitmap> = live
-            .list
-            .iter()
-            .map(|l| Bitmap {
-                in_use: l.entry.in_use || l.bits.is_some(),
-                ..l.entry.clone()
-            })
-            .collect();
-        if let Some(extension) = self.bitmaps_extension()
-            && marked != directory
-        {
-            // Nothing but flags changes, so the directory can stay where it is.
-            let bytes = bitmap_table::encode(&marked);
-            self.host.file.write_at(extension.directory_offset, &bytes)?;
-            self.host.flush()?;
-        }
-        writer.live = Some(live);
-        Ok(())
-    }
-
-    fn load_bits(&self, entry: &Bitmap) -> Result<Bits> {
-        let len = self.geometry.cluster_len();
-        let size = self.read_shared().header.virtual_size;
-        let table = entry.table(self.host.file.as_ref())?;
-        let wanted = Bits::pieces_for(size, entry.granularity_bits, len);
-        if table.len() as u64 != wanted {
-            return Err(Error::corrupt(format!(
-                "bitmap \"{}\" needs a table of {wanted} entries, found {}",
-                entry.name.escape_debug(),
-                table.len()
-            )));
-        }
-        let piece = |raw: &u64| {
-            Ok(match BitmapCluster::decode(*raw, &self.geometry)? {
-                BitmapCluster::Zeroes => Piece::Zeroes,
-                BitmapCluster::Ones => Piece::Ones,
-                BitmapCluster::At(at) => Piece::Mixed(crate::storage::read_vec(self.host.file.as_ref(), at, len)?),
-            })
-        };
-        let pieces: Result<Vec<Piece>> = table.iter().map(piece).collect();
-        Ok(Bits::stored(pieces?, size, entry.granularity_bits, len))
-    }
-
-    /// Notes a change of guest data.
-    pub fn note_write(&self, writer: &mut Writer, offset: u64, len: u64) -> Result<()> {
-        for live in writer
-            .live
-            .iter_mut()
-            .flat_map(|l| &mut l.list)
-            .filter(|l| l.entry.auto)
-        {
-            if let Some(bits) = &mut live.bits {
-                bits.mark(offset, len);
-            }
-        }
-        Ok(())
-    }
-
-    /// Before the virtual size changes: all bitmaps must be known, for all must follow.
-    pub fn hold_all_bitmaps(&self, writer: &mut Writer) -> Result<()> {
-        if self.bitmaps_extension().is_none() {
-            return Ok(());
-        }
-        self.hold_bitmaps(writer, |_| true)?;
-        let unsaved = writer.live.iter().flat_map(|l| &l.list).find(|l| l.bits.is_none());
-        match unsaved {
-            None => Ok(()),
-            Some(live) => {
-                let name = live.entry.name.escape_debug().to_string();
-                self.save_bitmaps(writer)?;
-                Err(Error::unsupported(format!(
-                    "bitmap \"{name}\" was not saved properly; remove it before the size changes"
-                )))
-            }
-        }
-    }
-
-    /// After the virtual size changed.
-    pub fn resize_bitmaps(&self, writer: &mut Writer, virtual_size: u64) -> Result<()> {
-        for bits in writer
-            .live
-            .iter_mut()
-            .flat_map(|l| &mut l.list)
-            .filter_map(|l| l.bits.as_mut())
-        {
-            bits.resize(virtual_size);
-        }
-        self.save_bitmaps(writer)
+    fn bitmap_entry(&self, name: &str) -> Result<Bitmap> {
+        let mut directory = self.bitmap_directory()?.into_iter();
+        directory.find(|b| b.name == name).ok_or_else(|| no_bitmap(name))
     }
 
     /// Changes one bitmap and saves it.
     fn change_bitmap(&self, name: &str, change: impl FnOnce(&mut Live)) -> Result<()> {
         let mut writer = self.lock_writer()?;
-        self.prepare(&mut writer)?;
-        self.hold_bitmaps(&mut writer, |b| b.name == name || b.auto)?;
+        self.prepare_metadata(&mut writer)?;
+        self.hold_bitmaps(&mut writer, |b| b.name == name)?;
         let found = writer
             .live
             .iter_mut()
@@ -247,9 +139,10 @@ impl Bitmaps for Qcow2 {
             return Err(Error::unsupported("an image of no bytes cannot have dirty bitmaps"));
         }
         let mut writer = self.lock_writer()?;
-        self.prepare(&mut writer)?;
-        self.hold_bitmaps(&mut writer, |b| b.auto)?;
+        self.prepare_metadata(&mut writer)?;
         let size = self.read_shared().header.virtual_size;
+        self.refuse_large_bitmaps(std::iter::once(&entry), size)?;
+        self.hold_bitmaps(&mut writer, |_| false)?;
         let bits = Bits::new(size, entry.granularity_bits, self.geometry.cluster_len());
         let live = writer.live.get_or_insert_default();
         let refusal = if live.list.iter().any(|l| l.entry.name == name) {
@@ -271,8 +164,8 @@ impl Bitmaps for Qcow2 {
     }
     fn remove(&self, name: &str) -> Result<()> {
         let mut writer = self.lock_writer()?;
-        self.prepare(&mut writer)?;
-        self.hold_bitmaps(&mut writer, |b| b.auto)?;
+        self.prepare_metadata(&mut writer)?;
+        self.hold_bitmaps(&mut writer, |_| false)?;
         let live = writer.live.get_or_insert_default();
         let found = live.list.iter().position(|l| l.entry.name == name);
         if let Some(index) = found {
@@ -293,22 +186,33 @@ impl Bitmaps for Qcow2 {
         self.change_bitmap(name, |live| live.entry.auto = enabled)
     }
     fn dirty(&self, name: &str) -> Result<Vec<(u64, u64)>> {
+        let most = self.limits.table_bytes / size_of::<(u64, u64)>() as u64;
+        let mut found = Vec::new();
+        self.each_dirty(name, &mut |offset, len| {
+            if found.len() as u64 >= most {
+                return Err(Error::limit(format!(
+                    "bitmap \"{}\" has more than {most} dirty ranges",
+                    name.escape_debug()
+                )));
+            }
+            found.push((offset, len));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+    fn each_dirty(&self, name: &str, each: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
         if let Some(writer) = &self.writer {
             let writer = writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let live = writer.live.iter().flat_map(|l| &l.list).find(|l| l.entry.name == name);
             if let Some(bits) = live.and_then(|l| l.bits.as_ref()) {
-                return Ok(bits.ranges());
+                return bits.each_range(each);
             }
         }
-        let directory = self.bitmap_directory()?;
-        let entry = directory
-            .iter()
-            .find(|b| b.name == name)
-            .ok_or_else(|| no_bitmap(name))?;
+        let entry = self.bitmap_entry(name)?;
         if entry.in_use {
             return Err(in_use(name));
         }
-        Ok(self.load_bits(entry)?.ranges())
+        self.each_stored(&entry, each)
     }
     fn mark(&self, name: &str, ranges: &[(u64, u64)]) -> Result<()> {
         self.change_bitmap(name, |live| {
@@ -316,5 +220,26 @@ impl Bitmaps for Qcow2 {
                 ranges.iter().for_each(|(offset, len)| bits.mark(*offset, *len));
             }
         })
+    }
+    fn merge(&self, name: &str, from: &dyn Bitmaps, other: &str) -> Result<()> {
+        // Of its own, because `from` may be this image: its lock is not held while another is asked.
+        let entry = self.bitmap_entry(name)?;
+        let size = self.read_shared().header.virtual_size;
+        self.refuse_large_bitmaps([&entry, &entry], size)?;
+        let mut added = Bits::new(size, entry.granularity_bits, self.geometry.cluster_len());
+        from.each_dirty(other, &mut |offset, len| {
+            added.mark(offset, len);
+            Ok(())
+        })?;
+        let mut merged = Ok(());
+        self.change_bitmap(name, |live| {
+            if let Some(bits) = &mut live.bits {
+                merged = added.each_range(&mut |offset, len| {
+                    bits.mark(offset, len);
+                    Ok(())
+                });
+            }
+        })?;
+        merged
     }
 }

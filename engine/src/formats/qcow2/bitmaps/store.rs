@@ -30,6 +30,7 @@ impl Qcow2 {
     ///
     /// Order: bits and tables and directory to new places with their refcounts, flush, header, flush, then the old places are free.
     pub fn save_bitmaps(&self, writer: &mut Writer) -> Result<()> {
+        self.fit_bitmaps(writer);
         let Some(mut live) = writer.live.take() else {
             return Ok(());
         };
@@ -43,17 +44,7 @@ impl Qcow2 {
         }
         let after = self.write_directory(writer, &entries)?;
         self.stabilise_refcounts(writer)?;
-        self.change_header(writer, |shared| {
-            shared
-                .extensions
-                .replace(ExtensionKind::BITMAPS, after.map(Extension::Bitmaps));
-            if after.is_some() {
-                shared.header.autoclear |= Autoclear::BITMAPS;
-            } else {
-                shared.header.autoclear &= !Autoclear::BITMAPS;
-            }
-        })?;
-        self.host.flush()?;
+        self.name_directory(writer, before, after)?;
         if let Some(before) = before {
             let mut metadata = self.write_metadata();
             metadata.remove(before.directory_offset, before.directory_size);
@@ -75,6 +66,36 @@ impl Qcow2 {
             )?;
         }
         writer.refcounts.write_blocks()
+    }
+
+    /// Makes the header name another directory, or none. The extension may be in another sector than the bit that makes it count, and a power
+    /// cut may keep one alone: the bit comes after the extension and goes before it.
+    fn name_directory(
+        &self,
+        writer: &Writer,
+        before: Option<BitmapsExtension>,
+        after: Option<BitmapsExtension>,
+    ) -> Result<()> {
+        if before.is_some() != after.is_some() {
+            self.change_header(writer, |shared| {
+                shared.header.autoclear &= !Autoclear::BITMAPS;
+                if after.is_some() {
+                    shared
+                        .extensions
+                        .replace(ExtensionKind::BITMAPS, after.map(Extension::Bitmaps));
+                }
+            })?;
+            self.host.flush()?;
+        }
+        self.change_header(writer, |shared| {
+            shared
+                .extensions
+                .replace(ExtensionKind::BITMAPS, after.map(Extension::Bitmaps));
+            if after.is_some() {
+                shared.header.autoclear |= Autoclear::BITMAPS;
+            }
+        })?;
+        self.host.flush()
     }
 
     /// Writes the bits of one bitmap to new places, where they changed.

@@ -129,6 +129,7 @@ impl Qcow2 {
         self.count_up(writer, &l1)?;
         let at = self.write_new(writer, &words_to_be(&l1))?;
         self.stabilise_refcounts(writer)?;
+        self.note_write(writer, 0, u64::MAX)?;
         self.change_header(writer, |s| {
             s.header.l1_offset = at;
             s.header.l1_size = entries as u32;
@@ -183,12 +184,12 @@ impl Snapshots for Qcow2 {
                 "a version 2 image cannot go back to a snapshot of another size",
             ));
         }
-        let l1 = self.snapshot_l1(&snapshot)?;
-        let done = self.marked(&[l1], |writer| {
-            self.hold_all_bitmaps(writer)?;
+        let done = self.marked(std::slice::from_ref(&snapshot), |writer| {
+            self.hold_all_bitmaps(writer, size)?;
             self.go_back(writer, &snapshot)?;
+            self.fit_bitmaps(writer);
             self.note_write(writer, 0, size)?;
-            self.resize_bitmaps(writer, size)
+            self.save_bitmaps(writer)
         });
         self.closed_when_failed(done)
     }
@@ -198,7 +199,7 @@ impl Snapshots for Qcow2 {
         let (index, snapshot) = self.find_snapshot(selector)?;
         self.read_metadata().refuse_conflicts()?;
         let l1 = self.snapshot_l1(&snapshot)?;
-        let done = self.marked(std::slice::from_ref(&l1), |writer| {
+        let done = self.marked(std::slice::from_ref(&snapshot), |writer| {
             let mut list = self.read_shared().snapshots.clone();
             list.remove(index);
             self.replace_snapshot_table(writer, list)?;

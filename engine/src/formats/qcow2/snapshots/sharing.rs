@@ -7,17 +7,21 @@ use super::super::image::Qcow2;
 use super::super::layout::{Incompatible, L1Entry, L2Entry, words_from_be};
 use super::super::open::read_table;
 use super::super::writer::{Release, Writer};
+use super::Snapshot;
 use crate::image::Repair;
 use crate::{Control, Result};
 
 impl Qcow2 {
     /// Runs a change of many refcounts and flags, marked by the dirty bit; when it fails, everything is counted anew. Damage in the active
-    /// tables and in those of the given L1 tables is told before: an image that cannot be counted could never lose the mark again.
-    pub fn marked(&self, involved: &[Vec<u64>], change: impl FnOnce(&mut Writer) -> Result<()>) -> Result<()> {
+    /// tables and in those of the given snapshots is told before: an image that cannot be counted could never lose the mark again.
+    pub fn marked(&self, involved: &[Snapshot], change: impl FnOnce(&mut Writer) -> Result<()>) -> Result<()> {
         let mut writer = self.quiet_writer()?;
         let active = self.read_shared().l1.clone();
-        for l1 in std::iter::once(&active).chain(involved) {
-            self.references(l1, |clusters| writer.refcounts.require_used(clusters))?;
+        self.references(&active, |clusters| writer.refcounts.require_used(clusters))?;
+        drop(active);
+        for snapshot in involved {
+            let l1 = self.snapshot_l1(snapshot)?;
+            self.references(&l1, |clusters| writer.refcounts.require_used(clusters))?;
         }
         let marks = self.read_shared().header.version >= 3;
         if marks {

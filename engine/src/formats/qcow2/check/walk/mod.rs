@@ -1,14 +1,14 @@
 //! Walking everything that an image refers to.
 
+mod bitmaps;
 mod l1;
 mod l2;
 
 use std::collections::BTreeMap;
 
-use super::super::bitmap_table::{self, BitmapCluster};
 use super::super::clusters::ClusterSet;
 use super::super::image::{Qcow2, Shared};
-use super::super::layout::{Autoclear, Extension, Geometry, RefTableEntry};
+use super::super::layout::{Extension, Geometry, RefTableEntry};
 use super::super::open::read_table;
 use super::counts::Counts;
 use crate::image::CheckReport;
@@ -225,43 +225,5 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(())
-    }
-
-    fn bitmaps(&mut self, shared: &Shared) -> Result<()> {
-        let Some(extension) = shared.extensions.bitmaps() else {
-            return Ok(());
-        };
-        if shared.header.autoclear & Autoclear::BITMAPS == 0 {
-            return Ok(());
-        }
-        let storage = self.image.host.file.as_ref();
-        let list = match bitmap_table::read(storage, &extension, &self.geometry) {
-            Ok(list) => list,
-            Err(error) => {
-                self.corruption(|| format!("ERROR bitmaps: {error}"));
-                return Ok(());
-            }
-        };
-        self.add(extension.directory_offset, extension.directory_size, 1);
-        for bitmap in list {
-            self.add(bitmap.table_offset, u64::from(bitmap.table_size) * 8, 1);
-            match bitmap.table(storage) {
-                Ok(table) => self.bitmap_data(&table),
-                Err(error) => self.corruption(|| format!("ERROR bitmap \"{}\": {error}", bitmap.name.escape_debug())),
-            }
-        }
-        Ok(())
-    }
-
-    fn bitmap_data(&mut self, table: &[u64]) {
-        for raw in table {
-            match BitmapCluster::decode(*raw, &self.geometry) {
-                Ok(BitmapCluster::At(at)) => {
-                    self.add(at, self.geometry.cluster_size(), 1);
-                }
-                Ok(_) => {}
-                Err(error) => self.corruption(|| format!("ERROR {error}")),
-            }
-        }
     }
 }
