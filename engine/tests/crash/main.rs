@@ -8,10 +8,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
 
+mod commits;
 mod faults;
 mod formats;
 mod lab;
 mod model;
 mod qcow2;
 mod states;
-mod vmdk;

@@ -62,6 +62,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, pool: &str, source: Source, reques
     let backing = match request.backing {
         Some(base) => {
             let below = plan::ready_chain(tx, inner, base).await?;
+            plan::require_depth(inner, below.len(), 1)?;
             let base = below.first().ok_or_else(|| ServiceError::not_found("image", base))?;
             plan::require_same_pool(pool, base)?;
             locks.extend(plan::shared(&below));

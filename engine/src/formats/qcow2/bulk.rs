@@ -37,12 +37,12 @@ impl BulkWrite for Qcow2 {
         }
         let mut writer = self.lock_writer()?;
         self.prepare(&mut writer)?;
+        self.note_write(&mut writer, offset, len)?;
         let placed = match encoded {
             Some(stored) => self.place_packed(&mut writer, offset, stored).map(|at| (at, stored)),
             None => self.place_row(&mut writer, offset, len),
         };
         let (at, stored) = self.settle(&mut writer, placed)?;
-        self.note_write(&mut writer, offset, if encoded.is_some() { len } else { stored })?;
         self.write_back_if_full(&mut writer)?;
         let file = if encoded.is_some() { 0 } else { self.host.data_index() };
         Ok(Placement {

@@ -142,7 +142,10 @@ impl Image for VhdxImage {
         if id.is_some_and(|id| parent.ids.contains(&id) || parent.ids.contains(&id_of_commit(id))) {
             return Ok(());
         }
-        let found = id.map_or_else(|| format!("an image of format '{}'", below.format()), |id| id.to_string());
+        let found = id.map_or_else(
+            || format!("an image of format '{}'", below.format()),
+            |id| id.to_string(),
+        );
         let wanted: Vec<_> = parent.ids.iter().map(ToString::to_string).collect();
         Err(Error::corrupt(format!(
             "this is not the disk that the overlay {} was made on, or it was written since: expected data-write id {}, found {found}",
