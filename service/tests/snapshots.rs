@@ -1,6 +1,6 @@
 //! Internal snapshots: which one is meant, requests sent twice, and what a refused change leaves.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
 
 mod common;
 

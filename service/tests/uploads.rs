@@ -1,6 +1,6 @@
 //! Uploads whose parts, digests and bases contradict each other.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
 
 mod common;
 

@@ -95,10 +95,11 @@ pub fn router(app: App) -> Router {
     let grpc = grpc::router(&app);
     routes
         .merge(web::router())
+        // Not of methods that a path does not know.
+        .route_layer(from_fn(guard::unconditional))
         .method_not_allowed_fallback(fallback::method_not_allowed)
         .fallback(move |request| fallback::no_route(grpc, request))
         .layer(from_fn(fallback::finish_what_was_begun))
-        .layer(from_fn(guard::unconditional))
         .layer(from_fn_with_state(app.clone(), authenticate::authenticate))
         .layer(from_fn(guard::same_origin))
         .layer(from_fn_with_state(app.clone(), hosts::known_host))

@@ -324,6 +324,10 @@ async fn a_change_is_not_made_under_a_condition_that_nothing_fulfils() {
         let refused = Answer::of(request.json(&json!({"name": "other"})).send().await.unwrap()).await;
         refused.problem(412, "precondition_failed");
     }
+    let unknown = server
+        .request(Method::PUT, &format!("{path}/data"))
+        .header("if-match", "no tag");
+    assert_eq!(unknown.send().await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
     let image = server.get(&path).await.expect(StatusCode::OK).body;
     assert_eq!(image["name"], "disk");
     let request = server.request(Method::DELETE, &path).header("if-match", "*");
