@@ -275,6 +275,24 @@ async fn a_commit_goes_on_over_a_base_that_its_overlay_does_not_know_any_more() 
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unsafe_rebase_takes_a_base_that_was_changed_by_others_whatever_its_id() {
+    let lab = Lab::new().await;
+    let base = lab.create("base", "vmdk", MIB).await.id;
+    let overlay = lab.create("overlay", "vmdk", MIB).await.id;
+    let request = json(json!({"backing": base}));
+    let job = lab.service.rebase_image(overlay, request, &NONE).await.unwrap();
+    lab.succeed(job).await;
+    if !lab.qemu_io(&base.to_string(), "vmdk", "write -P 7 0 64k") {
+        return;
+    }
+    assert_eq!(code(lab.service.read_data(overlay, None).await), ErrorCode::BaseChanged);
+    let request = json(json!({"backing": base, "mode": "unsafe"}));
+    let job = lab.service.rebase_image(overlay, request, &NONE).await.unwrap();
+    lab.succeed(job).await;
+    assert_eq!(lab.data(overlay).await.len(), MIB as usize);
+}
+
 /// The layers of a new stack, the top first.
 async fn stack(lab: &Lab, name: &str, layers: usize) -> Vec<ImageId> {
     let mut stack = vec![lab.create(name, OVERLAY, MIB).await.id];

@@ -257,7 +257,20 @@ impl Work {
             ..reading.clone()
         };
         let chain = open_patiently(&self.image, &opening, control)?;
-        Ok(ops::rebase::rebase_unsafe(chain.top(), wanted)?)
+        // Some formats record which content is below.
+        let base = match chain.top().layer_id() {
+            Some(_) if !self.base.is_empty() => {
+                let looking = Opening {
+                    top_only: true,
+                    metadata_only: true,
+                    ..reading.clone()
+                };
+                Some(open_patiently(&self.base, &looking, control)?)
+            }
+            _ => None,
+        };
+        let below = base.as_ref().map(Chain::top);
+        Ok(ops::rebase::rebase_unsafe_over(chain.top(), wanted, below)?)
     }
 
     fn copy(&self, wanted: Option<&BackingReference>, reading: &Opening<'_>, control: &Control) -> Result<()> {
