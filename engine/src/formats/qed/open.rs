@@ -174,18 +174,23 @@ impl Image for QedImage {
         if size < self.map.size() {
             return Err(Error::unsupported("shrinking QED images is not supported"));
         }
-        let max = lock(&self.header).max_size();
+        let (max, entries) = {
+            let header = lock(&self.header);
+            (header.max_size(), header.entries())
+        };
         if !size.is_multiple_of(512) || size > max {
             return Err(Error::invalid(format!(
                 "QED image size must be a multiple of 512 and at most {max}, not {size}"
             )));
         }
         let old = self.map.size();
-        self.map.grow(size)?;
-        if let Err(error) = self.nothing_between(old, size) {
-            self.map.grow(old)?;
-            return Err(error);
-        }
+        // Tables that come into use do so whole.
+        let covered = size.checked_next_multiple_of(self.map.cluster().saturating_mul(entries));
+        let covered = covered.unwrap_or(max).min(max).max(size);
+        self.map.grow(covered)?;
+        let nothing = self.nothing_between(old, covered);
+        self.map.grow(if nothing.is_ok() { size } else { old })?;
+        nothing?;
         self.change_header(|header| {
             header.size = size;
             header.raw.image_size = size.into();
