@@ -36,6 +36,22 @@ fn part(offset: usize, length: usize, total: usize) -> UploadPart {
     }
 }
 
+/// An image that waits for its raw file.
+async fn raw(lab: &Lab) -> ImageId {
+    let request = import("disk", Some("raw"), ImportSource::Upload(true));
+    announce(lab, request).await.unwrap().id
+}
+
+/// Sends the first 1,000 of these bytes, with the digest of other ones.
+async fn begin_with_another_digest(lab: &Lab, image: ImageId, bytes: &[u8]) {
+    let first = UploadPart {
+        checksum: digest(b"another file"),
+        ..part(0, 1000, bytes.len())
+    };
+    let sent = lab.service.upload(image, first, body(&bytes[..1000], 100)).await;
+    sent.unwrap();
+}
+
 fn digest(bytes: &[u8]) -> Option<Checksum> {
     Some(Checksum::Sha256(Sha256::digest(bytes).into()))
 }
@@ -44,15 +60,10 @@ fn digest(bytes: &[u8]) -> Option<Checksum> {
 async fn a_part_is_no_longer_than_it_says() {
     let lab = Lab::new().await;
     let bytes = sample(100, 1);
-    let image = announce(&lab, import("disk", Some("raw"), ImportSource::Upload(true)))
-        .await
-        .unwrap();
-    let long = lab
-        .service
-        .upload(image.id, part(0, 5, 100), body(&bytes[..50], 10))
-        .await;
+    let image = raw(&lab).await;
+    let long = lab.service.upload(image, part(0, 5, 100), body(&bytes[..50], 10)).await;
     assert_eq!(code(long), ErrorCode::LimitExceeded);
-    let status = lab.service.upload_status(image.id).await.unwrap();
+    let status = lab.service.upload_status(image).await.unwrap();
     assert!(matches!(status, UploadStatus::Incomplete { received: 0 }), "{status:?}");
 }
 
@@ -60,18 +71,8 @@ async fn a_part_is_no_longer_than_it_says() {
 async fn a_digest_that_came_with_any_part_is_verified() {
     let lab = Lab::new().await;
     let bytes = sample(3000, 2);
-    let image = announce(&lab, import("disk", Some("raw"), ImportSource::Upload(true)))
-        .await
-        .unwrap()
-        .id;
-    let first = UploadPart {
-        checksum: digest(b"another file"),
-        ..part(0, 1000, 3000)
-    };
-    lab.service
-        .upload(image, first, body(&bytes[..1000], 100))
-        .await
-        .unwrap();
+    let image = raw(&lab).await;
+    begin_with_another_digest(&lab, image, &bytes).await;
     let contradicting = UploadPart {
         checksum: digest(&bytes),
         ..part(1000, 1000, 3000)
@@ -96,18 +97,8 @@ async fn a_digest_that_came_with_any_part_is_verified() {
 async fn a_file_that_starts_anew_forgets_the_digest_of_the_one_before() {
     let lab = Lab::new().await;
     let bytes = sample(2000, 3);
-    let image = announce(&lab, import("disk", Some("raw"), ImportSource::Upload(true)))
-        .await
-        .unwrap()
-        .id;
-    let first = UploadPart {
-        checksum: digest(b"another file"),
-        ..part(0, 1000, 2000)
-    };
-    lab.service
-        .upload(image, first, body(&bytes[..1000], 100))
-        .await
-        .unwrap();
+    let image = raw(&lab).await;
+    begin_with_another_digest(&lab, image, &bytes).await;
     let whole = lab
         .service
         .upload(image, part(0, 2000, 2000), body(&bytes, 100))

@@ -21,7 +21,6 @@ pub fn commit(chain: &Chain, base: usize, empty_top: bool, options: &CopyOptions
         return Err(Error::invalid(format!("there is no layer at depth {base}")));
     };
     let done = write_into(chain, base, image, &source, empty_top, options, control);
-    let done = done.and(bind_again(chain, base, image));
     super::closed(chain.top(), super::closed(image, done))
 }
 
@@ -58,19 +57,6 @@ fn write_into(
     let top = chain.top();
     if empty_top && formats::by_name(top.format())?.capabilities().make_empty {
         top.make_empty()?;
-    }
-    Ok(())
-}
-
-/// Formats that record a changing identity of the base (VHDX): the base is another one since the first write, and the layer over it has to
-/// know, also where the commit came to nothing.
-fn bind_again(chain: &Chain, base: usize, image: &dyn Image) -> Result<()> {
-    let top = chain.top();
-    if base == 1
-        && let Some(backing) = top.backing()
-        && top.check_below(image).is_err()
-    {
-        top.set_backing_over(Some(&backing), Some(image))?;
     }
     Ok(())
 }

@@ -250,6 +250,16 @@ impl Work {
         })
     }
 
+    /// The new base alone, without its content.
+    fn look_at_base(&self, reading: &Opening<'_>, control: &Control) -> Result<Chain> {
+        let looking = Opening {
+            top_only: true,
+            metadata_only: true,
+            ..reading.clone()
+        };
+        open_patiently(&self.base, &looking, control)
+    }
+
     fn set_header(&self, wanted: Option<&BackingReference>, reading: &Opening<'_>, control: &Control) -> Result<()> {
         let opening = Opening {
             top_only: true,
@@ -259,14 +269,7 @@ impl Work {
         let chain = open_patiently(&self.image, &opening, control)?;
         // Some formats record which content is below.
         let base = match chain.top().layer_id() {
-            Some(_) if !self.base.is_empty() => {
-                let looking = Opening {
-                    top_only: true,
-                    metadata_only: true,
-                    ..reading.clone()
-                };
-                Some(open_patiently(&self.base, &looking, control)?)
-            }
+            Some(_) if !self.base.is_empty() => Some(self.look_at_base(reading, control)?),
             _ => None,
         };
         let below = base.as_ref().map(Chain::top);
@@ -296,12 +299,7 @@ impl Work {
     /// Unsafe mode takes a base that somebody changed as it is: the inventory learns what it is like now.
     fn refresh_base(&self, reading: &Opening<'_>, control: &Control) -> Result<Option<Effect>> {
         let Some(base) = self.base.first() else { return Ok(None) };
-        let opening = Opening {
-            top_only: true,
-            metadata_only: true,
-            ..reading.clone()
-        };
-        let chain = open_patiently(&self.base, &opening, control)?;
+        let chain = self.look_at_base(reading, control)?;
         let facts = file_facts(chain.top(), &base.pool, &base.record.file)?;
         if Some(&facts.stamp) == base.record.file_stamp.as_ref() {
             return Ok(None);

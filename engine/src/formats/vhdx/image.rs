@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, RwLock};
 
 use super::bits::Bits;
-use super::journal::Journal;
-use super::journal::id_of_commit;
+use super::journal::{Journal, id_of_commit};
 use super::layout::{Geometry, Header, MIB};
 use super::locator::Parent;
 use super::metadata::{Disk, LEAVE_ALLOCATED};

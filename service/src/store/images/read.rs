@@ -93,13 +93,12 @@ impl Store {
         let sql = select_images!(
             "WHERE i.reserved_by = $1 OR i.id IN (SELECT m.image_id FROM job_images m WHERE m.job_id = $1) ORDER BY i.id"
         );
-        sqlx::query(sql)
-            .bind(job.to_string())
-            .fetch_all(&self.readers)
-            .await?
-            .iter()
-            .map(record)
-            .collect()
+        self.records(sql, &job.to_string()).await
+    }
+
+    async fn records(&self, sql: &'static str, key: &str) -> Result<Vec<ImageRecord>> {
+        let rows = sqlx::query(sql).bind(key).fetch_all(&self.readers).await?;
+        rows.iter().map(record).collect()
     }
 
     /// The names of the pools that images are recorded in.
@@ -116,25 +115,13 @@ impl Store {
             "WHERE i.file_stamp IS NULL AND i.reserved_by IS NULL AND i.id IN \
              (SELECT l.image_id FROM image_locks l WHERE l.holder = $1 AND l.mode = 'exclusive') ORDER BY i.id"
         );
-        sqlx::query(sql)
-            .bind(job.to_string())
-            .fetch_all(&self.readers)
-            .await?
-            .iter()
-            .map(record)
-            .collect()
+        self.records(sql, &job.to_string()).await
     }
 
     /// Every record of a pool, the reserved ones too.
     pub async fn pool_records(&self, pool: &str) -> Result<Vec<ImageRecord>> {
         let sql = select_images!("WHERE i.pool = $1 ORDER BY i.id");
-        sqlx::query(sql)
-            .bind(pool)
-            .fetch_all(&self.readers)
-            .await?
-            .iter()
-            .map(record)
-            .collect()
+        self.records(sql, pool).await
     }
 }
 
