@@ -8,6 +8,7 @@ mod afsplit;
 mod algorithm;
 mod argon2;
 mod bytes;
+mod chain;
 mod hash;
 mod iv;
 mod keyring;

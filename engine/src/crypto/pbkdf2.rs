@@ -8,7 +8,10 @@ use std::time::Duration;
 use hmac::{EagerHash, Hmac, KeyInit, Mac};
 use zeroize::Zeroizing;
 
-use super::hash::{HashAlgorithm, with_hash};
+use super::{
+    chain::{Chain, Sha256Chain},
+    hash::{HashAlgorithm, with_hash},
+};
 use crate::{Error, Result};
 
 /// Iterations between two looks at the cancel check: a few milliseconds.
@@ -38,11 +41,25 @@ pub fn pbkdf2(
             hash.name()
         )));
     }
-    with_hash!(hash, D => derive::<D>(passphrase, salt, iterations, cancelled, out))
+    with_hash!(hash, D => {
+        let keyed = keyed::<D>(passphrase)?;
+        match hash {
+            HashAlgorithm::Sha256 => {
+                derive(&keyed, &Sha256Chain::new(passphrase), salt, iterations, cancelled, out)
+            }
+            _ => derive(&keyed, &keyed, salt, iterations, cancelled, out),
+        }
+    })
 }
 
+fn keyed<D: EagerHash>(passphrase: &[u8]) -> Result<Hmac<D>> {
+    KeyInit::new_from_slice(passphrase).map_err(|_| Error::invalid("HMAC does not take this passphrase"))
+}
+
+/// `chain` is `keyed`, or the same HMAC by a shorter way.
 fn derive<D: EagerHash>(
-    passphrase: &[u8],
+    keyed: &Hmac<D>,
+    chain: &dyn Chain,
     salt: &[u8],
     iterations: u32,
     cancelled: &(dyn Fn() -> bool + Sync),
@@ -51,20 +68,15 @@ fn derive<D: EagerHash>(
 where
     Hmac<D>: Sync,
 {
-    let keyed = <Hmac<D> as KeyInit>::new_from_slice(passphrase)
-        .map_err(|_| Error::invalid("HMAC does not take this passphrase"))?;
     let block_len = keyed.clone().finalize().into_bytes().len();
     let out_len = out.len();
     let mut blocks = out.chunks_mut(block_len).zip(1_u32..);
     if iterations < PARALLEL || out_len <= block_len {
-        return blocks.try_for_each(|(block, index)| fill(&keyed, salt, iterations, cancelled, index, block));
+        return blocks.try_for_each(|(block, index)| fill(keyed, chain, salt, iterations, cancelled, index, block));
     }
     // The blocks do not depend on each other.
     std::thread::scope(|scope| {
-        let work = |(block, index)| {
-            let keyed = &keyed;
-            scope.spawn(move || fill(keyed, salt, iterations, cancelled, index, block))
-        };
+        let work = |(block, index)| scope.spawn(move || fill(keyed, chain, salt, iterations, cancelled, index, block));
         let threads: Vec<_> = blocks.map(work).collect();
         let ended = threads
             .into_iter()
@@ -76,6 +88,7 @@ where
 /// Computes block number `index` of the derived key, or its beginning.
 fn fill<D: EagerHash>(
     keyed: &Hmac<D>,
+    chain: &dyn Chain,
     salt: &[u8],
     iterations: u32,
     cancelled: &(dyn Fn() -> bool + Sync),
@@ -93,19 +106,10 @@ fn fill<D: EagerHash>(
             return Err(Error::cancelled());
         }
         let now = left.min(STRIDE);
-        chain(keyed, &mut link, now, block);
+        chain.go_on(&mut link, now, block);
         left -= now;
     }
     Ok(())
-}
-
-fn chain<D: EagerHash>(keyed: &Hmac<D>, link: &mut [u8], count: u32, sum: &mut [u8]) {
-    for _ in 0..count {
-        let mut next = keyed.clone();
-        next.update(link);
-        link.copy_from_slice(&next.finalize().into_bytes());
-        sum.iter_mut().zip(link.iter()).for_each(|(to, from)| *to ^= from);
-    }
 }
 
 /// Finds how many iterations for `len` bytes of key this machine does in `time`, by doing a small part of them.
