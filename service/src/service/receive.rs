@@ -1,7 +1,8 @@
 //! Parts of an upload on their way to the disk.
 
 use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
@@ -15,6 +16,7 @@ use crate::model::ImageId;
 use crate::pool::{Access, FileName, PoolFolder, is_disk_full};
 use crate::request::UploadPart;
 
+/// Bytes that are written at once. No thread waits for those that a slow client still owes.
 const BUFFER: usize = 1 << 20;
 /// Pieces that wait for the disk.
 const WAITING: usize = 8;
@@ -62,7 +64,7 @@ impl Feeder {
 
 /// The hidden file that parts are appended to.
 pub(super) struct Receiver {
-    file: File,
+    file: Arc<File>,
     start: u64,
     /// Where the file may end at most.
     limit: u64,
@@ -86,22 +88,16 @@ impl Receiver {
         let announced = end.unwrap_or(u64::MAX).min(part.total.unwrap_or(u64::MAX));
         let limit = announced.min(inner.config.limits.upload_bytes);
         Ok(Self {
-            file,
+            file: Arc::new(file),
             start: part.offset,
             limit,
         })
     }
 
     /// Stores what comes until it ends. Says how many bytes of the file are stable afterwards, and how the part ended.
-    pub(super) async fn receive(self, part: UploadPart, feed: Feed) -> (u64, Result<()>) {
-        let start = self.start;
-        let stored = blocking(move || Ok(self.store(&part, feed))).await;
-        stored.unwrap_or_else(|error| (start, Err(error)))
-    }
-
-    fn store(&self, part: &UploadPart, mut feed: Feed) -> (u64, Result<()>) {
+    pub(super) async fn receive(self, part: UploadPart, mut feed: Feed) -> (u64, Result<()>) {
         let mut end = self.start;
-        let mut outcome = self.append(part, &mut feed, &mut end);
+        let mut outcome = self.append(&part, &mut feed, &mut end).await;
         // An interrupted part is kept; one that failed is dropped, to free the room that others need.
         if outcome
             .as_ref()
@@ -109,34 +105,33 @@ impl Receiver {
         {
             end = self.start;
         }
-        let settle = || self.file.set_len(end).and_then(|()| self.file.sync_all());
-        let settled = around(Step::SettleUpload, || settle().map_err(|error| write_failed(&error)));
-        if let Err(error) = settled {
+        if let Err(error) = self.settle(end).await {
             (end, outcome) = (self.start, Err(error));
         }
         (end, outcome)
     }
 
-    fn append(&self, part: &UploadPart, feed: &mut Feed, end: &mut u64) -> Result<()> {
-        let broken = |error: std::io::Error| write_failed(&error);
-        let mut file = BufWriter::with_capacity(BUFFER, &self.file);
-        file.seek(SeekFrom::Start(self.start)).map_err(broken)?;
+    async fn append(&self, part: &UploadPart, feed: &mut Feed, end: &mut u64) -> Result<()> {
+        let mut buffer = Vec::with_capacity(BUFFER);
         let why = loop {
-            match feed.0.blocking_recv() {
+            match feed.0.recv().await {
                 Some(Piece::Bytes(bytes)) => {
                     let next = end.saturating_add(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
                     if next > self.limit {
                         return Err(too_long(self.limit));
                     }
-                    file.write_all(&bytes).map_err(broken)?;
                     *end = next;
+                    buffer.extend_from_slice(&bytes);
+                    if buffer.len() >= BUFFER {
+                        buffer = self.write_before(*end, buffer).await?;
+                    }
                 }
                 Some(Piece::Broken(error)) => break Some(error),
                 Some(Piece::End) => break None,
                 None => break Some("the client went away".to_owned()),
             }
         };
-        file.flush().map_err(broken)?;
+        self.write_before(*end, buffer).await?;
         let short = part.length.is_some_and(|length| *end - self.start < length);
         match why {
             None if !short => Ok(()),
@@ -146,6 +141,28 @@ impl Receiver {
                 Err(error.with_internal(why.unwrap_or_else(|| "the body was too short".to_owned())))
             }
         }
+    }
+
+    /// Writes what ends at `end`, and gives the buffer back empty.
+    async fn write_before(&self, end: u64, mut buffer: Vec<u8>) -> Result<Vec<u8>> {
+        let file = Arc::clone(&self.file);
+        blocking(move || {
+            let at = end - buffer.len() as u64;
+            file.write_all_at(&buffer, at).map_err(|error| write_failed(&error))?;
+            buffer.clear();
+            Ok(buffer)
+        })
+        .await
+    }
+
+    /// Cuts the file at `end` and makes it stable.
+    async fn settle(&self, end: u64) -> Result<()> {
+        let file = Arc::clone(&self.file);
+        blocking(move || {
+            let settle = || file.set_len(end).and_then(|()| file.sync_all());
+            around(Step::SettleUpload, || settle().map_err(|error| write_failed(&error)))
+        })
+        .await
     }
 }
 
