@@ -293,6 +293,30 @@ async fn an_unsafe_rebase_takes_a_base_that_was_changed_by_others_whatever_its_i
     assert_eq!(lab.data(overlay).await.len(), MIB as usize);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn overlays_that_take_the_identity_of_their_base_are_made_in_one_step() {
+    for format in ["vmdk", "vhdx"] {
+        let lab = Lab::new().await;
+        let (below, above) = (vec![0x11; 4 << 20], vec![0x22; 4 << 20]);
+        let convert = async |bytes: &[u8], name: &str, backing: Option<ImageId>| {
+            let source = lab.upload(&format!("of-{name}"), Some("raw"), bytes).await.unwrap().id;
+            let request = json(json!({"name": name, "format": format, "backing": backing}));
+            let job = lab.service.convert_image(source, request, &NONE).await.unwrap();
+            lab.succeed(job).await.result_image_id().unwrap()
+        };
+        let base = convert(&below, "base", None).await;
+        let request = json(json!({"name": "overlay", "format": format, "backing": base}));
+        let overlay = lab.service.create_image(request, &NONE).await.unwrap().id;
+        assert!(lab.data(overlay).await == below, "{format}");
+        let copy = convert(&above, "copy", Some(overlay)).await;
+        assert!(
+            lab.data(copy).await == above && lab.data(overlay).await == below,
+            "{format}"
+        );
+        assert_eq!(lab.service.image_chain(copy).await.unwrap().len(), 3);
+    }
+}
+
 /// The layers of a new stack, the top first.
 async fn stack(lab: &Lab, name: &str, layers: usize) -> Vec<ImageId> {
     let mut stack = vec![lab.create(name, OVERLAY, MIB).await.id];

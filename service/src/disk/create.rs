@@ -2,11 +2,11 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 use vdisk_engine::env::CreateSpec;
-use vdisk_engine::gate::DenyAll;
 use vdisk_engine::storage::NewFile;
 use vdisk_engine::{CreateEnv, Limits, StorageRef, ops};
 
-use super::OpenSecrets;
+use super::gate::NewOverlayGate;
+use super::{Layer, OpenSecrets};
 use crate::clock::Timestamp;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Step, around, watched};
@@ -22,8 +22,10 @@ pub struct NewDisk<'a> {
     pub maker: Uuid,
     /// Its format.
     pub format: &'a str,
-    /// Size, options, base.
+    /// Size, options, the name of the base.
     pub spec: &'a CreateSpec,
+    /// What lies below it.
+    pub base: Option<&'a Layer>,
     /// Bounds.
     pub limits: &'a Limits,
     /// Keys that the options refer to.
@@ -40,7 +42,7 @@ pub fn create_disk(new: &NewDisk<'_>) -> Result<NewFile> {
     let token = new.maker.to_string();
     let staged = stage(new.pool, new.file, &token)?;
     let env = CreateEnv {
-        gate: &DenyAll,
+        gate: &NewOverlayGate { base: new.base },
         limits: new.limits,
         secrets: new.secrets,
         random: &fill_random,

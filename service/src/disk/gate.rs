@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vdisk_engine::gate::{BackingChoice, Gate, Node, Reference, Role};
+use vdisk_engine::gate::{BackingChoice, DenyAll, Gate, Node, Reference, Role};
 use vdisk_engine::storage::{FileOptions, FileStorage, LockMode};
 use vdisk_engine::{Error, ErrorKind, Result, StorageRef};
 
@@ -59,6 +59,27 @@ impl Gate for InventoryGate<'_> {
         Err(Error::denied(format!(
             "the image needs a second file \"{name}\"; images of the service are one file each"
         )))
+    }
+}
+
+/// For an image that is being made: opens the layer below it, which some formats take the identity of, and nothing else.
+pub(super) struct NewOverlayGate<'a> {
+    pub(super) base: Option<&'a Layer>,
+}
+
+impl Gate for NewOverlayGate<'_> {
+    fn open(&self, reference: &Reference<'_>) -> Result<Node> {
+        match self.base {
+            Some(base) if reference.role == Role::Backing && reference.name == base.record.file => {
+                let storage = open_layer(base, false, LockMode::Inspect)?;
+                Ok(Node::new(storage, &base.record.image.format))
+            }
+            _ => DenyAll.open(reference),
+        }
+    }
+
+    fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
+        DenyAll.create(reference)
     }
 }
 

@@ -281,6 +281,7 @@ impl Work {
             maker: self.job,
             format: driver.name(),
             spec: &spec,
+            base: self.layers.get(1),
             limits: &self.limits,
             secrets,
             now: self.now,

@@ -302,6 +302,7 @@ impl Work {
             maker: self.job,
             format: &self.request.format,
             spec: &spec,
+            base: self.base.first(),
             limits: &self.limits,
             secrets: &self.secrets,
             now: self.now,

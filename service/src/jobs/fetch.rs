@@ -253,6 +253,7 @@ impl Fill for Converting<'_> {
             maker: self.opener.job,
             format: &self.target,
             spec: &spec,
+            base: None,
             limits: &self.opener.limits,
             secrets: &OpenSecrets::default(),
             now: self.opener.now,

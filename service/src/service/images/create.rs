@@ -8,7 +8,7 @@ use vdisk_engine::gate::Node;
 use vdisk_engine::{Chain, OpenEnv};
 
 use super::undo;
-use crate::disk::{NewDisk, create_disk, file_facts, publish, reference_to};
+use crate::disk::{Layer, NewDisk, OpenSecrets, create_disk, file_facts, publish, reference_to};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
 use crate::jobs::{creatable, engine_options, require_ready, require_same_pool, take_roles};
@@ -158,10 +158,16 @@ fn make_file(
     request: &CreateImage,
     maker: Uuid,
     limits: &vdisk_engine::Limits,
-    secrets: &crate::disk::OpenSecrets,
+    secrets: &OpenSecrets,
     now: crate::Timestamp,
 ) -> Result<FileFacts> {
     let backing = plan.base.as_ref().map(reference_to);
+    // A base lies in the pool of its overlay.
+    let base = plan.base.as_ref().map(|record| Layer {
+        record: record.clone(),
+        pool: plan.pool.clone(),
+        keys: OpenSecrets::default(),
+    });
     let spec = CreateSpec {
         virtual_size: plan.virtual_size,
         options: engine_options(&request.options),
@@ -174,6 +180,7 @@ fn make_file(
         maker,
         format: plan.format,
         spec: &spec,
+        base: base.as_ref(),
         limits,
         secrets,
         now,
