@@ -4,7 +4,10 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Lab, MIB, body, code, import, json, sample};
+use futures::StreamExt;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use vdisk_service::model::{Image, ImageId, JobState};
@@ -65,6 +68,34 @@ async fn a_part_is_no_longer_than_it_says() {
     assert_eq!(code(long), ErrorCode::LimitExceeded);
     let status = lab.service.upload_status(image).await.unwrap();
     assert!(matches!(status, UploadStatus::Incomplete { received: 0 }), "{status:?}");
+}
+
+/// More uploads than there are threads for blocking work, whose clients have stopped sending.
+#[test]
+fn slow_uploads_keep_no_thread_busy() {
+    let threads = 4;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(threads)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let lab = Lab::new().await;
+        for number in 0..2 * threads {
+            let request = import(&format!("slow-{number}"), Some("raw"), ImportSource::Upload(true));
+            let image = announce(&lab, request).await.unwrap().id;
+            let (service, (sent, taken)) = (lab.service.clone(), tokio::sync::oneshot::channel());
+            let stopped = futures::stream::once(async {
+                sent.send(()).unwrap();
+                std::future::pending().await
+            });
+            let stream = Box::pin(body(b"x", 1).chain(stopped));
+            tokio::spawn(async move { service.upload(image, part(0, 1000, 1000), stream).await });
+            taken.await.unwrap();
+        }
+        let other = lab.create("other", "qcow2", MIB);
+        tokio::time::timeout(Duration::from_secs(20), other).await.unwrap();
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
