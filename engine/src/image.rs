@@ -183,6 +183,10 @@ pub trait Image: Send + Sync {
     fn virtual_size(&self) -> u64;
     /// The layer below as the header names it.
     fn backing(&self) -> Option<BackingReference>;
+    /// Other names that the layer below may be found by, where the gate does not open the one of [`backing`](Self::backing).
+    fn other_backing_names(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Guest bytes that can be stored for themselves, where that is less than a cluster.
     fn subcluster_size(&self) -> Option<u64> {
         None

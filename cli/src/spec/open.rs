@@ -276,7 +276,7 @@ impl Opener {
     }
 
     fn backing_choice(&self, driver: &str, keys: &mut Keys, access: &Access) -> Result<ChosenBacking, Failure> {
-        let can = formats::by_name(driver)?.capabilities().backing;
+        let can = formats::by_name(driver)?.opens_over_backing();
         if let Some(first) = keys
             .iter()
             .map(|(k, _)| k)

@@ -254,15 +254,18 @@ fn backing_node(image: &dyn Image, storage: &StorageRef, env: &OpenEnv<'_>) -> R
     let Some(backing) = image.backing() else {
         return Ok(None);
     };
-    let (name, format) = (backing.name.as_str(), backing.format.as_deref());
-    let reference = Reference {
-        name,
-        format,
-        role: Role::Backing,
-        from: storage,
-        writable: env.writable,
+    let open = |name: &str| {
+        env.gate.open(&Reference {
+            name,
+            format: backing.format.as_deref(),
+            role: Role::Backing,
+            from: storage,
+            writable: env.writable,
+        })
     };
-    let mut node = env.gate.open(&reference)?;
+    let others = image.other_backing_names();
+    // What is told is why the first name was not opened.
+    let mut node = open(&backing.name).or_else(|e| others.iter().find_map(|name| open(name).ok()).ok_or(e))?;
     if node.format.is_none() {
         node.format = backing.format;
     }

@@ -124,6 +124,10 @@ pub trait FormatDriver: Sync {
     fn description(&self) -> &'static str;
     /// What it can do.
     fn capabilities(&self) -> &'static Capabilities;
+    /// Whether an image can have a layer below it that its opener names, also where none can be made over a layer.
+    fn opens_over_backing(&self) -> bool {
+        self.capabilities().backing
+    }
     /// Options of `create`.
     fn create_options(&self) -> &'static [OptionSpec] {
         &[]

@@ -101,6 +101,11 @@ impl FormatDriver for Raw {
         let rest = len.checked_sub(offset).ok_or_else(|| {
             Error::invalid(format!("offset {offset} lies past the end of the file at {len}")).at(storage.name())
         })?;
+        if let Some(size) = size.filter(|size| !size.is_multiple_of(SECTOR)) {
+            return Err(Error::invalid(format!(
+                "expected a size of whole sectors of 512 bytes, found {size}"
+            )));
+        }
         let size = size.unwrap_or(rest);
         if size > rest {
             return Err(Error::invalid(format!(
@@ -326,14 +331,23 @@ mod tests {
     #[test]
     fn a_window_shows_only_its_bytes() {
         let image = open(
-            (0..100).collect(),
-            Options::new().with("offset", "10").with("size", "5"),
+            (0..200).cycle().take(1000).collect(),
+            Options::new().with("offset", "10").with("size", "512"),
         )
         .unwrap();
         let mut buf = [0; 5];
         image.read(0, &mut buf).unwrap();
-        assert_eq!((image.virtual_size(), buf), (5, [10, 11, 12, 13, 14]));
-        assert!(image.read(1, &mut buf).is_err());
+        assert_eq!((image.virtual_size(), buf), (512, [10, 11, 12, 13, 14]));
+        assert!(image.read(508, &mut buf).is_err());
+    }
+
+    /// As qemu-img refuses them.
+    #[test]
+    fn a_window_ends_with_a_sector() {
+        for size in ["5", "511", "513"] {
+            let error = open(vec![0; 1024], Options::new().with("size", size)).err().unwrap();
+            assert_eq!(error.kind(), crate::ErrorKind::InvalidArgument, "{error}");
+        }
     }
 
     #[test]

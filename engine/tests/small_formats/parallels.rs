@@ -53,6 +53,26 @@ proptest! {
 }
 
 #[test]
+fn clusters_freed_at_the_end_are_cut_off_when_the_image_is_closed() {
+    let storage = created("parallels", 1 << 20, SMALL);
+    let image = open_rw(storage.clone(), "parallels").unwrap();
+    image.write(0, &[5; 1 << 19], &NothingBelow).unwrap();
+    image.flush().unwrap();
+    image.discard(1 << 18, 1 << 18).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let again = open_rw(storage, "parallels").unwrap();
+    let report = again.check(Repair::No, &Control::default()).unwrap();
+    assert_eq!((report.corruptions, report.leaks), (0, 0), "{:?}", report.messages);
+    let mut model = vec![0; 1 << 20];
+    model[..1 << 18].fill(5);
+    matches_model(again.as_ref(), &model);
+    again.write(1 << 19, &[6; 1000], &NothingBelow).unwrap();
+    model[1 << 19..][..1000].fill(6);
+    matches_model(again.as_ref(), &model);
+}
+
+#[test]
 fn created_files_are_those_of_qemu_img() {
     if !have(&["qemu-img"]) {
         return;

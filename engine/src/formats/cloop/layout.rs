@@ -9,6 +9,8 @@ use crate::{Error, Result};
 /// What every version 2.0 file starts with.
 pub(super) const MAGIC: &[u8] =
     b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n";
+/// What the scripts of version 2.0 start with, by which they are known.
+pub(super) const KNOWN: &[u8] = b"#!/bin/sh\n#V2.0 Format\n";
 /// Largest block.
 pub(super) const MAX_BLOCK: u64 = 64 << 20;
 /// Largest table of offsets.
@@ -54,15 +56,15 @@ impl Header {
     }
 }
 
-/// Checks a header.
+/// Checks a header. Its script is not looked at but for its first line: that of version 1.0 is another one, and a format that is given counts.
 ///
 /// # Errors
 /// `NotThisFormat`, `Corrupt` with the field's name.
 pub(super) fn check(bytes: &[u8]) -> Result<Header> {
     let short = |_| Error::not_this_format("shorter than a cloop header");
     let raw = RawHeader::read_from_prefix(bytes).map_err(short)?.0;
-    if !raw.script.starts_with(b"#!/bin/sh\n#V2.0 Format\n") {
-        return Err(Error::not_this_format("no cloop version 2.0 script at offset 0"));
+    if !raw.script.starts_with(b"#!") {
+        return Err(Error::not_this_format("no cloop script at offset 0"));
     }
     let header = Header {
         block: raw.block_size.get().into(),
@@ -151,6 +153,23 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
             assert!(error.to_string().contains(word), "{word}: {error}");
         }
+    }
+
+    /// qemu-img 10.0.2 reads these with `-f cloop`, too.
+    #[test]
+    fn the_script_of_version_1_is_read() {
+        let mut header = new_header(512, 2);
+        for script in [
+            &b"#!/bin/sh\n#V1.0 Format\ninsmod cloop.o file=$0 && mount -r -t iso9660 /dev/cloop $1\n"[..],
+            b"#!/bin/sh\n#V2.0 Format\ninsmod cloop.o file=$0\n",
+        ] {
+            header.script.fill(0);
+            header.script[..script.len()].copy_from_slice(script);
+            let found = check(header.as_bytes()).unwrap();
+            assert_eq!((found.block, found.blocks), (512, 2));
+        }
+        header.script[0] = 0;
+        assert_eq!(check(header.as_bytes()).unwrap_err().kind(), ErrorKind::NotThisFormat);
     }
 
     #[test]

@@ -48,9 +48,9 @@ impl FormatDriver for Cloop {
     }
     fn detect(&self, probe: &Probe<'_>) -> Confidence {
         match layout::check(probe.head) {
-            Ok(_) => 100,
+            Ok(_) if probe.head.starts_with(layout::KNOWN) => 100,
             Err(_) if probe.head.starts_with(layout::MAGIC) => 60,
-            Err(_) => 0,
+            Ok(_) | Err(_) => 0,
         }
     }
     fn open(&self, storage: StorageRef, _options: &Options, env: &OpenEnv<'_>) -> Result<Box<dyn Image>> {

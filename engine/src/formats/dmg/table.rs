@@ -150,7 +150,7 @@ fn check(raw: &RawChunk, first: u64, base: Option<u64>, file_len: u64) -> Result
             raw.offset
         )));
     }
-    if kind == Kind::Raw && stored != len {
+    if kind == Kind::Raw && stored < len {
         return Err(Error::corrupt(format!(
             "a raw chunk of {len} bytes is stored in {stored}"
         )));
@@ -160,7 +160,8 @@ fn check(raw: &RawChunk, first: u64, base: Option<u64>, file_len: u64) -> Result
         len,
         kind,
         at: at.unwrap_or(0),
-        stored,
+        // What is stored behind the sectors of a raw chunk is nobody's.
+        stored: if kind == Kind::Raw { len } else { stored },
     }))
 }
 
@@ -232,11 +233,12 @@ mod tests {
     fn chunks_out_of_order_are_sorted_and_gaps_are_known() {
         let all = add(&table(&[
             [0, 50, 8, 0, 0],
-            [1, 0, 8, 0, 4096],
+            [1, 0, 8, 0, 4096 + 100],
             [0xffff_ffff, 0, 0, 0, 0],
         ]))
         .unwrap();
         assert_eq!(all.at(0).unwrap().kind, Kind::Raw);
+        assert_eq!(all.at(0).unwrap().stored, 4096, "more is stored than its sectors");
         assert_eq!(all.at(4096), Err(50 * 512));
         assert_eq!(all.at(58 * 512), Err(u64::MAX));
     }

@@ -185,6 +185,22 @@ pub(super) fn used_end(image: &ParallelsImage) -> u64 {
     last.map_or(header.data_start, |at| at + header.cluster)
 }
 
+/// Ends the file behind the last cluster that is used, where this session freed those behind it.
+pub(super) fn cut_free_end(image: &ParallelsImage) -> Result<()> {
+    let space = &mut *lock(&image.space);
+    let used = used_end(image);
+    let freed = space.free.iter().any(|at| *at >= used);
+    // Bitmaps of the format extension may lie behind the last cluster.
+    if !freed || used >= space.end || image.header().raw.ext_off.get() != 0 || !image.file.can_resize() {
+        return Ok(());
+    }
+    image.file.set_len(used)?;
+    space.free.retain(|at| *at < used);
+    space.end = used;
+    image.set_end(used);
+    image.file.flush()
+}
+
 /// Ends the file at `used`; nothing behind it may be named any more.
 pub(super) fn cut(image: &ParallelsImage, used: u64) -> Result<()> {
     image.file.set_len(used)?;

@@ -156,6 +156,10 @@ impl Image for ParallelsImage {
     fn flush(&self) -> Result<()> {
         self.write_out()
     }
+    fn close(&self) -> Result<()> {
+        self.write_out()?;
+        super::check::cut_free_end(self)
+    }
     fn resize(&self, to: &Resize) -> Result<()> {
         super::resize::resize(self, to)
     }

@@ -24,11 +24,11 @@ impl BulkWrite for VdiImage {
     fn encode(&self, _data: &[u8], _scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
         Ok(None)
     }
-    /// A run of blocks gets neighbouring places: those that it has, then new ones at the end.
+    /// A run of blocks gets neighbouring places: those that it has, then new ones at the end. It ends where the next place is another one.
     fn place(&self, offset: u64, len: u64, _encoded: Option<u64>) -> Result<Placement> {
         let block = self.inside(offset, len)?;
         let _growth = self.growth();
-        let (first, count) = (offset / block, (offset % block + len).div_ceil(block));
+        let (first, within) = (offset / block, offset % block);
         let (header, start) = {
             let meta = self.meta();
             match meta.map.get(first) {
@@ -36,20 +36,18 @@ impl BulkWrite for VdiImage {
                 Entry::Free | Entry::Zero => (meta.header, meta.map.next()),
             }
         };
-        if start + count > header.blocks {
+        let (had, fresh) = self.neighbours(first, (within + len).div_ceil(block), start);
+        let end = start + had + fresh;
+        if end > header.blocks {
             return Err(Error::corrupt(
                 "every block of the image is in use, yet one without a place is written",
             ));
         }
-        let fresh = self.fresh_blocks(first, count, start)?;
-        if self.file.len()? > header.end(start + count - fresh) {
-            (start + count - fresh..start + count).try_for_each(|index| self.clear_block(index))?;
+        if self.file.len()? > header.end(end - fresh) {
+            (end - fresh..end).try_for_each(|index| self.clear_block(index))?;
         }
         let mut meta = self.meta_mut();
-        for (block, index) in (first..first + count)
-            .zip(start..)
-            .skip(usize::try_from(count - fresh).unwrap_or(usize::MAX))
-        {
+        for (block, index) in (first + had..).zip(start + had..end) {
             let index = u32::try_from(index).map_err(|_| Error::corrupt("a block index past 32 bits"))?;
             meta.map.set(block, Entry::Block(index));
         }
@@ -58,9 +56,9 @@ impl BulkWrite for VdiImage {
             guest: offset,
             at: HostPlace {
                 file: 0,
-                offset: header.place(start) + offset % block,
+                offset: header.place(start) + within,
             },
-            len,
+            len: len.min((had + fresh) * block - within),
             encoded: false,
         })
     }
@@ -70,25 +68,18 @@ impl BulkWrite for VdiImage {
 }
 
 impl VdiImage {
-    /// How many blocks at the end of a run have no place yet. Those before must lie one after the other from `start` on, up to the
-    /// last block of the file where new ones follow.
-    fn fresh_blocks(&self, first: u64, count: u64, start: u64) -> Result<u64> {
+    /// How many blocks from `first` on have places one after the other from `start` on, and how many behind those, which have none, can get
+    /// the next ones.
+    fn neighbours(&self, first: u64, count: u64, start: u64) -> (u64, u64) {
         let meta = self.meta();
-        let (mut fresh, mut good) = (0, true);
+        let (mut had, mut fresh) = (0, 0);
         for (block, index) in (first..first + count).zip(start..) {
             match meta.map.get(block) {
-                Entry::Block(found) => good &= fresh == 0 && u64::from(found) == index,
-                Entry::Free | Entry::Zero => {
-                    good &= fresh > 0 || index == meta.map.next();
-                    fresh += 1;
-                }
+                Entry::Block(found) if fresh == 0 && u64::from(found) == index => had += 1,
+                Entry::Free | Entry::Zero if fresh > 0 || index == meta.map.next() => fresh += 1,
+                Entry::Block(_) | Entry::Free | Entry::Zero => break,
             }
         }
-        if good {
-            return Ok(fresh);
-        }
-        Err(Error::invalid(format!(
-            "the blocks from {first} on were written before, at different places"
-        )))
+        (had, fresh)
     }
 }

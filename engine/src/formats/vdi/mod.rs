@@ -79,6 +79,10 @@ impl FormatDriver for Vdi {
     fn capabilities(&self) -> &'static Capabilities {
         &CAPABILITIES
     }
+    /// Differencing images are read and written, not made.
+    fn opens_over_backing(&self) -> bool {
+        true
+    }
     fn create_options(&self) -> &'static [OptionSpec] {
         OPTIONS
     }

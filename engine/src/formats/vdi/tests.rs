@@ -309,6 +309,34 @@ fn bulk_and_plain_writes_read_the_same() {
     assert!(content[10 * 4096..].iter().all(|b| *b == 1));
 }
 
+/// Large writes over an image whose blocks lie in another order, with one that has no place yet.
+#[test]
+fn blocks_that_lie_apart_are_overwritten_one_by_one() {
+    let mut bytes = created(6 * 4096, small_blocks().with("static", "on"));
+    for (block, entry) in [2, 0, 1, u32::MAX, 4, 3].into_iter().enumerate() {
+        set_entry(&mut bytes, block, entry);
+    }
+    bytes[388..392].copy_from_slice(&5u32.to_le_bytes());
+    let storage = file(bytes);
+    let image = open_on(storage.clone()).unwrap();
+    let bulk = image.bulk().unwrap();
+    assert!(bulk.overwrites());
+    let data: Vec<u8> = (0..6 * 4096).map(|i| (i / 512 + 1) as u8).collect();
+    let mut at = 0;
+    while at < data.len() {
+        let placement = bulk.place(at as u64, (data.len() - at) as u64, None);
+        let placement = placement.unwrap_or_else(|e| panic!("{at}: {e}"));
+        let end = at + placement.len as usize;
+        bulk.store(&placement, &data[at..end]).unwrap();
+        at = end;
+    }
+    image.close().unwrap();
+    let again = open_on(storage).unwrap();
+    assert!(whole(again.as_ref()) == data);
+    let report = again.check(Repair::No, &Control::default()).unwrap();
+    assert_eq!((report.corruptions, report.leaks), (0, 0), "{:?}", report.messages);
+}
+
 #[test]
 fn a_differencing_image_asks_for_its_parent_by_uuid() {
     let bytes = made_overlay(created(4096 * 4, small_blocks()));

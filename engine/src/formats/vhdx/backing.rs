@@ -32,10 +32,10 @@ pub fn change(image: &VhdxImage, backing: Option<&BackingReference>, below: Opti
         };
     };
     let parent = match backing {
-        Some(backing) => Some(Parent {
-            ids: identity(image, backing, below)?.map_or(old.ids, |id| vec![id]),
-            name: backing.name.clone(),
-        }),
+        Some(backing) => {
+            let ids = identity(image, backing, below)?.map_or(old.ids, |id| vec![id]);
+            Some(Parent::named(ids, &backing.name)?)
+        }
         None => None,
     };
     put_parent(image, parent)
@@ -43,11 +43,11 @@ pub fn change(image: &VhdxImage, backing: Option<&BackingReference>, below: Opti
 
 /// Before a commit into the disk below: lets the disk know it as it will be.
 pub fn expect_change(image: &VhdxImage, below: &dyn Image) -> Result<()> {
-    let (Some(old), Some(id)) = (shared(&image.parent).clone(), id_of_layer(below)) else {
+    let (Some(mut parent), Some(id)) = (shared(&image.parent).clone(), id_of_layer(below)) else {
         return Ok(());
     };
-    let ids = vec![id_of_commit(id)];
-    put_parent(image, Some(Parent { ids, ..old }))
+    parent.ids = vec![id_of_commit(id)];
+    put_parent(image, Some(parent))
 }
 
 /// The data-write id of a disk.

@@ -210,10 +210,8 @@ fn below(storage: &StorageRef, backing: &BackingReference, env: &CreateEnv<'_>) 
         writable: false,
     })?;
     let opened = open::read(&node.storage, &OpenEnv::closed(env.limits)).map_err(|e| e.at(node.storage.name()))?;
-    let parent = Parent {
-        ids: vec![uuid::Uuid::from_bytes_le(opened.header.raw.data_write_guid)],
-        name: backing.name.clone(),
-    };
+    let id = uuid::Uuid::from_bytes_le(opened.header.raw.data_write_guid);
+    let parent = Parent::named(vec![id], &backing.name)?;
     Ok((parent, opened.disk.geometry))
 }
 

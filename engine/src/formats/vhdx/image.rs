@@ -122,11 +122,15 @@ impl Image for VhdxImage {
         self.geometry().size
     }
     fn backing(&self) -> Option<BackingReference> {
-        let name = shared(&self.parent).as_ref()?.name.clone();
+        let name = shared(&self.parent).as_ref()?.names().into_iter().next()?;
         Some(BackingReference {
             name,
             format: Some("vhdx".into()),
         })
+    }
+    fn other_backing_names(&self) -> Vec<String> {
+        let names = shared(&self.parent).as_ref().map(Parent::names);
+        names.unwrap_or_default().into_iter().skip(1).collect()
     }
     fn layer_id(&self) -> Option<String> {
         let id = lock(&self.space).journal.headers.raw.data_write_guid;

@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::layout::{PARENT_TYPE, RawLocator, RawLocatorEntry};
-use crate::formats::windows::{from_windows, to_windows};
+use crate::formats::windows::{names, to_windows};
 use crate::{Error, Result};
 
 const LINKAGE: &str = "parent_linkage";
@@ -19,11 +19,30 @@ const MOST: u16 = 64;
 pub struct Parent {
     /// Ids, one of which the disk below must have as its data-write id.
     pub ids: Vec<uuid::Uuid>,
-    /// Its name here.
-    pub name: String,
+    /// Its paths by their keys as stored, the best first.
+    paths: Vec<(&'static str, String)>,
 }
 
 impl Parent {
+    /// A disk by its name here.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a name that would not come back as it was.
+    pub fn named(ids: Vec<uuid::Uuid>, name: &str) -> Result<Self> {
+        let (path, relative) = to_windows(name)?;
+        let key = if relative { RELATIVE } else { ABSOLUTE };
+        Ok(Self {
+            ids,
+            paths: vec![(key, path)],
+        })
+    }
+
+    /// The names that the disk may be found by, the best first.
+    pub fn names(&self) -> Vec<String> {
+        let paths = self.paths.iter().map(|(key, path)| (path.as_str(), *key == RELATIVE));
+        names(&paths.collect::<Vec<_>>())
+    }
+
     /// Reads the item.
     ///
     /// # Errors
@@ -62,31 +81,27 @@ impl Parent {
         if ids.is_empty() {
             return Err(Error::corrupt("the parent locator has no parent_linkage"));
         }
-        let name = get(RELATIVE)
-            .map(|path| from_windows(path, true))
-            .or_else(|| {
-                get(ABSOLUTE)
-                    .or_else(|| get(VOLUME))
-                    .map(|path| from_windows(path, false))
-            })
-            .ok_or_else(|| Error::corrupt("the parent locator has no path"))?;
+        let paths: Vec<_> = [RELATIVE, ABSOLUTE, VOLUME]
+            .into_iter()
+            .filter_map(|key| Some((key, get(key)?.to_owned())))
+            .collect();
+        if paths.is_empty() {
+            return Err(Error::corrupt("the parent locator has no path"));
+        }
         Ok(Self {
             ids: ids.into_iter().filter(|id| !id.is_nil()).collect(),
-            name,
+            paths,
         })
     }
 
     /// The item for a disk below.
     ///
     /// # Errors
-    /// `InvalidArgument` for a name that would not come back as it was.
+    /// `InvalidArgument` for a path that is too long.
     pub fn encode(&self) -> Result<Vec<u8>> {
-        let (path, relative) = to_windows(&self.name)?;
         let linkage = self.ids.first().copied().unwrap_or_default();
-        let pairs = [
-            (LINKAGE, linkage.braced().to_string()),
-            (if relative { RELATIVE } else { ABSOLUTE }, path),
-        ];
+        let mut pairs = vec![(LINKAGE, linkage.braced().to_string())];
+        pairs.extend(self.paths.iter().cloned());
         let narrow = |n: usize| u16::try_from(n).map_err(|_| Error::invalid("the name of the disk below is too long"));
         let head = RawLocator {
             kind: PARENT_TYPE.to_bytes_le(),
@@ -146,20 +161,15 @@ mod tests {
     #[test]
     fn a_locator_comes_back() {
         for name in ["base.vhdx", "../up/größe.vhdx", "/abs/base.vhdx"] {
-            let parent = Parent {
-                ids: vec![uuid::Uuid::from_u128(7)],
-                name: name.into(),
-            };
+            let parent = Parent::named(vec![uuid::Uuid::from_u128(7)], name).unwrap();
             assert_eq!(Parent::read(&parent.encode().unwrap()).unwrap(), parent);
+            assert_eq!(parent.names()[0], name);
         }
     }
 
     #[test]
     fn a_locator_cut_anywhere_is_corrupt() {
-        let parent = Parent {
-            ids: vec![uuid::Uuid::from_u128(7)],
-            name: "base.vhdx".into(),
-        };
+        let parent = Parent::named(vec![uuid::Uuid::from_u128(7)], "base.vhdx").unwrap();
         let bytes = parent.encode().unwrap();
         for end in 0..bytes.len() {
             assert!(Parent::read(&bytes[..end]).is_err(), "{end}");

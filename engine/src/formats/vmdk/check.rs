@@ -131,7 +131,6 @@ impl SparseExtent {
     fn look(&self, control: &Control) -> Result<Findings> {
         let mut findings = Findings::default();
         let mut places = self.metadata_places();
-        let metadata = places.len();
         let len = self.file.len()?;
         let (count, entries) = (self.tables().count(), self.tables().geometry.entries);
         let mut index = 0;
@@ -153,17 +152,9 @@ impl SparseExtent {
                 Err(e) => return Err(e),
             }
         }
-        let used = u64::try_from(places.len() - metadata).unwrap_or(u64::MAX) * self.grain;
         self.find_shared(&mut places, &mut findings);
         if self.packing == Packing::Plain {
-            let start = self.first_grain_at();
-            let tail_tables: u64 = self
-                .metadata_places()
-                .iter()
-                .filter(|p| p.at * SECTOR >= start)
-                .map(|p| p.len())
-                .sum();
-            findings.leaks = len.saturating_sub(start).saturating_sub(used + tail_tables) / self.grain;
+            findings.leaks = self.gaps(&places, len);
         }
         findings.differing = self.differing_tables(None)?;
         Ok(findings)
@@ -256,6 +247,17 @@ impl SparseExtent {
         findings.shared.sort_unstable();
         findings.shared.dedup();
         findings.end = findings.end.max(end * SECTOR);
+    }
+
+    /// Whole grains between the sorted places of all that is in use, up to the end of the file. Less than one is what lies beside a table.
+    fn gaps(&self, places: &[Place], len: u64) -> u64 {
+        let (mut end, mut gaps) = (self.first_grain_at(), 0);
+        for place in places {
+            let at = place.at.saturating_mul(SECTOR);
+            gaps += at.saturating_sub(end) / self.grain;
+            end = end.max(at.saturating_add(place.len()));
+        }
+        gaps + len.saturating_sub(end) / self.grain
     }
 
     /// Where grains may begin in a file as it was created.

@@ -9,6 +9,7 @@ use super::descriptor::{Descriptor, NO_PARENT, local_name};
 use super::meta::{cid_of, cid_of_commit};
 use super::sparse::{Packing, Run, SparseExtent};
 use super::stream::Stream;
+use crate::formats::windows::names;
 use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, ExtentKind, HostPlace, ImageInfo, Repair, Resize,
 };
@@ -164,6 +165,14 @@ impl Image for VmdkImage {
             format: Some("vmdk".to_owned()),
         })
     }
+    fn other_backing_names(&self) -> Vec<String> {
+        let hint = self.descriptor().as_ref().and_then(|(d, _)| d.parent_hint.clone());
+        let mut names = hint.map_or(Vec::new(), |hint| names(&[(&hint, true)]));
+        if let Some(BackingReference { name, .. }) = self.backing() {
+            names.retain(|other| *other != name);
+        }
+        names
+    }
     fn info(&self) -> Result<ImageInfo> {
         let cluster = self.sparse_extents().next().map(|e| e.grain);
         Ok(ImageInfo {
@@ -277,7 +286,9 @@ impl VmdkImage {
         if let Some((descriptor, _)) = self.descriptor().as_ref() {
             facts.insert("cid".into(), descriptor.cid.into());
             facts.insert("parent-cid".into(), descriptor.parent_cid.into());
-            facts.insert("create-type".into(), descriptor.create_type.clone().into());
+            if !descriptor.create_type.is_empty() {
+                facts.insert("create-type".into(), descriptor.create_type.clone().into());
+            }
         }
         facts.insert(
             "extents".into(),

@@ -26,6 +26,8 @@ const ZERO_GRAINS: u32 = 1 << 2;
 const COMPRESSED: u32 = 1 << 16;
 /// `flags`: grains and metadata have markers before them.
 const MARKERS: u32 = 1 << 17;
+/// `compression`: grains are zlib streams.
+const DEFLATE: u16 = 1;
 
 /// The header: first sector of the file, and of a stream's footer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -107,9 +109,7 @@ impl RawHeader {
         {
             return Err(Error::corrupt("the newline characters were changed by a text transfer").at("header"));
         }
-        if flags & COMPRESSED != 0 && self.compression.get() > 1 {
-            return Err(Error::unsupported(format!("compression algorithm {}", self.compression)).at("header"));
-        }
+        let compressed = self.is_compressed()?;
         let grain = self.grain_size.get();
         if !grain.is_power_of_two() || grain > 1 << 17 {
             return Err(bad("grain_size", grain, "a power of two of sectors up to 64 MiB"));
@@ -131,7 +131,7 @@ impl RawHeader {
             redundant: self.checked_redundant()?,
             overhead: bytes("overhead", self.overhead.get())?,
             zero_grains: flags & ZERO_GRAINS != 0,
-            compressed: flags & COMPRESSED != 0,
+            compressed,
             markers: flags & MARKERS != 0,
             raw: *self,
         };
@@ -139,6 +139,19 @@ impl RawHeader {
         Ok(header)
     }
 
+    /// Flag and algorithm both tell; QEMU goes by the algorithm alone, VMware's writers set both. Of grains that are taken for compressed the
+    /// sums show it where they are not; markers before grains that are not cannot be told from data.
+    fn is_compressed(&self) -> Result<bool> {
+        let flags = self.flags.get();
+        match (flags & COMPRESSED != 0, self.compression.get()) {
+            (_, algorithm @ 2..) => Err(Error::unsupported(format!("compression algorithm {algorithm}")).at("header")),
+            (false, 0) if flags & MARKERS != 0 => Err(Error::corrupt(format!(
+                "the flags {flags:#x} say that grains have markers, yet not that they are compressed"
+            ))
+            .at("header.flags")),
+            (flag, algorithm) => Ok(flag || algorithm == DEFLATE),
+        }
+    }
     fn checked_descriptor(&self) -> Result<Option<(u64, u64)>> {
         let offset = bytes("descriptor_offset", self.descriptor_offset.get())?;
         let len = bytes("descriptor_size", self.descriptor_size.get())?;
@@ -189,19 +202,9 @@ impl Header {
     pub fn tables(&self) -> u64 {
         self.capacity.div_ceil(self.table_covers())
     }
-    /// Whether a footer belongs to this header.
+    /// Whether a footer belongs to this header. Where the descriptor is, the header says; not every writer repeats it.
     pub fn same_extent(&self, footer: &Self) -> bool {
-        let of = |h: &Self| {
-            (
-                h.version,
-                h.capacity,
-                h.grain,
-                h.entries,
-                h.descriptor,
-                h.compressed,
-                h.markers,
-            )
-        };
+        let of = |h: &Self| (h.version, h.capacity, h.grain, h.entries, h.compressed, h.markers);
         of(self) == of(footer)
     }
 }

@@ -30,9 +30,13 @@ mod tables;
 mod write;
 
 #[cfg(test)]
+mod grow_tests;
+#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod mend_tests;
+#[cfg(test)]
+mod open_tests;
 #[cfg(test)]
 mod stream_tests;
 #[cfg(test)]

@@ -8,6 +8,7 @@ use zerocopy::little_endian::{U32, U64};
 
 use super::descriptor::{
     Access, Descriptor, ExtentLine, ExtentType, LOOKED_AT, NO_PARENT, local_name, looks_like_descriptor,
+    may_be_descriptor,
 };
 use super::esx::{COWD_MAGIC, SESPARSE_MAGIC};
 use super::image::{Body, DescriptorPlace, Part, VmdkImage};
@@ -65,6 +66,7 @@ pub(super) fn open(main: StorageRef, env: &OpenEnv<'_>) -> Result<VmdkImage> {
             let extent = open_esx(&main, env)?;
             alone(main, extent, None, env)
         }
+        None if may_be_descriptor(&head) => open_text(main, env),
         None => Err(Error::not_this_format("neither a VMDK descriptor nor a sparse extent")),
     }
 }
@@ -120,8 +122,8 @@ fn open_hosted_main(main: StorageRef, env: &OpenEnv<'_>) -> Result<VmdkImage> {
 /// A descriptor in its sectors: text, then NULs; some writers leave other text behind the first NUL, which nobody reads.
 fn embedded(raw: &[u8], limits: &Limits) -> Result<Descriptor> {
     let end = raw.iter().position(|b| *b == 0).unwrap_or(raw.len());
-    let descriptor =
-        Descriptor::parse(raw.get(..end).unwrap_or_default(), limits).map_err(|e| e.at("embedded descriptor"))?;
+    let descriptor = Descriptor::parse_embedded(raw.get(..end).unwrap_or_default(), limits)
+        .map_err(|e| e.at("embedded descriptor"))?;
     if descriptor.extents.len() > 1 {
         return Err(Error::corrupt(
             "an embedded descriptor names more than the one extent it is in",
@@ -150,6 +152,9 @@ fn from_descriptor(
     let Some((found, _)) = &descriptor else {
         return Err(Error::corrupt("no descriptor"));
     };
+    if found.create_type.is_empty() {
+        return Err(Error::corrupt("the descriptor has no createType"));
+    }
     if !CREATE_TYPES.contains(&found.create_type.as_str()) {
         let kind = found.create_type.escape_debug();
         return Err(Error::unsupported(format!("Unsupported image type '{kind}'")));

@@ -1,8 +1,8 @@
 //! Growing. A crash at any write leaves the old image or the new one.
 //!
-//! Flat: the file is lengthened and flushed, then the descriptor says so. Sparse: new tables (zeroes) and, where the directory's sectors
-//! are full, a new directory go behind the end of the file and are flushed; the header's sector then makes them true; the
-//! descriptor follows.
+//! Flat: the file is lengthened and flushed, then the descriptor says so. Sparse: entries of the tables past the old end are taken out; new
+//! tables (zeroes) and, where the directory's sectors are full, a new directory go behind the end of the file and are flushed; the
+//! header's sector then makes them true; the descriptor follows.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -13,11 +13,14 @@ use zerocopy::little_endian::U64;
 use super::image::{Body, VmdkImage};
 use super::layout::{Header, SECTOR};
 use super::sparse::{Packing, Run, SparseExtent};
+use super::tables::{Entry, Grain};
 use crate::image::{Preallocation, Resize};
 use crate::{Error, Result, StorageRef};
 
 /// Guest bytes of an extent in the split subformats at most.
 const SPLIT: u64 = 2 << 30;
+/// Bytes of changed tables that are held at most.
+const HELD: u64 = 8 << 20;
 
 impl VmdkImage {
     pub fn grow(&self, to: &Resize) -> Result<()> {
@@ -105,6 +108,7 @@ impl SparseExtent {
             return Err(Error::unsupported("ESX sparse extents cannot grow"));
         };
         self.clear_tail(old, new)?;
+        self.forget_past(old)?;
         if new <= self.capacity() {
             return Ok(());
         }
@@ -131,9 +135,34 @@ impl SparseExtent {
         if end > old
             && let (Run::Data(place), len) = self.run_of_grain(old, end - old)?
         {
-            self.file.write_zeroes(place, len, false)?;
+            self.zero_place(place, len, false)?;
         }
         Ok(())
+    }
+
+    /// Takes out what the tables say of grains past the old end, in the file as well: another program may have left something there, or the
+    /// descriptor shows a part of the extent only.
+    fn forget_past(&self, old: u64) -> Result<()> {
+        let (entries, count) = (self.tables().geometry.entries, self.tables().count());
+        let mut grain = old.div_ceil(self.grain);
+        while grain / entries < count {
+            let (index, slot) = self.slot(grain);
+            grain = match self.table(index)? {
+                Err(empty) => index.saturating_add(empty).saturating_mul(entries),
+                Ok(table) => {
+                    let mut rest = table.iter().skip(usize::try_from(slot).unwrap_or(usize::MAX));
+                    if rest.any(|entry| entry.grain() != Grain::Unallocated) {
+                        let _growth = self.growth();
+                        self.set_run(grain, entries - slot, |_| Entry::UNALLOCATED)?;
+                    }
+                    (index + 1).saturating_mul(entries)
+                }
+            };
+            if self.tables().dirty_bytes() > HELD {
+                self.flush(true)?;
+            }
+        }
+        self.flush(true)
     }
     fn run_of_grain(&self, at: u64, len: u64) -> Result<(Run, u64)> {
         if at / self.grain >= self.capacity().div_ceil(self.grain) {

@@ -134,3 +134,48 @@ fn zeroes_over_a_base_with_data_are_stored_in_a_stream() {
     );
     assert_clean(image.as_ref());
 }
+
+/// A stream of three grains and its content; the header's flags are at 8, the algorithm at 77.
+fn a_stream() -> (Vec<u8>, Vec<u8>) {
+    let storage = Arc::new(MemoryStorage::new("d.vmdk", created(3 * GRAIN, stream_options())));
+    let image = open_on(storage.clone()).unwrap();
+    let data: Vec<u8> = (0..3 * GRAIN).map(|i| (i / 700) as u8).collect();
+    image.write(0, &data, &NothingBelow).unwrap();
+    image.close().unwrap();
+    (storage.contents(), data)
+}
+
+/// qemu-img 10.0.2 reads the first two right, and takes compressed bytes for the guest's in the last three.
+#[test]
+fn compressed_grains_are_never_taken_for_guest_data() {
+    let (good, data) = a_stream();
+    for (flags, algorithm, readable) in [
+        (0x30001u32, 1u16, true),
+        (0x20001, 1, true),
+        (0x10001, 1, false),
+        (0x1, 1, false),
+        (0x30001, 0, true),
+        (0x10001, 0, false),
+        (0x20001, 0, false),
+    ] {
+        let mut bytes = good.clone();
+        for header in [0, good.len() - 1024] {
+            bytes[header + 8..header + 12].copy_from_slice(&flags.to_le_bytes());
+            bytes[header + 77..header + 79].copy_from_slice(&algorithm.to_le_bytes());
+        }
+        let mut seen = vec![0; data.len()];
+        let read = open_on(Arc::new(MemoryStorage::new("d.vmdk", bytes))).and_then(|image| image.read(0, &mut seen));
+        assert_eq!(read.is_ok(), readable, "{flags:#x} {algorithm}: {read:?}");
+        assert!(!readable || seen == data, "{flags:#x} {algorithm}");
+    }
+}
+
+#[test]
+fn a_footer_need_not_repeat_where_the_descriptor_is() {
+    let (mut bytes, data) = a_stream();
+    let footer = bytes.len() - 1024;
+    assert_eq!(bytes[footer..footer + 4], *b"KDMV");
+    bytes[footer + 28..footer + 44].fill(0);
+    let image = open_on(Arc::new(MemoryStorage::new("d.vmdk", bytes))).unwrap();
+    assert!(whole(image.as_ref()) == data);
+}

@@ -32,7 +32,7 @@ impl Gate for Files {
     fn open(&self, reference: &Reference<'_>) -> Result<Node> {
         let found = self.0.lock().unwrap().get(reference.name).cloned();
         found
-            .map(|file| Node::new(file, "raw"))
+            .map(|file| Node::new(file, reference.format.unwrap_or("raw")))
             .ok_or_else(|| Error::denied(format!("no file {:?}", reference.name)))
     }
     fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {

@@ -182,7 +182,7 @@ impl SparseExtent {
         self.refuse_metadata(place, bytes.len() as u64)?;
         self.file.write_at(place, bytes)
     }
-    fn zero_place(&self, place: u64, len: u64, unmap: bool) -> Result<()> {
+    pub fn zero_place(&self, place: u64, len: u64, unmap: bool) -> Result<()> {
         self.refuse_metadata(place, len)?;
         self.file.write_zeroes(place, len, unmap)
     }

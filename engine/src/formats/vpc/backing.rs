@@ -46,7 +46,7 @@ pub fn change(image: &VpcImage, backing: Option<&BackingReference>, below: Optio
     blocks.write_header(&mut space, header, name, &mut footer)?;
     blocks.publish(&mut space, footer)?;
     *writing(&image.footer) = footer;
-    *writing(&blocks.parent) = backing.map(|b| b.name.clone());
+    *writing(&blocks.parent) = backing.map(|b| vec![b.name.clone()]);
     Ok(())
 }
 

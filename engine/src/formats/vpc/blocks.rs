@@ -41,8 +41,8 @@ pub struct Blocks {
     pub(super) whole: RwLock<HashSet<usize>>,
     /// Something was written since the last flush.
     pub(super) unstable: AtomicBool,
-    /// Name of the disk below; `None` for a dynamic disk.
-    pub(super) parent: RwLock<Option<String>>,
+    /// Names of the disk below, the best first; `None` for a dynamic disk.
+    pub(super) parent: RwLock<Option<Vec<String>>>,
     /// Entries must be checked before each use: the image is open for a check although they are wrong.
     suspect: bool,
     block_size: u64,

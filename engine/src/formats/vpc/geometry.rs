@@ -1,7 +1,7 @@
 //! Cylinders, heads and sectors, and the virtual size that follows from them.
 //!
-//! Virtual PC takes the size of a disk from its geometry; Hyper-V and others take the size field. A program that opens an image has to
-//! know who made it. The rules are those of QEMU 10.
+//! Virtual PC takes the size of a disk from its geometry; Hyper-V, VirtualBox, Azure and others take the size field. A program that opens
+//! an image has to know who made it. The rules are those of QEMU 10.
 
 use super::layout::{MAX_SECTORS, RawFooter, SECTOR};
 use crate::{Error, Result};
@@ -89,13 +89,18 @@ pub enum SizeRule {
     CurrentSize,
 }
 
-/// Programs whose images have the disk's size in the size field.
-const EXACT: [&[u8; 4]; 5] = [b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS"];
+/// Programs whose images have the disk's size in the geometry: Virtual PC, and QEMU where it rounds a size up.
+const BY_GEOMETRY: [[u8; 4]; 2] = [*b"vpc ", *b"qemu"];
 
 /// Whether the size of an image by this program is in the size field rather than in the geometry.
 pub fn is_exact(creator: [u8; 4]) -> bool {
-    // disk2vhd writes its name with a NUL or a blank.
-    EXACT.iter().any(|known| **known == creator) || creator == *b"d2v\0"
+    !BY_GEOMETRY.contains(&creator)
+}
+
+/// Where the disk ends for those readers of the footer that show most of it: some go by the size field whoever made the image.
+pub fn farthest_end(footer: &RawFooter) -> u64 {
+    let field = footer.current_size.get();
+    virtual_size(footer, SizeRule::Creator).map_or(field, |size| size.max(field))
 }
 
 /// Bytes that the guest sees.
@@ -148,6 +153,39 @@ mod tests {
                 sectors: track,
             };
             assert_eq!(Geometry::holding(sectors), (geometry, total), "{sectors}");
+        }
+    }
+    /// As qemu-img 10.0.2 sizes images of 20480 sectors with a geometry of 301 x 4 x 17 that these programs made.
+    #[test]
+    fn two_programs_go_by_the_geometry() {
+        let mut footer: RawFooter = zerocopy::FromZeros::new_zeroed();
+        footer.current_size = (20480 * SECTOR).into();
+        (footer.cylinders, footer.heads, footer.sectors) = (301.into(), 4, 17);
+        let size = |creator: &[u8; 4]| {
+            let footer = RawFooter {
+                creator: *creator,
+                ..footer
+            };
+            virtual_size(&footer, SizeRule::Creator).unwrap() / SECTOR
+        };
+        for creator in [b"vpc ", b"qemu"] {
+            assert_eq!(size(creator), 301 * 4 * 17, "{creator:?}");
+        }
+        for creator in [
+            b"win ",
+            b"vbox",
+            b"vs  ",
+            b"wa\0\0",
+            b"vmw ",
+            b"qem2",
+            b"d2v ",
+            b"d2v\0",
+            b"tap\0",
+            b"CTXS",
+            b"\0\0\0\0",
+            b"Star",
+        ] {
+            assert_eq!(size(creator), 20480, "{creator:?}");
         }
     }
 }

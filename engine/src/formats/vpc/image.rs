@@ -78,11 +78,15 @@ impl Image for VpcImage {
         self.size.load(Ordering::Acquire)
     }
     fn backing(&self) -> Option<BackingReference> {
-        let name = reading(&self.blocks.as_ref()?.parent).clone()?;
+        let name = reading(&self.blocks.as_ref()?.parent).as_ref()?.first()?.clone();
         Some(BackingReference {
             name,
             format: Some("vpc".into()),
         })
+    }
+    fn other_backing_names(&self) -> Vec<String> {
+        let names = self.blocks.as_ref().and_then(|b| reading(&b.parent).clone());
+        names.unwrap_or_default().into_iter().skip(1).collect()
     }
     fn layer_id(&self) -> Option<String> {
         let id = reading(&self.footer).raw.unique_id;
@@ -190,7 +194,10 @@ impl Image for VpcImage {
     fn make_empty(&self) -> Result<()> {
         self.may_write()?;
         match &self.blocks {
-            Some(blocks) => blocks.make_empty(),
+            Some(blocks) => {
+                self.refuse_hidden_part()?;
+                blocks.make_empty()
+            }
             None => Err(self.cannot("empty")),
         }
     }

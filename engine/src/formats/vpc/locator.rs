@@ -3,7 +3,7 @@
 use zerocopy::big_endian::U16;
 
 use super::layout::{RawHeader, RawLocator};
-use crate::formats::windows::{from_windows, to_windows};
+use crate::formats::windows::{names, to_windows};
 use crate::storage::read_vec;
 use crate::{Error, Result, Storage};
 
@@ -14,25 +14,32 @@ pub const RELATIVE: [u8; 4] = *b"W2ru";
 /// Absolute path, UTF-16LE.
 pub const ABSOLUTE: [u8; 4] = *b"W2ku";
 
-/// The name of the disk below.
+/// The names that the disk below may be found by, the best first.
 ///
 /// # Errors
-/// `Corrupt` where there is none, or it lies outside the file.
-pub fn parent_name(storage: &dyn Storage, header: &RawHeader) -> Result<String> {
+/// `Corrupt` where there is none, or the best lies outside the file.
+pub fn parent_names(storage: &dyn Storage, header: &RawHeader) -> Result<Vec<String>> {
+    let mut paths = Vec::new();
     for platform in [RELATIVE, ABSOLUTE] {
         for locator in header.locators.iter().filter(|l| l.platform == platform) {
-            let text = text_of(storage, locator)?;
-            if !text.is_empty() {
-                return Ok(from_windows(&text, platform == RELATIVE));
+            match text_of(storage, locator) {
+                Ok(text) => paths.push((text, platform == RELATIVE)),
+                Err(error) if paths.iter().all(|(text, _)| text.is_empty()) => return Err(error),
+                Err(_) => {}
             }
         }
     }
     let units: Vec<u16> = header.parent_name.iter().map(|u| u.get()).collect();
-    let text = trimmed(&units);
-    if text.is_empty() {
+    paths.push((trimmed(&units), true));
+    let paths: Vec<(&str, bool)> = paths
+        .iter()
+        .map(|(text, relative)| (text.as_str(), *relative))
+        .collect();
+    let found = names(&paths);
+    if found.is_empty() {
         return Err(Error::corrupt("the differencing disk does not name the disk below"));
     }
-    Ok(from_windows(&text, true))
+    Ok(found)
 }
 
 fn text_of(storage: &dyn Storage, locator: &RawLocator) -> Result<String> {
@@ -90,6 +97,7 @@ pub fn header_name(name: &str) -> [U16; 256] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::formats::windows::from_windows;
 
     #[test]
     fn stored_names_come_back() {

@@ -15,6 +15,7 @@ mod blocks;
 mod check;
 mod create;
 mod geometry;
+mod hidden;
 mod image;
 mod layout;
 mod locator;

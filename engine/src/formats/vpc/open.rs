@@ -6,7 +6,7 @@
 
 use zerocopy::FromBytes;
 
-use super::geometry::{SizeRule, virtual_size};
+use super::geometry::{SizeRule, farthest_end, virtual_size};
 use super::layout::{DiskKind, FOOTER, FOOTER_COOKIE, Footer, HEADER, Header, RawFooter, RawHeader, SECTOR, UNUSED};
 use super::locator;
 use crate::formats::findings::{Findings, Fix, Severity};
@@ -35,11 +35,10 @@ pub struct Sparse {
     pub table: Vec<u32>,
     /// Where the next block may begin: behind all that is in use, over the footer at the end.
     pub end: u64,
-    /// End of the last block that lies past the disk's end by its geometry, but not by its size field; 0 for none. Programs that go by
-    /// the field show it.
+    /// End of the last block that lies past the disk's end, but not past its [`farthest_end`]; 0 for none. Other programs show it.
     pub hidden_end: u64,
-    /// Name of the disk below.
-    pub parent: Option<String>,
+    /// Names of the disk below, the best first; `None` for a disk without one.
+    pub parent: Option<Vec<String>>,
 }
 
 /// Reads and checks everything but guest data.
@@ -60,9 +59,7 @@ pub fn read(storage: &dyn Storage, rule: SizeRule, limits: &Limits) -> Result<Op
     let data_end = end_footer.unwrap_or(file_len);
     let sparse = match footer.kind {
         DiskKind::Fixed if size > data_end => {
-            return Err(Error::corrupt(format!(
-                "expected {size} bytes of data before the footer, found {data_end}"
-            )));
+            return Err(too_short(&footer.raw, size, data_end));
         }
         DiskKind::Fixed => None,
         kind => Some(sparse(storage, &footer, kind, size, data_end, limits, &mut findings)?),
@@ -73,6 +70,19 @@ pub fn read(storage: &dyn Storage, rule: SizeRule, limits: &Limits) -> Result<Op
         sparse,
         findings,
     })
+}
+
+/// A fixed disk without all of its data.
+fn too_short(footer: &RawFooter, size: u64, data_end: u64) -> Error {
+    let field = footer.current_size.get();
+    let way = if field < size && field <= data_end {
+        format!("; the size field says {field}: open it with force_size_calc=current_size")
+    } else {
+        String::new()
+    };
+    Error::corrupt(format!(
+        "expected {size} bytes of data before the footer, found {data_end}{way}"
+    ))
 }
 
 fn raw_footer(storage: &dyn Storage, offset: u64) -> Result<Option<RawFooter>> {
@@ -197,12 +207,12 @@ fn sparse(
             "the table of {entries} entries at {offset:#x} overlaps a header or ends past the end of the data at {data_end:#x}"
         )));
     };
-    let said = footer.raw.current_size.get().div_ceil(header.block_size).min(entries);
+    let said = farthest_end(&footer.raw).div_ceil(header.block_size).min(entries);
     let mut table = read_table(storage, offset, blocks.max(said))?;
     let hidden = table.split_off(usize::try_from(blocks).unwrap_or(usize::MAX).min(table.len()));
     let last_hidden = hidden.iter().filter(|entry| **entry != UNUSED).max();
     let parent = match kind {
-        DiskKind::Differencing => Some(locator::parent_name(storage, &header.raw)?),
+        DiskKind::Differencing => Some(locator::parent_names(storage, &header.raw)?),
         _ => None,
     };
     let mut end = table_end.max(header.offset + HEADER).next_multiple_of(SECTOR);

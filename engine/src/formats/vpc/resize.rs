@@ -5,6 +5,8 @@
 //! the old disk with all its bytes or the new one. Of a fixed disk that
 //! grows: the footer is written behind the new end before the old one is zeroed, and says the new size after that; of one that shrinks: the new footer
 //! is written over the part to be cut off before it is cut off.
+//!
+//! Where other programs take the disk for a larger one and have data past its end, its size does not change: see [`VpcImage::refuse_hidden`].
 
 use std::sync::atomic::Ordering;
 
@@ -47,6 +49,10 @@ pub fn resize(image: &VpcImage, to: &Resize) -> Result<()> {
             )));
         }
     }
+    if size == now {
+        return Ok(());
+    }
+    image.refuse_hidden()?;
     let footer = with_size(reading(&image.footer).to_owned(), size);
     match &image.blocks {
         Some(blocks) => blocks.resize(now, size, footer),
@@ -114,7 +120,6 @@ impl Blocks {
     fn resize(&self, now: u64, size: u64, footer: Footer) -> Result<()> {
         let mut space = lock(&self.space);
         if size > now {
-            self.refuse_hidden(&space, now)?;
             self.zero_rest(now)?;
         }
         self.flush_locked(&mut space)?;
@@ -123,18 +128,6 @@ impl Blocks {
             self.make_room(&mut space, size)?;
         }
         self.publish(&mut space, footer)
-    }
-
-    /// A larger disk would show zeroes where programs that go by the size field have data.
-    fn refuse_hidden(&self, space: &Space, now: u64) -> Result<()> {
-        if self.hidden_end.load(Ordering::Acquire) == 0 {
-            return Ok(());
-        }
-        let field = space.footer.raw.current_size.get();
-        Err(Error::unsupported(format!(
-            "the disk ends at {now} by its geometry and at {field} by its size field, and there are data between the two; open it with \
-             force_size_calc=current_size to change its size"
-        )))
     }
 
     /// Takes the entries out of the table in the file that are past the disk's end: other programs look at them, too.

@@ -81,8 +81,12 @@ impl Descriptor {
         } else {
             format!("{key}={value}")
         };
-        if let Some(line) = self.lines.iter_mut().find(|l| key_of(l) == Some(key)) {
-            *line = new;
+        let mut found = false;
+        for line in self.lines.iter_mut().filter(|l| key_of(l) == Some(key)) {
+            line.clone_from(&new);
+            found = true;
+        }
+        if found {
             return;
         }
         let after = self.lines.iter().position(|l| key_of(l) == Some("createType"));

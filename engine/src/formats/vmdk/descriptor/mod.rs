@@ -9,7 +9,7 @@ mod parse;
 mod tests;
 
 pub(super) use self::edit::NewDescriptor;
-pub(super) use self::parse::{LOOKED_AT, looks_like_descriptor};
+pub(super) use self::parse::{LOOKED_AT, looks_like_descriptor, may_be_descriptor};
 use crate::formats::windows::from_windows;
 
 /// `parentCID` of a disk without a layer below.
@@ -66,6 +66,7 @@ pub(super) struct Descriptor {
     line_end: &'static str,
     pub cid: u32,
     pub parent_cid: u32,
+    /// Empty where an embedded descriptor does not say it.
     pub create_type: String,
     pub parent_hint: Option<String>,
     pub extents: Vec<ExtentLine>,

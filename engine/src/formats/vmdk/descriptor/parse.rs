@@ -13,17 +13,19 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Bytes of a file that tell whether it is a descriptor.
 pub(in crate::formats::vmdk) const LOOKED_AT: usize = 4096;
 
-/// Whether bytes look like the start of a descriptor file: by its first line, however that is spaced, or as QEMU tells it, by a version
-/// behind comments.
+/// Whether bytes look like the start of a descriptor file: by its first line, however that is spaced, or as QEMU tells it, by a version as
+/// the first line or behind comments.
 pub(in crate::formats::vmdk) fn looks_like_descriptor(head: &[u8]) -> bool {
     let head = head.get(..LOOKED_AT).unwrap_or(head);
     let head = head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(head);
     let mut lines = head
         .split(|b| *b == b'\n')
         .map(|l| l.trim_ascii())
-        .filter(|l| !l.is_empty());
+        .filter(|l| !l.is_empty())
+        .peekable();
     let first: Vec<u8> = lines
-        .next()
+        .peek()
+        .copied()
         .unwrap_or_default()
         .iter()
         .filter(|b| **b != b' ')
@@ -36,16 +38,39 @@ pub(in crate::formats::vmdk) fn looks_like_descriptor(head: &[u8]) -> bool {
         return true;
     }
     let version = |line: &[u8]| [&b"version=1"[..], b"version=2", b"version=3"].contains(&line);
-    let told = first.starts_with(b"#") && lines.find(|l| !l.starts_with(b"#")).is_some_and(version);
-    told && head.windows(11).any(|w| w == b"createType=")
+    let begins = first.starts_with(b"#") || head.starts_with(b"version=");
+    let told = begins && lines.find(|l| !l.starts_with(b"#")).is_some_and(version);
+    told && text_of(head).windows(11).any(|w| w == b"createType=")
+}
+
+/// Whether the start of a file that is said to be a VMDK may be a descriptor's, whatever its first lines are.
+pub(in crate::formats::vmdk) fn may_be_descriptor(head: &[u8]) -> bool {
+    text_of(head).windows(10).any(|w| w == b"createType")
+}
+
+/// What is before the first NUL.
+fn text_of(bytes: &[u8]) -> &[u8] {
+    bytes.split(|b| *b == 0).next().unwrap_or_default()
 }
 
 impl Descriptor {
-    /// Parses a descriptor. NULs at the end are padding; more than a few characters behind them are refused.
+    /// Parses a descriptor file. NULs at the end are padding; more than a few characters behind them are refused.
     ///
     /// # Errors
     /// `Corrupt` that names the line, `Unsupported` for extents on raw devices, `LimitExceeded` for too many extents.
     pub fn parse(raw: &[u8], limits: &Limits) -> Result<Self> {
+        let found = Self::parse_embedded(raw, limits)?;
+        if found.create_type.is_empty() {
+            return Err(Error::corrupt("the descriptor has no createType"));
+        }
+        Ok(found)
+    }
+
+    /// The same for the descriptor in an extent, whose header says all that is needed to read it: it may leave out the type.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn parse_embedded(raw: &[u8], limits: &Limits) -> Result<Self> {
         if raw.len() as u64 > MAX_DESCRIPTOR {
             return Err(Error::limit(format!(
                 "a descriptor of {} bytes; at most 1 MiB is read",
@@ -58,7 +83,7 @@ impl Descriptor {
         if !is_padding(padding) {
             return Err(Error::corrupt("the descriptor's text is followed by other data"));
         }
-        if let Some(b) = text.iter().find(|b| **b < b' ' && !b.is_ascii_whitespace()) {
+        if let Some(b) = stray_byte(text) {
             return Err(Error::corrupt(format!("the descriptor's text holds the byte {b:#04x}")));
         }
         let (text, bytewise) = match std::str::from_utf8(text) {
@@ -78,12 +103,13 @@ impl Descriptor {
         }
         let hex = |key, default| match value(&lines, key)? {
             None => Ok(default),
-            Some(v) => u32::from_str_radix(v, 16)
+            Some(v) => u32::from_str_radix(v.strip_prefix("0x").unwrap_or(v), 16)
                 .map_err(|_| Error::corrupt(format!("{key} is \"{}\", expected hex digits", v.escape_debug()))),
         };
-        let create_type = value(&lines, "createType")?
-            .filter(|t| t.len() < 64)
-            .ok_or_else(|| Error::corrupt("no createType, or one of 64 characters and more"))?;
+        let create_type = value(&lines, "createType")?.unwrap_or_default();
+        if create_type.len() >= 64 {
+            return Err(Error::corrupt("a createType of 64 characters and more"));
+        }
         let hint = value(&lines, "parentFileNameHint")?.filter(|h| !h.is_empty());
         Ok(Self {
             cid: hex("CID", 0)?,
@@ -101,6 +127,14 @@ impl Descriptor {
     }
 }
 
+/// A control byte where it can be of a name or a number: not in a comment, nor as white space.
+fn stray_byte(text: &[u8]) -> Option<u8> {
+    let lines = text.split(|b| *b == b'\n').map(|l| l.trim_ascii_start());
+    let mut told = lines.filter(|l| !l.starts_with(b"#")).flatten();
+    told.find(|b| **b < b' ' && !b.is_ascii_whitespace() && **b != b'\x0b')
+        .copied()
+}
+
 /// NULs, and the few characters that remain of a longer text: QEMU leaves them when a new CID has fewer digits than the old one.
 fn is_padding(bytes: &[u8]) -> bool {
     let rest: Vec<u8> = bytes.iter().copied().filter(|b| *b != 0).take(REMAINS + 1).collect();
@@ -112,14 +146,14 @@ pub(super) fn key_of(line: &str) -> Option<&str> {
     Some(key.trim()).filter(|k| !k.starts_with('#'))
 }
 
-/// The value of a key without its quotes. A key that stands twice is refused: readers differ in which one counts.
+/// The value of a key without its quotes. A key that stands twice with different values is refused: readers differ in which one counts.
 pub(super) fn value<'a>(lines: &'a [String], key: &str) -> Result<Option<&'a str>> {
     let mut found = lines
         .iter()
         .filter(|l| key_of(l) == Some(key))
         .filter_map(|l| l.split_once('='));
     let first = found.next().map(|(_, v)| v.trim());
-    if found.next().is_some() {
+    if found.any(|(_, v)| Some(v.trim()) != first) {
         return Err(Error::corrupt(format!("the descriptor has {key} twice")));
     }
     Ok(first.map(|v| v.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(v)))
@@ -187,6 +221,8 @@ fn parse_extent(line: &str, access: Access, number: usize) -> Result<ExtentLine>
     };
     let rest = rest.split_whitespace().next();
     let offset = match (rest, kind) {
+        // Programs that stop at the first character that is no digit read this as 0, too.
+        (Some("0x0"), ExtentType::Flat) => 0,
         (Some(o), ExtentType::Flat) => o.parse::<u64>().map_err(|_| invalid())?,
         (None, ExtentType::Flat) if word == "FLAT" => return Err(invalid()),
         (Some(o), ExtentType::Sparse | ExtentType::VmfsSparse | ExtentType::SeSparse) if o != "0" => {

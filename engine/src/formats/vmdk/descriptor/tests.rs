@@ -38,11 +38,18 @@ fn a_descriptor_is_known_by_its_first_line_or_by_its_version() {
         assert!(looks_like_descriptor(text.as_bytes()), "{first}");
         assert_eq!(parse(&text).unwrap().extents.len(), 2, "{first}");
     }
+    for text in [&TEXT[22..], &TEXT[22..].replace('\n', "\r\n")] {
+        assert!(text.starts_with("version=1"));
+        assert!(looks_like_descriptor(text.as_bytes()), "{text}");
+    }
     for text in [
         "",
         "#",
         "# Disk",
-        "version=1\ncreateType=\"custom\"\n",
+        "version=1\n",
+        "version = 1\ncreateType=\"custom\"\n",
+        "\nversion=1\ncreateType=\"custom\"\n",
+        "version=1\n\0createType=\"custom\"\n",
         "# x\nversion=1\n",
         "# x\nversion=10\ncreateType=",
     ] {
@@ -133,6 +140,46 @@ fn lines_that_cannot_be_meant_are_refused() {
         assert_ne!(text, TEXT);
         assert!(parse(&text).is_err(), "{from:?} -> {to:?}");
     }
+}
+
+/// As qemu-img 10.0.2 reads them.
+#[test]
+fn what_makes_no_difference_is_read() {
+    for (from, to) in [
+        ("CID=0000abcd", "CID=0000abcd\nCID=0000abcd"),
+        ("CID=0000abcd", "CID=0xabcd"),
+        (" 7\n", " 7\n# \x01\n"),
+        (" 7\n", " 7\n\x0b\n"),
+    ] {
+        let d = parse(&TEXT.replace(from, to)).unwrap();
+        assert_eq!((d.cid, d.extents[0].offset), (0xabcd, 7 * 512), "{to:?}");
+        assert_eq!(d.text(), TEXT.replace(from, to).as_bytes());
+    }
+    let d = parse(&TEXT.replace(" 7\n", " 0x0\n")).unwrap();
+    assert_eq!(d.extents[0].offset, 0);
+    assert!(
+        parse(&TEXT.replace(" 7\n", " 0x7\n")).is_err(),
+        "qemu-img takes it for 0"
+    );
+}
+
+#[test]
+fn a_key_that_stands_twice_is_changed_in_both_places() {
+    let twice = TEXT.replace("CID=0000abcd", "CID=0000abcd\nCID=0000abcd");
+    let mut d = parse(&twice).unwrap();
+    d.set_cid(1);
+    let changed = twice.replace("CID=0000abcd", "CID=00000001");
+    assert_eq!(String::from_utf8(d.text()).unwrap(), changed);
+    assert_eq!(parse(&changed).unwrap().cid, 1);
+    assert!(parse(&changed.replacen("CID=00000001", "CID=00000002", 1)).is_err());
+}
+
+#[test]
+fn only_an_embedded_descriptor_may_leave_out_its_type() {
+    let text = TEXT.replace("createType=\"custom\"\n", "");
+    assert!(parse(&text).is_err());
+    let d = Descriptor::parse_embedded(text.as_bytes(), &Limits::default()).unwrap();
+    assert_eq!((d.create_type.as_str(), d.cid), ("", 0xabcd));
 }
 
 #[test]

@@ -3,12 +3,14 @@
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::layout::{FOOTER, HEADER, RawFooter, SECTOR, UNUSED};
-use super::{BLOCK, filled, open_on, open_to_check};
-use crate::Control;
-use crate::ErrorKind;
+use super::{BLOCK, created, filled, open_on, open_to_check};
+use crate::formats::FormatDriver;
 use crate::formats::testing::{file, seen, to_size};
+use crate::formats::vpc::Vpc;
 use crate::image::{NothingBelow, Repair};
+use crate::options::Options;
 use crate::storage::MemoryStorage;
+use crate::{Control, ErrorKind, Limits, OpenEnv};
 
 #[test]
 fn a_lost_footer_at_the_end_is_written_again() {
@@ -60,7 +62,12 @@ fn space_that_nothing_refers_to_is_given_back() {
 
 /// Changes both footers of an image.
 fn with_footers(bytes: &mut [u8], change: impl Fn(&mut RawFooter)) {
-    for at in [0, bytes.len() - FOOTER as usize] {
+    change_footers(bytes, Some(0), change);
+}
+
+/// Changes the footer at the end of an image, and the copy at `front`.
+fn change_footers(bytes: &mut [u8], front: Option<usize>, change: impl Fn(&mut RawFooter)) {
+    for at in front.into_iter().chain([bytes.len() - FOOTER as usize]) {
         let footer = &mut bytes[at..at + FOOTER as usize];
         let mut raw = RawFooter::read_from_bytes(footer).unwrap();
         change(&mut raw);
@@ -72,7 +79,7 @@ fn entry(bytes: &[u8], block: usize) -> u32 {
     u32::from_be_bytes(bytes[1536 + block * 4..1540 + block * 4].try_into().unwrap())
 }
 
-/// As VirtualBox makes them: the geometry has fewer sectors than the size field, and the last block has data.
+/// As programs that go by the size field leave a disk of Virtual PC: the geometry has fewer sectors, and the last block has data.
 fn larger_than_its_geometry() -> Vec<u8> {
     let storage = file(filled(false).0);
     let image = open_on(storage.clone()).unwrap();
@@ -82,7 +89,7 @@ fn larger_than_its_geometry() -> Vec<u8> {
     image.close().unwrap();
     let mut bytes = storage.contents();
     with_footers(&mut bytes, |raw| {
-        raw.creator = *b"vbox";
+        raw.creator = *b"vpc ";
         (raw.cylinders, raw.heads, raw.sectors) = (35.into(), 4, 17);
     });
     bytes
@@ -101,21 +108,82 @@ fn blocks_between_the_geometry_and_the_size_field_are_in_use() {
 }
 
 #[test]
-fn a_disk_does_not_grow_over_blocks_past_its_geometry() {
+fn a_disk_with_blocks_past_its_geometry_keeps_its_size() {
     let bytes = larger_than_its_geometry();
     let storage = file(bytes.clone());
     let image = open_on(storage.clone()).unwrap();
-    let error = image.resize(&to_size(300 * BLOCK)).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    for size in [300 * BLOCK, 200 * BLOCK] {
+        let error = image.resize(&to_size(size)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(storage.contents() == bytes);
+    }
+    image.resize(&to_size(image.virtual_size())).unwrap();
     assert!(storage.contents() == bytes);
-    image.resize(&to_size(200 * BLOCK)).unwrap();
-    assert_eq!(
-        entry(&storage.contents(), 299),
-        UNUSED,
-        "a smaller disk has no block there"
-    );
-    image.resize(&to_size(300 * BLOCK)).unwrap();
-    assert!(seen(image.as_ref(), 0)[200 * BLOCK as usize..].iter().all(|b| *b == 0));
+}
+
+/// A disk whose last 100 bytes lie past the end that the geometry says, in its last block where it has blocks.
+fn with_a_hidden_part(subformat: &str, creator: [u8; 4]) -> Vec<u8> {
+    const SECTORS: u64 = 35 * 4 * 17 + 2;
+    let options = Options::new().with("subformat", subformat);
+    let storage = file(created(SECTORS * SECTOR, options));
+    let image = open_on(storage.clone()).unwrap();
+    image
+        .write(SECTORS * SECTOR - 100, &[0x54; 100], &NothingBelow)
+        .unwrap();
+    image.close().unwrap();
+    let mut bytes = storage.contents();
+    let front = if subformat == "fixed" { None } else { Some(0) };
+    change_footers(&mut bytes, front, |raw| {
+        raw.creator = creator;
+        (raw.cylinders, raw.heads, raw.sectors) = (35.into(), 4, 17);
+    });
+    bytes
+}
+
+#[test]
+fn the_last_sectors_of_a_disk_count_by_its_size_field() {
+    for subformat in ["fixed", "dynamic"] {
+        for creator in [b"vbox", b"wa\0\0", b"vs  ", b"vmw ", b"\0\0\0\0"] {
+            let storage = file(with_a_hidden_part(subformat, *creator));
+            let image = open_on(storage).unwrap();
+            let before = seen(image.as_ref(), 0);
+            assert!(before.ends_with(&[0x54; 100]), "{subformat} {creator:?}");
+            image.resize(&to_size(before.len() as u64 + (1 << 20))).unwrap();
+            assert!(seen(image.as_ref(), 0).starts_with(&before), "{subformat} {creator:?}");
+        }
+    }
+}
+
+#[test]
+fn sectors_past_the_geometry_are_neither_zeroed_nor_cut_off() {
+    for subformat in ["fixed", "dynamic"] {
+        let bytes = with_a_hidden_part(subformat, *b"vpc ");
+        let storage = file(bytes.clone());
+        let image = open_on(storage.clone()).unwrap();
+        let size = image.virtual_size();
+        assert_eq!(size, 35 * 4 * 17 * SECTOR);
+        for to in [size + SECTOR, size + (4 << 20), size - SECTOR] {
+            let error = image.resize(&to_size(to)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{subformat}: {error}");
+        }
+        if subformat == "dynamic" {
+            assert!(image.make_empty().is_err());
+        }
+        image.resize(&to_size(size)).unwrap();
+        assert!(storage.contents() == bytes, "{subformat}");
+    }
+}
+
+#[test]
+fn a_fixed_disk_with_a_geometry_past_its_data_opens_by_its_size_field() {
+    let mut bytes = with_a_hidden_part("fixed", *b"vpc ");
+    change_footers(&mut bytes, None, |raw| raw.cylinders = 36.into());
+    let error = open_on(file(bytes.clone())).err().unwrap();
+    assert!(error.to_string().contains("force_size_calc=current_size"), "{error}");
+    let options = Options::new().with("force_size_calc", "current_size");
+    let limits = Limits::default();
+    let image = Vpc.open(file(bytes), &options, &OpenEnv::closed(&limits)).unwrap();
+    assert!(seen(image.as_ref(), 0).ends_with(&[0x54; 100]));
 }
 
 #[test]
