@@ -68,7 +68,8 @@ const ENCRYPT: &[OptionSpec] = &[
     ),
 ];
 
-/// Hints to the file system about the file below an image.
+/// What the file system is told about the file below an image. A new file has no length yet: there is nothing to reserve, unless the format
+/// itself does.
 const FILE: &[OptionSpec] = &[
     OptionSpec {
         name: "extent_size_hint",
@@ -82,15 +83,35 @@ const FILE: &[OptionSpec] = &[
         default: None,
         help: "Turn off copy-on-write (valid only on btrfs)",
     },
+    OptionSpec {
+        name: "preallocation",
+        kind: OptionKind::Choice(&["off", "falloc", "full"]),
+        default: None,
+        help: "Preallocation mode (allowed values: off, falloc, full)",
+    },
 ];
 
 /// The options that the format itself has, without those of the file.
-pub fn of_format(format: &str, table: &[OptionSpec]) -> Vec<OptionSpec> {
+pub fn of_format(driver: &dyn FormatDriver, table: &[OptionSpec]) -> Vec<OptionSpec> {
     // A raw image is its file, and so is all but the header of a LUKS volume: how space is reserved is a matter of the file.
-    let of_file = |s: &&OptionSpec| {
-        FILE.iter().any(|f| f.name == s.name) || ["raw", "luks"].contains(&format) && s.name == "preallocation"
-    };
+    let own = |name| has(driver, name) && !["raw", "luks"].contains(&driver.name());
+    let of_file = |s: &&OptionSpec| FILE.iter().any(|f| f.name == s.name) && !own(s.name);
     table.iter().filter(|s| !of_file(s)).copied().collect()
+}
+
+fn has(driver: &dyn FormatDriver, option: &str) -> bool {
+    driver.create_options().iter().any(|o| o.name == option)
+}
+
+/// Takes the options out that are for the file below, and that the format does not have itself.
+pub fn take_file(driver: &dyn FormatDriver, options: &mut Options) -> Options {
+    let mut taken = Options::new();
+    for spec in FILE.iter().filter(|spec| !has(driver, spec.name)) {
+        if let Some(value) = options.take(spec.name) {
+            taken.set(spec.name, value);
+        }
+    }
+    taken
 }
 
 /// All options of creating an image of a format.

@@ -12,6 +12,8 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use vdisk_engine::{CancelToken, Control, Progress};
 
+use crate::spec::Made;
+
 /// Watches one operation.
 pub struct Meter {
     total: AtomicU64,
@@ -38,15 +40,17 @@ enum Shown {
 
 impl Meter {
     /// Shows progress when asked to, and keeps to `rate` bytes a second where that is given.
-    pub fn new(show: bool, rate: Option<u64>) -> Arc<Self> {
-        Self::at(Place::Stdout, show, rate)
+    ///
+    /// `cancel` is set when the user interrupts.
+    pub fn new(show: bool, rate: Option<u64>, cancel: &CancelToken) -> Arc<Self> {
+        Self::at(Place::Stdout, show, rate, cancel)
     }
     /// The same where standard output is for data.
-    pub fn on_stderr(show: bool, rate: Option<u64>) -> Arc<Self> {
-        Self::at(Place::Stderr, show, rate)
+    pub fn on_stderr(show: bool, rate: Option<u64>, cancel: &CancelToken) -> Arc<Self> {
+        Self::at(Place::Stderr, show, rate, cancel)
     }
 
-    fn at(place: Place, show: bool, rate: Option<u64>) -> Arc<Self> {
+    fn at(place: Place, show: bool, rate: Option<u64>, cancel: &CancelToken) -> Arc<Self> {
         let shown = match show {
             false => Shown::Nothing,
             true if place.is_terminal() => Shown::Bar(bar()),
@@ -61,7 +65,7 @@ impl Meter {
             shown: Mutex::new(shown),
             place,
             pace: rate.filter(|r| *r > 0).map(Pace::new),
-            cancel: CancelToken::new(),
+            cancel: cancel.clone(),
         });
         meter.watch_signals();
         meter
@@ -102,10 +106,15 @@ impl Meter {
         }
     }
 
-    /// SIGUSR1 tells on standard error where the operation is; SIGINT and SIGTERM end it, so that nothing half-written stays.
+    /// SIGUSR1 tells on standard error where the operation is; SIGINT and SIGTERM end it, so that nothing half-written stays. A signal
+    /// that the caller had ignored stays so: `nohup`, or a shell that runs this in the background.
     fn watch_signals(self: &Arc<Self>) {
+        let ignored = ignored_signals();
+        let wanted = [SIGUSR1, SIGINT, SIGTERM]
+            .into_iter()
+            .filter(|n| ignored & (1 << (n - 1)) == 0);
         // Without signals the operation runs all the same.
-        let Ok(mut signals) = Signals::new([SIGUSR1, SIGINT, SIGTERM]) else {
+        let Ok(mut signals) = Signals::new(wanted) else {
             return;
         };
         let meter = Arc::downgrade(self);
@@ -115,7 +124,10 @@ impl Meter {
                     Some(meter) if signal == SIGUSR1 => Place::Stderr.percent(meter.percent(), '\n'),
                     Some(meter) if !meter.cancel.is_cancelled() => meter.cancel.cancel(),
                     // Nothing runs any more, or the user asks again.
-                    _ => std::process::exit(128 + signal),
+                    _ => {
+                        Made::remove_unfinished();
+                        std::process::exit(128 + signal)
+                    }
                 }
             }
         });
@@ -148,6 +160,14 @@ impl Meter {
             }
         }
     }
+}
+
+/// The signals that were ignored when the program began, bit 0 for signal 1; none where the system does not say.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 fn bar() -> ProgressBar {
@@ -186,7 +206,7 @@ impl Progress for Meter {
     }
     fn pace(&self, bytes: u64) {
         if let Some(pace) = &self.pace {
-            pace.wait(bytes);
+            pace.wait(bytes, &self.cancel);
         }
     }
 }
@@ -206,11 +226,16 @@ impl Pace {
             planned: AtomicU64::new(0),
         }
     }
-    fn wait(&self, bytes: u64) {
+    fn wait(&self, bytes: u64, cancel: &CancelToken) {
+        /// How often somebody who waits looks whether the work is still wanted.
+        const LISTEN: Duration = Duration::from_millis(50);
         let before = self.planned.fetch_add(bytes, Ordering::Relaxed);
         let due = Duration::from_secs_f64(before as f64 / self.bytes_per_second as f64);
-        if let Some(left) = due.checked_sub(self.start.elapsed()) {
-            thread::sleep(left);
+        while let Some(left) = due.checked_sub(self.start.elapsed())
+            && !left.is_zero()
+            && !cancel.is_cancelled()
+        {
+            thread::sleep(left.min(LISTEN));
         }
     }
 }

@@ -158,6 +158,17 @@ fn nothing_is_compressed_into_an_image_whose_data_lies_in_another_file() {
 }
 
 #[test]
+fn nothing_is_compressed_into_a_subformat_without_units() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    let options = ["-c", "-O", "vmdk", "-o", "subformat=monolithicFlat"];
+    let (code, error) = fails(dir.path(), &[&["convert"][..], &options, &["disk", "new"]].concat());
+    assert_eq!(code, 1);
+    assert!(error.contains("Compression not supported"), "{error}");
+    assert!(!dir.path().join("new").exists() && !dir.path().join("new-flat").exists());
+}
+
+#[test]
 fn a_conversion_that_fails_halfway_leaves_none_of_the_files_it_made() {
     let dir = tempfile::tempdir().unwrap();
     disk(dir.path());

@@ -141,3 +141,33 @@ fn the_magic_of_an_older_image_goes_when_a_raw_one_is_made() {
     ok(path, &["create", "-q", "-f", "raw", &device.name, "6M"]);
     assert!(ok(path, &["info", &device.name]).contains("file format: raw"));
 }
+
+#[test]
+fn a_device_is_told_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let Some(device) = Device::new(path, 20) else { return };
+    let name = &device.name;
+    ok(
+        path,
+        &["create", "-q", "-f", "qcow2", &format!("host_device:{name}"), "1M"],
+    );
+    for told in [name.clone(), format!("host_device:{name}")] {
+        let facts = ok(path, &["info", &told]);
+        assert!(
+            facts.starts_with(&format!("image: {name}\nfile format: qcow2\n")),
+            "{facts}"
+        );
+        assert!(facts.contains("protocol type: host_device\n"), "{facts}");
+    }
+    let out = vdisk(path, &["info", &format!("file:{name}")]);
+    assert_eq!(out.status.code(), Some(1), "{out:?}");
+    for format in ["qed", "qcow", "parallels", "vhdx"] {
+        let out = vdisk(path, &["create", "-q", "-f", format, name, "1M"]);
+        let message = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            message.contains("is made in a file, which grows"),
+            "{format}: {message}"
+        );
+    }
+}

@@ -26,7 +26,16 @@ fn serve(folder: &Path) -> String {
 
 fn answer(mut stream: &TcpStream, folder: &Path) -> Option<()> {
     let mut lines = BufReader::new(stream).lines();
-    let path: PathBuf = folder.join(lines.next()?.ok()?.split(' ').nth(1)?.trim_start_matches('/'));
+    let asked = lines.next()?.ok()?;
+    let name = asked.split([' ', '?']).nth(1)?;
+    if let Some(to) = name.strip_prefix("/moved/") {
+        return write!(
+            stream,
+            "HTTP/1.1 302 Found\r\nLocation: http://{to}\r\nContent-Length: 0\r\n\r\n"
+        )
+        .ok();
+    }
+    let path: PathBuf = folder.join(name.trim_start_matches('/'));
     let range = lines
         .map_while(Result::ok)
         .take_while(|l| !l.is_empty())
@@ -130,4 +139,40 @@ fn writing_and_wrong_options_are_refused() {
         let error = String::from_utf8(out.stderr).unwrap();
         assert!(out.status.code() == Some(1) && error.contains(why), "{args:?}: {error}");
     }
+}
+
+/// RFC 3986, 5.2: the query is no part of the folder, and `..` is followed.
+#[test]
+fn names_in_an_image_start_from_the_folder_of_its_url() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    files(path);
+    std::fs::create_dir(path.join("sub")).unwrap();
+    for (image, base) in [("top", "disk"), ("sub/up", "../disk")] {
+        ok(
+            path,
+            &[
+                "create", "-q", "-u", "-f", "qcow2", "-b", base, "-F", "raw", image, "3M",
+            ],
+        );
+    }
+    let url = serve(path);
+    for image in ["top", "top?sig=a/b", "sub/up", "sub/up?x=/"] {
+        ok(path, &["compare", &format!("{url}/{image}"), "disk"]);
+    }
+    let facts = ok(path, &["info", &format!("{url}/sub/up?x=/")]);
+    assert!(
+        facts.contains(&format!("backing file: ../disk (actual path: {url}/disk)")),
+        "{facts}"
+    );
+}
+
+#[test]
+fn redirections_lead_to_other_servers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    files(path);
+    let (first, second) = (serve(path), serve(path));
+    let to = second.trim_start_matches("http://");
+    ok(path, &["compare", &format!("{first}/moved/{to}/disk"), "disk"]);
 }

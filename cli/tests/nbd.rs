@@ -162,3 +162,89 @@ fn what_is_not_there_is_told() {
         )
     );
 }
+
+/// QEMU: "Cannot generate a base directory for NBD nodes". What looks like a folder in the name is that of another socket.
+#[test]
+fn a_name_in_an_image_behind_nbd_starts_from_no_folder() {
+    if !have(&["qemu-nbd"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    disk(path);
+    ok(
+        path,
+        &[
+            "create", "-q", "-u", "-f", "qcow2", "-b", "disk", "-F", "raw", "top", "3M",
+        ],
+    );
+    let _server = Server::start(path, &["-r", "-f", "raw", "top"]);
+    let name = format!("nbd+unix:///?socket={}", path.join("sock").display());
+    let out = vdisk(path, &["convert", "-O", "raw", &name, "out"]);
+    let message = "Cannot generate a base directory for NBD nodes";
+    assert!(
+        String::from_utf8_lossy(&out.stderr).ends_with(&format!("'{name}': {message}\n")),
+        "{out:?}"
+    );
+    let facts = ok(path, &["info", &name]);
+    assert!(
+        facts.contains("backing file: disk (cannot determine actual path)\n"),
+        "{facts}"
+    );
+    let out = vdisk(path, &["info", "--backing-chain", &name]);
+    assert_eq!(out.status.code(), Some(1));
+    let out = vdisk(path, &["create", "-q", "-f", "qcow2", "-b", "disk", "-F", "raw", &name]);
+    assert!(String::from_utf8_lossy(&out.stderr).contains(message), "{out:?}");
+}
+
+#[test]
+fn a_data_file_that_cannot_grow_bounds_the_disk() {
+    if !have(&["qemu-nbd"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    disk(path);
+    let _server = Server::start(path, &["-f", "raw", "disk"]);
+    let image = "driver=qcow2,file.driver=file,file.filename=top,data-file.driver=nbd,data-file.path=sock";
+    for raw in ["on", "off"] {
+        let options = format!("data_file=data,data_file_raw={raw}");
+        ok(path, &["create", "-q", "-f", "qcow2", "-o", &options, "top", "3M"]);
+        let before = std::fs::read(path.join("top")).unwrap();
+        for line in [
+            &["resize", "--image-opts", image, "4M"][..],
+            &["resize", "--preallocation=metadata", "--image-opts", image, "4M"],
+            &["amend", "--image-opts", "-o", "size=4M", image],
+        ] {
+            let out = vdisk(path, line);
+            assert_eq!(out.status.code(), Some(1), "{line:?}");
+            let message = "The data file cannot grow from 3145728 to 4194304 bytes";
+            assert!(String::from_utf8_lossy(&out.stderr).contains(message), "{out:?}");
+            assert!(std::fs::read(path.join("top")).unwrap() == before, "{line:?}");
+        }
+        ok(path, &["check", "--image-opts", image]);
+    }
+}
+
+#[test]
+fn no_export_is_filled_with_what_is_read_from_it() {
+    if !have(&["qemu-nbd"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    disk(path);
+    let _server = Server::start(path, &["-f", "raw", "disk"]);
+    std::os::unix::fs::symlink("sock", path.join("link")).unwrap();
+    let before = std::fs::read(path.join("disk")).unwrap();
+    for line in [
+        "convert -f raw -O qcow2 nbd+unix:///?socket=sock nbd:unix:sock",
+        "convert -f raw -O qcow2 nbd+unix:///?socket=sock nbd:unix:link",
+        "create -q -f qcow2 -F raw -b nbd:unix:sock nbd+unix:///?socket=sock",
+        "dd -f raw -O raw if=nbd:unix:sock of=nbd+unix:///?socket=sock",
+    ] {
+        let out = vdisk(path, &line.split(' ').collect::<Vec<_>>());
+        assert_eq!(out.status.code(), Some(1), "{line}");
+    }
+    assert!(std::fs::read(path.join("disk")).unwrap() == before);
+}

@@ -93,6 +93,21 @@ impl Error {
         }
     }
 
+    /// The same error once more, for somebody else who meets it.
+    #[must_use]
+    pub(crate) fn again(&self) -> Self {
+        let source = self.io_error().map(|io| match io.raw_os_error() {
+            Some(number) => std::io::Error::from_raw_os_error(number),
+            None => std::io::Error::new(io.kind(), io.to_string()),
+        });
+        Self {
+            kind: self.kind,
+            what: self.what.clone(),
+            place: self.place.clone(),
+            source: source.map(|io| Box::new(io) as _),
+        }
+    }
+
     /// Names the place (image, structure, field) unless one is named already: the innermost knows best.
     #[must_use]
     pub fn at(mut self, place: impl Into<String>) -> Self {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use e2e::tools::{arg, find, have, ok};
 use vdisk_engine::storage::{NbdAddress, NbdOptions, NbdStorage};
-use vdisk_engine::{ErrorKind, Result, Storage};
+use vdisk_engine::{CancelToken, ErrorKind, Result, Storage};
 
 fn clock() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
@@ -71,6 +71,7 @@ impl Server {
             timeout: Duration::from_secs(30),
             clock,
             tls: None,
+            cancel: CancelToken::new(),
         })
     }
 
@@ -283,6 +284,7 @@ fn tcp_servers_are_reached_by_name() {
             timeout: Duration::from_secs(10),
             clock,
             tls: None,
+            cancel: CancelToken::new(),
         });
         if done.is_ok() || began.elapsed() > Duration::from_secs(10) {
             break done;

@@ -2,13 +2,12 @@
 //! them, `json:` names included.
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use vdisk_engine::gate::{Gate, Reference, Role};
-use vdisk_engine::storage::{FileOptions, FileStorage, LockMode};
 use vdisk_engine::{Error, ErrorKind, Node, Result, StorageRef};
 
+use super::new_file::{Hints, create_file};
 use super::{Access, Keys, Made, Opener, name, protocol};
 use crate::app::Failure;
 
@@ -92,45 +91,47 @@ impl Gate for CliGate<'_> {
     fn open(&self, reference: &Reference<'_>) -> Result<Node> {
         let depth = self.trail.count() + 1;
         let opened = match reference.role {
-            Role::Backing => self.backing(reference),
+            Role::Backing => {
+                // Where the name starts from is told by the image that has it.
+                let full =
+                    name::relative_to(reference.from.name(), reference.name).map_err(|f| below(depth - 1, &f))?;
+                self.backing(reference, &full)
+            }
             Role::DataFile | Role::Extent => self.part(reference),
         };
         opened.map_err(|failure| match reference.role {
-            Role::Backing => engine_error(&format!(
-                "{}{}",
-                "Could not open backing file: ".repeat(depth),
-                failure.message()
-            )),
-            Role::DataFile => engine_error(failure.message()),
-            Role::Extent => engine_error(failure.message()),
+            Role::Backing => below(depth, &failure),
+            Role::DataFile | Role::Extent => engine_error(failure.message()),
         })
     }
 
     fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
-        let path = path_of(reference);
+        let path = path_of(reference).map_err(|f| engine_error(f.message()))?;
         let path = path.strip_prefix("file:").unwrap_or(&path);
         let mut made = self.trail.made.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Arc::new(create_file(path, &mut made)?))
+        create_file(path, &mut made, Hints::default()).map_err(|e| match e.io_error() {
+            Some(_) => Error::new(ErrorKind::Io, format!("could not create '{path}'")).because(e),
+            None => e,
+        })
     }
 }
 
 impl CliGate<'_> {
-    fn backing(&self, reference: &Reference<'_>) -> std::result::Result<Node, Failure> {
-        let full = name::relative_to(reference.from.name(), reference.name);
+    fn backing(&self, reference: &Reference<'_>, full: &str) -> std::result::Result<Node, Failure> {
         let access = Access {
             writable: reference.writable,
             inspect: false,
             ..self.access
         };
         let given = self.trail.take_below(reference.from.name()).unwrap_or_default();
-        let mut resolved = self.opener.resolve_over(&full, given, reference.format, &access)?;
+        let mut resolved = self.opener.resolve_over(full, given, reference.format, &access)?;
         self.trail.note_below(std::mem::take(&mut resolved.below));
         self.trail.add(resolved.node.storage.name(), &resolved.shown.name());
         Ok(resolved.node)
     }
 
     fn part(&self, reference: &Reference<'_>) -> std::result::Result<Node, Failure> {
-        let full = path_of(reference);
+        let full = path_of(reference)?;
         let access = Access {
             writable: reference.writable,
             ..self.access
@@ -145,34 +146,17 @@ impl CliGate<'_> {
 }
 
 /// Names in images are relative to the image, but QEMU takes the name of a data file as it stands.
-fn path_of(reference: &Reference<'_>) -> String {
+fn path_of(reference: &Reference<'_>) -> std::result::Result<String, Failure> {
     match reference.role {
-        Role::DataFile => reference.name.to_owned(),
+        Role::DataFile => Ok(reference.name.to_owned()),
         Role::Backing | Role::Extent => name::relative_to(reference.from.name(), reference.name),
     }
 }
 
-/// Creates a file, which is noted, or empties one that is there and that nobody uses.
-///
-/// # Errors
-/// What the system says; `Busy` when somebody holds it; `InvalidArgument` for a file that the new image is made from.
-pub fn create_file(path: &str, made: &mut Made) -> Result<FileStorage> {
-    let options = FileOptions {
-        lock: LockMode::Write,
-        block_devices: true,
-        ..FileOptions::write()
-    };
-    match FileStorage::create_new(Path::new(path), options) {
-        Err(e) if e.io_kind() == Some(std::io::ErrorKind::AlreadyExists) => {
-            let storage = FileStorage::open(Path::new(path), options)?;
-            made.refuse_input(&storage)?;
-            if vdisk_engine::Storage::can_resize(&storage) {
-                vdisk_engine::Storage::set_len(&storage, 0)?;
-            }
-            Ok(storage)
-        }
-        other => other.inspect(|_| made.add(path)),
-    }
+/// What went wrong so many layers down.
+fn below(depth: usize, failure: &Failure) -> Error {
+    let prefix = "Could not open backing file: ".repeat(depth);
+    engine_error(&format!("{prefix}{}", failure.message()))
 }
 
 fn engine_error(message: &str) -> Error {

@@ -8,12 +8,12 @@ use vdisk_engine::storage::{HttpOptions, HttpStorage};
 
 use super::protocol::{OpenStorage, refuse_rest};
 use super::shown::Shown;
-use super::{Access, Keys};
+use super::{Access, Keys, Opener};
 use crate::app::{self, Failure};
 use crate::text::size;
 
 /// Opens a file. The user names it, so every address may be connected to.
-pub fn open(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {
+pub fn open(opener: &Opener, driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {
     let url = match (keys.take("filename"), keys.take("url")) {
         (Some(url), None) | (None, Some(url)) => url,
         (Some(_), Some(_)) => return Err(Failure::new("url and file name may not be specified at the same time")),
@@ -24,7 +24,8 @@ pub fn open(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorage
             "{driver} does not support the URL '{url}', expected '{driver}://'"
         )));
     }
-    let (options, shown) = options(&mut keys, url)?;
+    let (mut options, shown) = options(&mut keys, url)?;
+    options.cancel = opener.cancel.clone();
     refuse_rest(&keys, driver)?;
     if access.writable {
         return Err(Failure::new(format!("{driver} block driver does not support writes")));
@@ -46,6 +47,7 @@ pub fn open(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorage
 /// The options, and those of them that the URL alone does not say.
 fn options(keys: &mut Keys, url: String) -> Result<(HttpOptions, Vec<(String, Value)>), Failure> {
     let mut options = HttpOptions::new(url, Arc::new(|_| true));
+    options.other_servers = true;
     let mut shown = Vec::new();
     if let Some(text) = keys.take("readahead") {
         let bytes = size::size("readahead", &text)?;

@@ -14,6 +14,7 @@ pub mod keyval;
 mod made;
 pub mod name;
 pub mod nbd;
+pub mod new_file;
 mod null;
 pub mod open;
 pub mod protocol;

@@ -45,19 +45,17 @@ fn from_url(keys: &mut Keys, name: &str) -> Result<(), Failure> {
     if !export.is_empty() {
         keys.add("export", export);
     }
+    let mut parameters = parts.parameters().ok_or_else(invalid)?;
     if parts.scheme == "nbd+unix" {
-        let socket = parts
-            .query
-            .and_then(|q| q.strip_prefix("socket="))
-            .ok_or_else(invalid)?;
-        if !parts.host.is_empty() {
-            return Err(invalid());
-        }
+        let unknown = parameters.iter().any(|(name, _)| name != "socket");
+        // The last of several counts.
+        let socket = parameters.pop().filter(|_| !unknown && parts.host.is_empty());
+        let (_, path) = socket.ok_or_else(invalid)?;
         keys.add("server.type", "unix");
-        keys.add("server.path", url::decode(socket).ok_or_else(invalid)?);
+        keys.add("server.path", path);
         return Ok(());
     }
-    if parts.host.is_empty() || parts.query.is_some() {
+    if parts.host.is_empty() || !parameters.is_empty() {
         return Err(invalid());
     }
     keys.add("server.type", "inet");
@@ -110,6 +108,7 @@ pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStor
         timeout: TIMEOUT,
         clock: elapsed,
         tls: tls.map(|(_, credentials)| credentials),
+        cancel: opener.cancel.clone(),
     };
     Ok(OpenStorage {
         storage: Arc::new(connect(&options, timeout)?),
@@ -264,6 +263,9 @@ mod tests {
             ("nbd+tcp://[::1]:2/x", tcp("::1", 2), Some("x")),
             ("nbd+unix:///x?socket=/s%3f", unix("/s?"), Some("x")),
             ("nbd+unix://?socket=s", unix("s"), None),
+            ("nbd+unix:///x?socket=s#f", unix("s"), Some("x")),
+            ("nbd+unix:///x?socket=r&socket=s&", unix("s"), Some("x")),
+            ("nbd://h/x?#f", tcp("h", 10809), Some("x")),
             ("nbd:h:3", tcp("h", 3), None),
             ("nbd:h:3:exportname=e:f", tcp("h", 3), Some("e:f")),
             ("nbd:unix:/s:exportname=e", unix("/s"), Some("e")),
@@ -285,6 +287,10 @@ mod tests {
             "nbd://h/%zz",
             "nbds://h/x",
             "nbd://h/x?a=b",
+            "nbd://h/x?&",
+            "nbd+unix:///x?socket=s&a=b",
+            "nbd+unix:///x?&socket=s",
+            "nbd+unix:///x?socket",
         ] {
             assert!(named(name).is_err(), "{name}");
         }

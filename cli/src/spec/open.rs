@@ -3,7 +3,7 @@
 use serde_json::Value;
 use vdisk_engine::gate::BackingChoice;
 use vdisk_engine::options::Options;
-use vdisk_engine::{Chain, ErrorKind, Limits, Node, OpenEnv, StorageRef, formats};
+use vdisk_engine::{CancelToken, Chain, ErrorKind, Image, Limits, Node, OpenEnv, StorageRef, formats};
 
 use super::gate::{CliGate, Trail};
 use super::protocol::{self, OpenStorage};
@@ -41,6 +41,19 @@ pub struct OpenImage {
     pub protocol: String,
     /// The id of the secret that the top was opened with.
     pub key_secret: Option<String>,
+}
+
+impl OpenImage {
+    /// The name of the file that names in the image start from.
+    pub fn place(&self) -> String {
+        place(self.chain.top())
+    }
+}
+
+/// The name of the file that names in a layer start from.
+pub fn place(layer: &dyn Image) -> String {
+    let storages = layer.storages();
+    storages.first().map_or_else(String::new, |file| file.name().to_owned())
 }
 
 /// The layer below, its name where options say it, and options for layers that images name themselves (`None`: the image at hand).
@@ -89,6 +102,8 @@ pub struct Opener {
     pub secrets: SecretStore,
     /// Bounds.
     pub limits: Limits,
+    /// Ends every wait for a server when it is set.
+    pub cancel: CancelToken,
 }
 
 impl Opener {

@@ -1,6 +1,7 @@
 //! Storages by name or by options: files, block devices, images below images, NBD exports, files on web servers,
 //! blkdebug.
 
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -65,7 +66,7 @@ pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStor
         "null-co" | "null-aio" => open_null(&driver, keys),
         "nbd" => nbd::open(opener, keys, access),
         "vvfat" => vvfat::open(keys, access),
-        "http" | "https" => http::open(&driver, keys, access),
+        "http" | "https" => http::open(opener, &driver, keys, access),
         d if formats::by_name(d).is_ok() => open_image(opener, &driver, keys, access),
         _ => Err(Failure::new(format!("Unknown driver '{driver}'"))),
     }
@@ -74,15 +75,15 @@ pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStor
 /// Sets `driver` (and what else the name says) from a file name or URL.
 fn driver_from_name(keys: &mut Keys, text: &str) -> Result<(), Failure> {
     let Some(protocol) = name::protocol(text) else {
-        keys.add("driver", "file");
+        keys.add("driver", if is_device(text) { "host_device" } else { "file" });
         return Ok(());
     };
     match protocol {
-        "file" => {
-            let path = plain_path(&text["file:".len()..]);
+        driver if FILE_DRIVERS.contains(&driver) => {
+            let path = plain_path(&text[driver.len() + 1..]);
             let _ = keys.take("filename");
             keys.add("filename", path);
-            keys.add("driver", "file");
+            keys.add("driver", driver);
         }
         "blkdebug" | "http" | "https" | "null-co" | "null-aio" => keys.add("driver", protocol),
         "fat" => keys.add("driver", "vvfat"),
@@ -90,6 +91,12 @@ fn driver_from_name(keys: &mut Keys, text: &str) -> Result<(), Failure> {
         other => return Err(Failure::new(format!("Unknown protocol '{other}'"))),
     }
     Ok(())
+}
+
+/// Whether there is a block or character device of this name.
+pub fn is_device(path: &str) -> bool {
+    let found = std::fs::metadata(path).map(|m| m.file_type());
+    found.is_ok_and(|kind| kind.is_block_device() || kind.is_char_device())
 }
 
 /// A path that cannot be taken for a protocol when it is read again.
@@ -124,9 +131,14 @@ fn open_file(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorag
         writable: access.writable,
         lock,
         cache: access.cache,
-        block_devices: true,
+        devices: driver != "file",
     };
     let path = in_bundle(path);
+    if options.devices && !is_device(&path) && Path::new(&path).exists() {
+        return Err(Failure::new(format!(
+            "'{driver}' driver requires '{path}' to be either a character or block device"
+        )));
+    }
     let storage = FileStorage::open(Path::new(&path), options).map_err(|e| cannot_open(&path, &e))?;
     let shown = Shown::plain(driver, &path);
     Ok(OpenStorage {

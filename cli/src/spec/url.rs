@@ -15,8 +15,9 @@ pub struct Parts<'a> {
     pub query: Option<&'a str>,
 }
 
-/// Takes a URL apart; `None` for what is none.
+/// Takes a URL apart, without its fragment; `None` for what is none.
 pub fn split(url: &str) -> Option<Parts<'_>> {
+    let url = url.split('#').next()?;
     let (scheme, rest) = url.split_once("://")?;
     let (rest, query) = match rest.split_once('?') {
         Some((rest, query)) => (rest, Some(query)),
@@ -49,6 +50,22 @@ pub fn split(url: &str) -> Option<Parts<'_>> {
         path,
         query,
     })
+}
+
+impl Parts<'_> {
+    /// What the query says, decoded; `None` for one that is no list of names with values.
+    pub fn parameters(&self) -> Option<Vec<(String, String)>> {
+        let query = self.query.unwrap_or_default();
+        let list = query.strip_suffix('&').unwrap_or(query);
+        let pair = |text: &str| {
+            let (name, value) = text.split_once('=')?;
+            Some((decode(name)?, decode(value)?))
+        };
+        match list {
+            "" if query.is_empty() => Some(Vec::new()),
+            list => list.split('&').map(pair).collect(),
+        }
+    }
 }
 
 /// Undoes percent encoding; `None` for a wrong one.

@@ -14,9 +14,9 @@ pub fn snapshots(list: &[SnapshotInfo], indent: &str) -> String {
         let icount = s.icount.map(|n| n.to_string()).unwrap_or_default();
         let _ = writeln!(
             out,
-            "{indent}{:<7} {:<16} {:>8} {:>19} {:>15} {:>10}",
-            s.id,
-            s.name,
+            "{indent}{} {} {:>8} {:>19} {:>15} {:>10}",
+            padded(&s.id, 7),
+            padded(&s.name, 16),
             size::human(s.vm_state_size),
             date::local(s.date_sec),
             date::clock(s.vm_clock_nsec),
@@ -24,4 +24,9 @@ pub fn snapshots(list: &[SnapshotInfo], indent: &str) -> String {
         );
     }
     out
+}
+
+/// Filled up to so many bytes, not characters: as C's `printf` does it.
+fn padded(text: &str, bytes: usize) -> String {
+    format!("{text}{}", " ".repeat(bytes.saturating_sub(text.len())))
 }

@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> Outcome {
     }
     let given = read(driver, &list)?;
     refuse_other_backing(&given, top.backing())?;
-    let meter = Meter::new(args.progress && !args.quiet, None);
+    let meter = Meter::new(args.progress && !args.quiet, None, &opener.cancel);
     let (keys, rest) = split_keys(driver, given);
     if !keys.is_empty() {
         change_keys(&opener, &image, &keys, args.force, &meter)?;

@@ -83,8 +83,8 @@ pub fn run(args: &Args) -> Outcome {
     }
     let report = found.report.unwrap_or_default();
     match format {
+        _ if args.quiet => {}
         Format::Json => output::json(&Value::Object(to_json(&report, &found.name, found.format))),
-        Format::Human if args.quiet => {}
         Format::Human => output::print(&to_human(&report)),
     }
     Ok(exit_code(&report))
@@ -108,7 +108,7 @@ fn check_once(opener: &Opener, spec: Spec<'_>, access: Access, repair: Repair) -
         format: top.format(),
     };
     if can.check {
-        let control = Meter::new(false, None).control();
+        let control = Meter::new(false, None, &opener.cancel).control();
         let report = check::check(top, repair, &control).map_err(|e| Failure::from(e).context("Check failed"))?;
         for message in &report.messages {
             output::say(message);

@@ -10,7 +10,7 @@ use super::Common;
 use crate::app::{self, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::progress::Meter;
-use crate::spec::open::Spec;
+use crate::spec::open::{Spec, place};
 use crate::spec::{Access, Opener, name};
 use crate::text::size;
 
@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> Outcome {
     if image.chain.layers().len() <= depth {
         return Err(Failure::new("Image does not have a backing file"));
     }
-    let meter = Meter::new(args.progress && !args.quiet, rate);
+    let meter = Meter::new(args.progress && !args.quiet, rate, &opener.cancel);
     let empty_top = !args.drop && args.base.is_none();
     let copy = CopyOptions {
         workers: super::workers(),
@@ -89,19 +89,18 @@ pub fn run(args: &Args) -> Outcome {
 fn depth_of_base(opener: &Opener, spec: Spec<'_>, base: Option<&str>) -> Result<usize, Failure> {
     let Some(base) = base else { return Ok(1) };
     let image = opener.open(spec, Access::read(true))?;
-    let top = image.names.first().map_or("", String::as_str);
-    let wanted = canonical(&name::relative_to(top, base));
-    let layers = image.chain.layers().iter().zip(&image.names);
-    let found = layers.into_iter().position(|(layer, above)| {
+    let wanted = canonical(&image.place(), base);
+    let found = image.chain.layers().iter().position(|layer| {
         let Some(backing) = layer.backing() else { return false };
-        backing.name == base || canonical(&name::relative_to(above, &backing.name)) == wanted
+        backing.name == base || wanted.is_some() && canonical(&place(layer.as_ref()), &backing.name) == wanted
     });
     found
         .map(|d| d + 1)
         .ok_or_else(|| Failure::new(format!("Did not find '{base}' in the backing chain of '{}'", spec.text)))
 }
 
-/// One name for each file.
-fn canonical(path: &str) -> PathBuf {
-    std::fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path))
+/// One name for each file that is named from the folder of another; none where that has no folder.
+fn canonical(from: &str, name: &str) -> Option<PathBuf> {
+    let path = name::relative_to(from, name).ok()?;
+    Some(std::fs::canonicalize(&path).unwrap_or_else(|_| PathBuf::from(path)))
 }

@@ -17,10 +17,10 @@ const SIZES_DIFFER: &str = "Warning: Image size mismatch!";
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Format of the first image
-    #[arg(short = 'f', long = "a-format", value_name = "FMT")]
+    #[arg(short = 'f', long = "a-format", alias = "left-format", value_name = "FMT")]
     a_format: Option<String>,
     /// Format of the second image
-    #[arg(short = 'F', long = "b-format", value_name = "FMT")]
+    #[arg(short = 'F', long = "b-format", alias = "right-format", value_name = "FMT")]
     b_format: Option<String>,
     /// The names are complete image specifications
     #[arg(long = "image-opts")]
@@ -93,7 +93,7 @@ fn compare_files(args: &Args) -> Result<u8, Stop> {
         opener.open(spec, access)
     };
     let (first, second) = (open(a, args.a_format.as_deref())?, open(b, args.b_format.as_deref())?);
-    let meter = Meter::new(args.progress && !args.quiet, None);
+    let meter = Meter::new(args.progress && !args.quiet, None, &opener.cancel);
     let sizes = [first.chain.virtual_size(), second.chain.virtual_size()];
     let common = sizes[0].min(sizes[1]);
     let found = compare::compare(

@@ -19,25 +19,25 @@ pub struct Args {
     #[arg(long = "source-image-opts", alias = "image-opts")]
     image_opts: bool,
     /// Copy this snapshot of the source
-    #[arg(short = 'l', long = "source-snapshot", value_name = "SNAPSHOT")]
+    #[arg(short = 'l', long = "source-snapshot", alias = "snapshot", value_name = "SNAPSHOT")]
     snapshot: Option<String>,
     /// Cache mode of the source images
     #[arg(short = 'T', long = "source-cache", value_name = "CACHE")]
     source_cache: Option<String>,
     /// Format of the target
-    #[arg(short = 'O', long = "target-format", value_name = "FMT")]
+    #[arg(short = 'O', long = "target-format", alias = "output-format", value_name = "FMT")]
     target_format: Option<String>,
     /// The target name is a complete image specification
     #[arg(long = "target-image-opts")]
     target_image_opts: bool,
     /// Options of the target ('-o help' lists them)
-    #[arg(short = 'o', long = "target-options", value_name = "OPTIONS")]
+    #[arg(short = 'o', long = "target-options", alias = "options", value_name = "OPTIONS")]
     options: Vec<String>,
     /// Compress the data
     #[arg(short = 'c', long)]
     compress: bool,
     /// Cache mode of the target (default: unsafe)
-    #[arg(short = 't', long = "target-cache", value_name = "CACHE")]
+    #[arg(short = 't', long = "target-cache", alias = "output-cache", value_name = "CACHE")]
     target_cache: Option<String>,
     /// Stack the target on this image and copy what differs from it
     #[arg(short = 'B', long = "backing", value_name = "BACKING_FILENAME")]

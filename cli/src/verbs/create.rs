@@ -11,6 +11,7 @@ use super::{Common, target};
 use crate::app::{Failure, Outcome};
 use crate::options;
 use crate::output::{self, Format};
+use crate::spec::new_file::Hints;
 use crate::spec::open::Spec;
 use crate::spec::{Access, Made, Opener, keyval, name, protocol};
 use crate::text::size;
@@ -93,7 +94,7 @@ pub fn help(format: &str, with_file: bool) -> Outcome {
         return Ok(0);
     }
     output::line(&format!("Supported {} options:", driver.name()));
-    output::print(&options::help(&options::of_format(driver.name(), &table)));
+    output::print(&options::help(&options::of_format(driver, &table)));
     output::print(
         "\nThe protocol level may support further options.\nSpecify the target filename to include those options.\n",
     );
@@ -141,7 +142,6 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<(u64, Made), Fai
     let table = options::create_table(driver);
     let mut given = options::read(request.list, &table)?;
     let shown = given.clone();
-    let hints = target::Hints::take(&mut given);
     let size = match (given.take("size").and_then(|s| s.parse().ok()), request.size) {
         (Some(_), Some(_)) => return Err(Failure::new("The image size must be specified only once")),
         (a, b) => a.or(b),
@@ -151,7 +151,7 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<(u64, Made), Fai
     let size = match &backing {
         Some(backing) if request.open_backing => Some(size_over(opener, request.file, backing, size, &mut inputs)?),
         Some(backing) => {
-            inputs.extend(target::file_named(&name::relative_to(request.file, &backing.name)));
+            inputs.extend(target::file_named(&name::relative_to(request.file, &backing.name)?));
             size
         }
         None => size,
@@ -161,12 +161,13 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<(u64, Made), Fai
         output::line(&summary::summary(request.file, driver, &shown, size, backing.as_ref()));
     }
     options::check_choices(&given, &table)?;
+    let hints = Hints::new(&options::take_file(driver, &mut given));
     let spec = CreateSpec {
         virtual_size: size,
         options: given,
         backing,
     };
-    let made = target::create(opener, request.file, driver.name(), &spec, &hints, inputs)?;
+    let made = target::create(opener, request.file, driver.name(), &spec, hints, inputs)?;
     Ok((size, made))
 }
 
@@ -226,7 +227,7 @@ fn size_over(
     size: Option<u64>,
     inputs: &mut Vec<FileId>,
 ) -> Result<u64, Failure> {
-    let full = name::relative_to(file, &backing.name);
+    let full = name::relative_to(file, &backing.name)?;
     let spec = Spec::name(&full, backing.format.as_deref());
     // Nothing but headers is read: whoever writes to it meanwhile does no harm.
     let below = opener

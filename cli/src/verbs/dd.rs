@@ -116,7 +116,7 @@ pub fn run(args: &Args) -> Outcome {
         start: window.0,
         len: window.1,
     };
-    let control = Meter::new(false, None).control();
+    let control = Meter::new(false, None, &opener.cancel).control();
     let located = Located::new(&part);
     convert_into(&located, &into, &CopyOptions::default(), &control).map_err(|e| match located.failed() {
         Some(_) => Failure::new(format!(

@@ -45,8 +45,9 @@ pub fn run(args: &Args) -> Outcome {
     let format = Format::parse(args.output.as_deref())?;
     let file = super::one(&args.files)?;
     let spec = Spec::new(file, args.format.as_deref(), args.image_opts)?;
-    let image = args.common.opener()?.open(spec, Access::read(args.force_share))?;
-    let meter = Meter::new(args.progress, None);
+    let opener = args.common.opener()?;
+    let image = opener.open(spec, Access::read(args.force_share))?;
+    let meter = Meter::new(args.progress, None, &opener.cancel);
     let digest = digest(&image.chain, args.full, &meter.control())
         .map_err(|e| Failure::from(e).context(format!("error while reading {file}")))?;
     meter.finish();

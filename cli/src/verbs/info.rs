@@ -51,6 +51,7 @@ struct Facts {
     filename: String,
     /// The protocol's name where a protocol node is used as an image.
     bare: Option<String>,
+    /// `None` as well where the name starts from no folder.
     full_backing: Option<String>,
     children: Vec<Child>,
 }
@@ -81,8 +82,14 @@ fn collect(args: &Args, spec: Spec<'_>) -> Result<Vec<Facts>, Failure> {
     let mut all = vec![facts(&opener.open(spec, access)?)?];
     while args.backing_chain
         && let Some(last) = all.last()
-        && let (Some(below), Some(reference)) = (last.full_backing.clone(), last.image.backing.clone())
+        && let Some(reference) = last.image.backing.clone()
     {
+        let below = last.full_backing.clone().ok_or_else(|| {
+            let name = &reference.name;
+            Failure::new(format!(
+                "Could not determine absolute backing filename, but backing filename '{name}' present"
+            ))
+        })?;
         if seen.contains(&below) {
             return Err(Failure::new(format!(
                 "Backing file '{below}' creates an infinite loop."
@@ -132,7 +139,7 @@ fn facts(image: &OpenImage) -> Result<Facts, Failure> {
     let full_backing = description
         .backing
         .as_ref()
-        .map(|b| name::relative_to(&filename, &b.name));
+        .and_then(|b| name::relative_to(&image.place(), &b.name).ok());
     Ok(Facts {
         image: description,
         filename,
@@ -145,6 +152,9 @@ fn facts(image: &OpenImage) -> Result<Facts, Failure> {
 fn to_json(facts: &Facts) -> Value {
     let mut out = facts.image.to_json(facts.full_backing.as_deref());
     out.insert("filename".to_owned(), facts.filename.as_str().into());
+    if facts.full_backing.is_none() {
+        out.remove("full-backing-filename");
+    }
     // QEMU asks the server behind a raw image, which cannot say.
     if facts.image.format == "raw" && facts.children.iter().any(|c| is_remote(&c.protocol)) {
         out.remove("dirty-flag");
@@ -172,7 +182,7 @@ fn child_json(child: &Child) -> Value {
         info.insert("actual-size".to_owned(), bytes.into());
     }
     info.insert("virtual-size".to_owned(), child.len.into());
-    if child.protocol == "file" {
+    if matches!(child.protocol.as_str(), "file" | "host_device") {
         info.insert("format-specific".to_owned(), json!({"type": "file", "data": {}}));
     }
     info.insert("children".to_owned(), json!([]));

@@ -92,7 +92,10 @@ fn measured(
     file: Option<&str>,
     size: Option<u64>,
 ) -> Result<Measurement, Failure> {
-    let mut given = options::read(list, &options::create_table(driver))?;
+    let table = options::create_table(driver);
+    let mut given = options::read(list, &table)?;
+    options::check_choices(&given, &table)?;
+    options::take_file(driver, &mut given);
     let backing = given.take("backing_file").is_some();
     given.take("backing_fmt");
     let given_size = given.take("size").and_then(|s| s.parse().ok());
@@ -119,20 +122,21 @@ fn data_of(args: &Args, text: &str, cluster: u64) -> Result<Data, Failure> {
     let spec = Spec::new(text, args.format.as_deref(), args.image_opts)?;
     let opener = args.common.opener()?;
     let image = opener.open(spec, Access::read(args.force_share).keyless())?;
-    let control = Meter::new(false, None).control();
+    let control = Meter::new(false, None, &opener.cancel).control();
+    // A snapshot has the bitmaps of the image.
+    let bitmaps = match image.chain.top().bitmaps().filter(|b| b.possible()) {
+        None => None,
+        Some(bitmaps) => {
+            let list = bitmaps.list()?;
+            Some(target::bitmap_space(&list, image.chain.virtual_size(), cluster))
+        }
+    };
     let chain = match args.snapshot.as_deref() {
         None => image.chain,
         Some(selector) => target::snapshot(image.chain, selector)?,
     };
     let source: &dyn GuestSource = &chain;
     let data = measure::data_ranges(source, &control)?;
-    let bitmaps = match chain.top().bitmaps() {
-        None => None,
-        Some(bitmaps) => {
-            let list = bitmaps.list()?;
-            Some(target::bitmap_space(&list, source.len(), cluster))
-        }
-    };
     Ok((data, source.len(), bitmaps))
 }
 

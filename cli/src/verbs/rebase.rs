@@ -95,7 +95,7 @@ pub fn run(args: &Args) -> Outcome {
         }
         _ => None,
     };
-    let meter = Meter::new(args.progress && !args.quiet, None);
+    let meter = Meter::new(args.progress && !args.quiet, None, &opener.cancel);
     let copy = CopyOptions {
         compress: args.compress,
         workers: super::workers(),
@@ -143,8 +143,7 @@ fn open_base(
     image: &OpenImage,
     backing: &BackingReference,
 ) -> Result<OpenImage, Failure> {
-    let overlay = image.names.first().map_or("", String::as_str);
-    let full = name::relative_to(overlay, &backing.name);
+    let full = name::relative_to(&image.place(), &backing.name)?;
     let mut access = Access::read(args.force_share).cached(super::source_cache(args.backing_cache.as_deref())?);
     // What is below the new base may be out of order as well.
     (access.no_backing, access.inspect) = (args.backing_unsafe, args.backing_unsafe);

@@ -1,20 +1,20 @@
 //! What verbs that make images share: creating the file, opening it, snapshots and bitmaps of the source.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use vdisk_engine::env::{CreateSpec, Secrets as _};
 use vdisk_engine::image::{BitmapInfo, Bitmaps};
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::{CacheMode, FileId, FileStorage};
-use vdisk_engine::{Chain, CreateEnv, Storage as _, StorageRef};
+use vdisk_engine::storage::{CacheMode, FileId};
+use vdisk_engine::{Chain, CreateEnv, StorageRef};
 
 use crate::app::{self, Failure};
-use crate::spec::gate::{CliGate, Trail, create_file};
+use crate::spec::gate::{CliGate, Trail};
+use crate::spec::new_file::{Hints, create_file};
 use crate::spec::{Access, Made, Opener, name, protocol};
 
-/// Makes a new image in a file; a file that is there is emptied first, one that another program uses is refused.
+/// Makes a new image in a file; a file that is there loses what it held, one that another program uses is refused.
 ///
 /// Gives the files that did not exist before: they are gone when this fails, or when they are not kept. `inputs` are files that are read for
 /// it and must not be emptied.
@@ -23,19 +23,19 @@ pub fn create(
     path: &str,
     format: &str,
     spec: &CreateSpec,
-    hints: &Hints,
+    hints: Hints,
     inputs: Vec<FileId>,
 ) -> Result<Made, Failure> {
     let mut made = Made::from_inputs(inputs);
     if is_remote(path) {
         let there = protocol::open_name(opener, path, &Access::write())?;
+        made.refuse_input(there.storage.as_ref())?;
         return fill(opener, there.storage, format, spec, made);
     }
     let plain = local_path(path)?;
     refuse_binary_passphrase(opener, &spec.options)?;
-    let storage = create_file(plain, &mut made).map_err(|e| cannot_create(path, &e))?;
-    hints.apply(&storage);
-    fill(opener, Arc::new(storage), format, spec, made)
+    let storage = create_file(plain, &mut made, hints).map_err(|e| cannot_create(path, &e))?;
+    fill(opener, storage, format, spec, made)
 }
 
 /// The files of an image and of all that lies below it.
@@ -92,34 +92,12 @@ fn refuse_binary_passphrase(opener: &Opener, options: &Options) -> Result<(), Fa
     }
 }
 
-/// What the file system is told about a new file.
-pub struct Hints {
-    nocow: bool,
-}
-
-impl Hints {
-    /// Takes them out of the create options. A file system that has no extent size hints ignores them, and so does this program.
-    pub fn take(options: &mut Options) -> Self {
-        options.take("extent_size_hint");
-        Self {
-            nocow: options.take("nocow").as_deref() == Some("on"),
-        }
-    }
-    /// Where the file system does not know a hint there is nothing to do.
-    fn apply(&self, storage: &FileStorage) {
-        if let (true, Some((file, _))) = (self.nocow, storage.host_file())
-            && let Ok(flags) = rustix::fs::ioctl_getflags(file)
-        {
-            let _ = rustix::fs::ioctl_setflags(file, flags | rustix::fs::IFlags::NOCOW);
-        }
-    }
-}
-
 /// The path of a new file; only local files are created, and images in what a server exports.
 pub fn local_path(name: &str) -> Result<&str, Failure> {
     match name::protocol(name) {
         None => Ok(name),
         Some("file") => Ok(&name["file:".len()..]),
+        Some("host_device") if protocol::is_device(&name["host_device:".len()..]) => Ok(&name["host_device:".len()..]),
         Some(other) if other.starts_with("nbd") => Ok(name),
         Some(other) if protocol::is_protocol(other) => Err(Failure::new(format!(
             "Protocol driver '{other}' does not support image creation, and opening the image failed"

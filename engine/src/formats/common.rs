@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 
 use crate::formats::Capabilities;
 use crate::image::Below;
-use crate::{Error, Limits, Result, Storage};
+use crate::{Error, Limits, Result, Storage, StorageRef};
 
 /// A driver that can do nothing but read: the base of the capability tables.
 pub(super) const READ_ONLY: Capabilities = Capabilities {
@@ -127,6 +127,14 @@ pub(super) fn units_touched(ranges: &[(u64, u64)], unit: u64) -> u64 {
         next = next.max(end);
     }
     count
+}
+
+/// Empties the file of a new image of a format that needs one that grows; `what` names the format with its article.
+pub(super) fn empty_file(storage: &StorageRef, what: &str) -> Result<()> {
+    match storage.can_resize() {
+        true => storage.set_len(0),
+        false => Err(Error::unsupported(format!("{what} is made in a file, which grows"))),
+    }
 }
 
 /// A text field from a file: bytes up to the first NUL, as UTF-8.

@@ -87,14 +87,14 @@ impl FormatDriver for Raw {
     fn open(&self, storage: StorageRef, options: &Options, _env: &OpenEnv<'_>) -> Result<Box<dyn Image>> {
         let (offset, size) = (options.size("offset")?.unwrap_or(0), options.size("size")?);
         let len = storage.len()?;
+        let len = len
+            .checked_next_multiple_of(SECTOR)
+            .ok_or_else(|| Error::limit(format!("length {len} is too large")))?;
         if offset == 0 && size.is_none() {
-            let size = len
-                .checked_next_multiple_of(SECTOR)
-                .ok_or_else(|| Error::limit(format!("length {len} is too large")))?;
             return Ok(Box::new(RawImage {
                 file: storage,
                 start: 0,
-                size: size.into(),
+                size: len.into(),
                 window: false,
             }));
         }
@@ -348,6 +348,18 @@ mod tests {
             let error = open(vec![0; 1024], Options::new().with("size", size)).err().unwrap();
             assert_eq!(error.kind(), crate::ErrorKind::InvalidArgument, "{error}");
         }
+    }
+
+    // As qemu-img: the last sector of the file counts whole.
+    #[test]
+    fn a_window_ends_with_the_last_sector_of_the_file() {
+        let image = open(vec![7; 1300], Options::new().with("offset", "512")).unwrap();
+        let mut buf = [1; 1024];
+        image.read(0, &mut buf).unwrap();
+        assert_eq!(
+            (image.virtual_size(), &buf[..788], &buf[788..]),
+            (1024, &[7; 788][..], &[0; 236][..])
+        );
     }
 
     #[test]

@@ -68,8 +68,8 @@ pub struct FileOptions {
     pub lock: LockMode,
     /// When writes are stable.
     pub cache: CacheMode,
-    /// Whether a block device is welcome; other special files never are.
-    pub block_devices: bool,
+    /// Whether a block or character device is welcome; other special files never are.
+    pub devices: bool,
 }
 
 impl FileOptions {
@@ -87,7 +87,7 @@ impl FileOptions {
     }
 }
 
-/// An open file or block device.
+/// An open file or device.
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
@@ -142,12 +142,12 @@ impl FileStorage {
         let name = name.into();
         let metadata = file.metadata().map_err(|e| Error::io("cannot stat", e).at(&name))?;
         let kind = metadata.file_type();
-        let is_device = kind.is_block_device();
-        if !(kind.is_file() || is_device && options.block_devices) {
+        let is_device = kind.is_block_device() || kind.is_char_device();
+        if !(kind.is_file() || is_device && options.devices) {
             let found = if kind.is_dir() {
                 "a directory"
             } else if is_device {
-                "a block device"
+                "a device"
             } else {
                 "a special file"
             };
@@ -166,6 +166,13 @@ impl FileStorage {
             options,
             direct: options.cache.is_direct().then(Direct::default),
         })
+    }
+
+    /// The same under another name.
+    #[must_use]
+    pub fn renamed(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
     }
 
     fn failed(&self, what: &str, offset: u64, len: u64, error: impl Into<std::io::Error>) -> Error {

@@ -21,7 +21,7 @@ pub use buffer::PageBuffer;
 pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
 pub use http::{
-    AddressGuard, AllowAddress, HttpOptions, HttpStorage, is_public, is_public_web, web_url, without_query,
+    AddressGuard, AllowAddress, HttpOptions, HttpStorage, is_public, is_public_web, resolve_url, web_url, without_query,
 };
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;
@@ -35,7 +35,7 @@ use crate::{Error, Result};
 /// A shared storage.
 pub type StorageRef = Arc<dyn Storage>;
 
-/// Tells two names of one file apart from two files: device and inode.
+/// Tells two names of one file apart from two files: device and inode, or numbers made of the place where a server has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileId {
     /// `st_dev`

@@ -87,3 +87,23 @@ fn growth_reserves_space_in_the_data_file_too() {
         assert!(found.blocks() * 512 >= 2 << 20, "{name}: {} blocks", found.blocks());
     }
 }
+
+/// What was cut off a data file is missed by the check, as it is by who reads.
+#[test]
+fn a_data_file_that_ends_before_its_data_is_corrupt() {
+    let scratch = Scratch::new();
+    let (path, data) = (scratch.file("cut.qcow2"), scratch.file("data"));
+    let options = Options::new()
+        .with("data_file", e2e::tools::arg(&data))
+        .with("data_file_raw", "on");
+    scratch.create(&path, 1 << 20, options);
+    let check = || scratch.open(&path).check(Repair::No, &Control::default()).unwrap();
+    assert_eq!(check().corruptions, 0);
+    std::fs::File::options()
+        .write(true)
+        .open(&data)
+        .unwrap()
+        .set_len(640 << 10)
+        .unwrap();
+    assert_eq!(check().corruptions, 6);
+}

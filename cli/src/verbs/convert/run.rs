@@ -350,6 +350,10 @@ impl Job<'_> {
     fn check_target(&self, target: &OpenImage, sources: &Sources) -> Result<(), Failure> {
         let driver = crate::verbs::driver(target.chain.top().format())?;
         self.check_compression(driver, &Options::new())?;
+        // Subformats that are a plain run of bytes have no units to compress.
+        if self.args.compress && target.chain.top().info()?.cluster_size.is_none() {
+            return Err(Failure::new("Compression not supported for this file format"));
+        }
         if target.chain.virtual_size() < sources.len() {
             return Err(Failure::new("output file is smaller than input file"));
         }
@@ -362,8 +366,8 @@ impl Job<'_> {
     fn copy_data(&self, sources: &Sources, target: &Chain, with_backing: bool) -> Result<(), Failure> {
         let (show, rate) = (self.args.progress && !self.args.quiet, self.numbers.rate);
         let meter = match self.to_stdout {
-            true => Meter::on_stderr(show, rate),
-            false => Meter::new(show, rate),
+            true => Meter::on_stderr(show, rate, &self.opener.cancel),
+            false => Meter::new(show, rate, &self.opener.cancel),
         };
         let copy = CopyOptions {
             // A failing disk is best read in one go, in its order; so are the warnings.

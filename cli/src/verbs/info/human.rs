@@ -41,8 +41,12 @@ pub fn print(facts: &Facts) -> String {
 fn backing(out: &mut String, facts: &Facts) {
     let Some(backing) = &facts.image.backing else { return };
     let _ = write!(out, "backing file: {}", backing.name);
-    if let Some(full) = facts.full_backing.as_ref().filter(|f| **f != backing.name) {
-        let _ = write!(out, " (actual path: {full})");
+    match &facts.full_backing {
+        None => out.push_str(" (cannot determine actual path)"),
+        Some(full) if *full != backing.name => {
+            let _ = write!(out, " (actual path: {full})");
+        }
+        Some(_) => {}
     }
     out.push('\n');
     if let Some(format) = &backing.format {

@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use super::layout;
 use crate::env::CreateSpec;
-use crate::formats::common::units_touched;
+use crate::formats::common::{empty_file, units_touched};
 use crate::formats::{MeasureSpec, Measurement};
 use crate::options::Options;
 use crate::{CreateEnv, Error, Result, StorageRef};
@@ -28,7 +28,7 @@ pub(super) fn create(storage: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_
         )));
     }
     let raw = layout::new_header(spec.virtual_size, cluster_size(&spec.options)?)?;
-    storage.set_len(0)?;
+    empty_file(storage, "a Parallels image")?;
     storage.write_zeroes(0, u64::from(raw.data_off.get()) * 512, true)?;
     storage.write_at(0, raw.as_bytes())?;
     storage.flush()

@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use super::layout::{HEADER_LEN, MAGIC, MAX_NAME, RawHeader};
 use crate::env::CreateSpec;
-use crate::formats::common::{check_table, units_touched};
+use crate::formats::common::{check_table, empty_file, units_touched};
 use crate::formats::{MeasureSpec, Measurement};
 use crate::options::Options;
 use crate::{CreateEnv, Error, Result, StorageRef};
@@ -55,7 +55,7 @@ pub(super) fn create(storage: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_
         l1_table_offset: l1_offset.into(),
     };
     let l1_bytes = (l1_entries * 8).next_multiple_of(512);
-    storage.set_len(0)?;
+    empty_file(storage, "a QCOW image")?;
     storage.write_zeroes(0, l1_offset + l1_bytes, true)?;
     storage.write_at(0, &[raw.as_bytes(), name].concat())?;
     storage.flush()

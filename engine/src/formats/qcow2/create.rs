@@ -189,12 +189,14 @@ pub(super) fn create(storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>
         // Options of LUKS that make no sense are told before anything is there.
         wanted.header_len()?;
     }
-    write_skeleton(&storage, &plan, spec)?;
+    let first = first_cluster(&plan, spec)?;
     let data = plan
         .data_file
         .as_deref()
         .map(|name| create_data_file(&storage, name, size, env));
+    // A data file that cannot be had is no reason to change the image's own.
     let gate = Created(data.transpose()?);
+    write_skeleton(&storage, &plan, &first)?;
     let open_env = OpenEnv {
         writable: true,
         for_check: false,
@@ -214,16 +216,18 @@ pub(super) fn create(storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>
     image.close()
 }
 
-fn write_skeleton(storage: &StorageRef, plan: &Plan, spec: &CreateSpec) -> Result<()> {
-    let size = 1u64 << plan.cluster_bits;
-    let mut header = plan.header();
+fn first_cluster(plan: &Plan, spec: &CreateSpec) -> Result<Vec<u8>> {
     let format = spec.backing.as_ref().and_then(|b| b.format.as_deref());
-    let first = compose(&mut header, &mut plan.extensions(format), spec.backing.as_ref())?;
+    compose(&mut plan.header(), &mut plan.extensions(format), spec.backing.as_ref())
+}
+
+fn write_skeleton(storage: &StorageRef, plan: &Plan, first: &[u8]) -> Result<()> {
+    let size = 1u64 << plan.cluster_bits;
     if storage.can_resize() {
         storage.set_len(0)?;
     }
     storage.write_zeroes(0, 3 * size, true)?;
-    storage.write_at(0, &first)?;
+    storage.write_at(0, first)?;
     storage.write_at(size, &(2 * size).to_be_bytes())?;
     let mut counts = vec![0; 64];
     let width = RefcountWidth::new(plan.refcount_order);
@@ -260,7 +264,19 @@ fn create_data_file(storage: &StorageRef, name: &str, size: u64, env: &CreateEnv
         data.set_len(0)?;
         data.set_len(size)?;
     }
+    refuse_short(&data, size)?;
     Ok(data)
+}
+
+/// The guest's data lie in the data file where the guest has them: one that is shorter than the disk and cannot grow has no place for the
+/// rest.
+pub(super) fn refuse_short(data: &StorageRef, size: u64) -> Result<()> {
+    let there = data.len()?;
+    if data.can_resize() || there >= size {
+        return Ok(());
+    }
+    let what = format!("the data file cannot grow from {there} to {size} bytes");
+    Err(Error::unsupported(what).at(data.name()))
 }
 
 /// Hands out the data file that was just made.

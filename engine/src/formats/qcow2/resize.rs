@@ -1,5 +1,6 @@
 //! Growing, dropping all data, changing the backing reference.
 
+use super::create::refuse_short;
 use super::image::Qcow2;
 use super::layout::extensions::ExtensionKind;
 use super::layout::{Autoclear, Extension, L2Entry};
@@ -13,6 +14,9 @@ impl Qcow2 {
     /// Grows or shrinks.
     pub fn change_size(&self, to: &Resize) -> Result<()> {
         let mut writer = self.lock_writer()?;
+        if self.geometry.data_file {
+            refuse_short(self.host.data(), to.virtual_size)?;
+        }
         self.prepare(&mut writer)?;
         let (old, version, snapshots) = {
             let shared = self.read_shared();

@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use super::layout::{self, BACKING_FILE, BACKING_IS_RAW, HEADER_LEN, MAGIC, MAX_NAME, RawHeader};
 use crate::env::{BackingReference, CreateSpec};
-use crate::formats::common::units_touched;
+use crate::formats::common::{empty_file, units_touched};
 use crate::formats::{MeasureSpec, Measurement};
 use crate::options::Options;
 use crate::{CreateEnv, Error, Result, StorageRef};
@@ -60,7 +60,7 @@ pub(super) fn create(storage: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_
         backing_size: 0.into(),
     };
     let name = name_backing(&mut raw, spec.backing.as_ref(), plan.cluster)?;
-    storage.set_len(0)?;
+    empty_file(storage, "a QED image")?;
     storage.write_zeroes(0, plan.cluster * (1 + plan.table), true)?;
     storage.write_at(0, &[raw.as_bytes(), &name].concat())?;
     storage.flush()

@@ -164,6 +164,9 @@ fn plan(storage: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) -> Result<
     if zero == Some(true) && kind == Kind::Differencing {
         return Err(Error::invalid("block_state_zero would hide the backing file"));
     }
+    if spec.virtual_size == 0 {
+        return Err(Error::invalid("a VHDX is a disk of at least one sector"));
+    }
     let mut geometry = geometry(spec.virtual_size, options, kind == Kind::Differencing)?;
     let parent = match &spec.backing {
         Some(backing) => {

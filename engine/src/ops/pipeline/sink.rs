@@ -123,13 +123,13 @@ impl<'a> Sink<'a> {
         if self.encode || !self.target.fresh {
             self.unit
         } else {
-            self.unit.max(BLOCK as u64)
+            (BLOCK as u64).next_multiple_of(self.unit)
         }
     }
 
     /// What pieces of work end at, where they are long enough.
     pub(super) fn whole(&self) -> u64 {
-        self.whole.max(self.unit())
+        self.whole.next_multiple_of(self.unit())
     }
 
     /// Whether zeroes must be written because something else would show through.
@@ -173,7 +173,7 @@ impl<'a> Sink<'a> {
             self.push_data(&mut runs, offset, 0..buf.len());
             return runs;
         };
-        let block = (self.unit as usize).max(1 << gap.ilog2());
+        let block = (1usize << gap.ilog2()).next_multiple_of(self.unit as usize);
         let gap = gap.max(block);
         let past = (offset % block as u64) as usize;
         let (head, rest) = buf.split_at((block - past).min(buf.len()) % block);

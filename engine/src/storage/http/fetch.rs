@@ -12,6 +12,7 @@ use ureq::{Agent, Body};
 
 use super::HttpOptions;
 use super::guard::{Guard, Refused, web_url, without_query};
+use super::reference::resolve_url;
 use crate::{CancelToken, Error, ErrorKind, Result};
 
 /// Redirections that are followed when a file is opened.
@@ -74,7 +75,7 @@ impl Remote {
         };
         for _ in 0..=MAX_REDIRECTS {
             let reply = remote.retried(|server| server.ask(0, 0))?;
-            if let Some(next) = redirection(&reply, &remote.server.url)? {
+            if let Some(next) = redirection(&reply, &remote.server.url, options.other_servers)? {
                 remote.server.url = next;
                 continue;
             }
@@ -236,23 +237,25 @@ fn agent(options: &HttpOptions) -> Agent {
     Agent::with_parts(config, DefaultConnector::default(), guard)
 }
 
-/// Where the server sends us, if it does. Only to the same scheme, host and port.
-fn redirection(reply: &Response<Body>, from: &Uri) -> Result<Option<Uri>> {
+/// Where the server sends us, if it does (RFC 9110, 10.2.2).
+fn redirection(reply: &Response<Body>, from: &Uri, other_servers: bool) -> Result<Option<Uri>> {
     if !reply.status().is_redirection() {
         return Ok(None);
     }
-    let to = header(reply, LOCATION).unwrap_or_default();
-    if to.starts_with('/') && !to.starts_with("//") {
-        let (scheme, authority) = (from.scheme_str().unwrap_or_default(), from.authority());
-        let authority = authority.map_or("", |a| a.as_str());
-        return web_url(&format!("{scheme}://{authority}{to}")).map(Some);
-    }
-    match web_url(to) {
+    let to = resolve_url(&from.to_string(), header(reply, LOCATION).unwrap_or_default());
+    let denied = |which: &str| {
+        let to = without_query(&to).escape_debug();
+        Error::denied(format!(
+            "the server redirects to \"{to}\"; only redirections to {which} are followed"
+        ))
+    };
+    match web_url(&to) {
         Ok(next) if next.scheme() == from.scheme() && next.authority() == from.authority() => Ok(Some(next)),
-        _ => Err(Error::denied(format!(
-            "the server redirects to \"{}\"; only redirections to the same server are followed",
-            without_query(to).escape_debug()
-        ))),
+        Ok(next) if other_servers && (next.scheme_str() == Some("https") || from.scheme_str() == Some("http")) => {
+            Ok(Some(next))
+        }
+        _ if other_servers => Err(denied("http and https, and from https to https,")),
+        _ => Err(denied("the same server")),
     }
 }
 

@@ -1,12 +1,14 @@
 //! A file on a web server as a read-only storage.
 //!
 //! Supported: http and https (rustls, the roots of Mozilla), byte ranges, reading ahead, retries, a timeout for each request, a size limit,
-//! a say in which addresses are connected to, an end on request. Redirections are followed when the file is opened, and to the same server only. A file whose
+//! a say in which addresses are connected to, an end on request. Redirections are followed when the file is opened, to other servers
+//! only where that is asked for. A file whose
 //! length, `ETag` or `Last-Modified` changes is `Corrupt`. Refused: servers without byte ranges and other encodings (`Unsupported`),
 //! writing (`Denied`).
 
 mod fetch;
 mod guard;
+mod reference;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +19,7 @@ use std::time::Duration;
 
 use fetch::Remote;
 pub use guard::{AllowAddress, Guard as AddressGuard, is_public, is_public_web, web_url, without_query};
+pub use reference::resolve_url;
 
 use super::{ReadOnlyStorage, StorageExtent, past_end};
 use crate::{CancelToken, Error, Result};
@@ -43,6 +46,8 @@ pub struct HttpOptions {
     pub verify_tls: bool,
     /// Which addresses may be connected to.
     pub allow: AllowAddress,
+    /// Whether redirections to other servers are followed, each of which `allow` is asked about; never from https to http.
+    pub other_servers: bool,
     /// Ends every wait for the server with `Cancelled` when it is set.
     pub cancel: CancelToken,
 }
@@ -58,6 +63,7 @@ impl HttpOptions {
             max_len: i64::MAX as u64,
             verify_tls: true,
             allow,
+            other_servers: false,
             cancel: CancelToken::new(),
         }
     }

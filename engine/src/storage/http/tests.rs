@@ -325,6 +325,36 @@ fn redirections_stay_on_the_server() {
     assert_eq!(open(&moved).unwrap().len().unwrap(), 100_000);
 }
 
+/// RFC 9110, 10.2.2: the target of a redirection is a reference.
+#[test]
+fn redirections_start_from_where_they_are_found() {
+    for to in ["new", "./x/../new", "?new", "/new#part"] {
+        let moved = serve(move |ask, out| match ask.path.as_str() {
+            "/disk" => write!(out, "HTTP/1.1 307 x\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n"),
+            "/new" | "/disk?new" => good(ask, out),
+            other => panic!("{other}"),
+        });
+        assert_eq!(open(&moved).unwrap().len().unwrap(), 100_000, "{to}");
+    }
+}
+
+#[test]
+fn redirections_lead_to_other_servers_where_that_is_asked_for() {
+    let other = serve(good);
+    let away = |to: String| {
+        let server = serve(move |_, out| write!(out, "HTTP/1.1 302 x\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n"));
+        HttpStorage::open(&HttpOptions {
+            other_servers: true,
+            ..options(&server)
+        })
+    };
+    assert_eq!(away(format!("http://{other}/disk")).unwrap().len().unwrap(), 100_000);
+    assert_eq!(
+        away("file:///etc/passwd".to_owned()).unwrap_err().kind(),
+        ErrorKind::Denied
+    );
+}
+
 #[test]
 fn a_server_in_trouble_is_asked_again() {
     let address = serve(|ask, out| match ask.number % 3 {

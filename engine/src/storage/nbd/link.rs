@@ -10,7 +10,10 @@ use rustls::ClientConnection;
 
 use super::tls::{self, NbdTls};
 use super::{NbdAddress, NbdOptions};
-use crate::{Error, Result};
+use crate::{CancelToken, Error, Result};
+
+/// How often somebody who waits for a server looks whether the work is still wanted.
+const LISTEN: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 enum Socket {
@@ -32,17 +35,25 @@ struct Wire {
     timeout: Duration,
     clock: fn() -> Duration,
     deadline: Duration,
+    cancel: CancelToken,
 }
 
 impl Link {
     pub(super) fn connect(options: &NbdOptions) -> Result<Self> {
         let deadline = (options.clock)().saturating_add(options.timeout);
-        let left = || remaining(deadline, (options.clock)());
+        let left = || match options.cancel.is_cancelled() {
+            true => Err(io::ErrorKind::Interrupted),
+            false => remaining(deadline, (options.clock)()),
+        };
         let socket = match &options.address {
             NbdAddress::Unix(path) => left().map_err(io::Error::from).and_then(|l| connect_unix(path, l)),
             NbdAddress::Tcp { host, port } => connect_tcp(host, *port, left),
         };
-        let socket = socket.map_err(|e| Error::io(format!("failed to connect to '{}'", options.address), e))?;
+        let failed = |e| match options.cancel.is_cancelled() {
+            true => Error::cancelled(),
+            false => Error::io(format!("failed to connect to '{}'", options.address), e),
+        };
+        let socket = socket.map_err(failed)?;
         Ok(Self::new(socket, deadline, options))
     }
 
@@ -58,13 +69,17 @@ impl Link {
             timeout: options.timeout,
             clock: options.clock,
             deadline,
+            cancel: options.cancel.clone(),
         };
         Self { wire, tls: None }
     }
 
-    /// Gives the next exchange its time.
-    pub(super) fn start(&mut self) {
-        self.wire.deadline = (self.wire.clock)().saturating_add(self.wire.timeout);
+    /// Gives the next exchange its time: none that ends, where the server may need any.
+    pub(super) fn start(&mut self, bounded: bool) {
+        self.wire.deadline = match bounded {
+            true => (self.wire.clock)().saturating_add(self.wire.timeout),
+            false => Duration::MAX,
+        };
     }
 
     /// Encrypts everything from here on.
@@ -75,7 +90,7 @@ impl Link {
         let mut tls = credentials.connection()?;
         tls::handshake(&mut tls, &mut self.wire).map_err(|e| match e.kind() {
             io::ErrorKind::InvalidData => Error::denied(format!("the TLS handshake with the NBD server failed: {e}")),
-            _ => lost("begin TLS with", e),
+            _ => self.wire.lost("begin TLS with", e),
         })?;
         self.tls = Some(tls);
         Ok(())
@@ -87,8 +102,8 @@ impl Link {
                 None => self.wire.read(buf),
                 Some(tls) => tls::read(tls, &mut self.wire, buf),
             };
-            match got.map_err(|e| lost("read from", e))? {
-                0 => return Err(lost("read from", io::ErrorKind::UnexpectedEof.into())),
+            match got.map_err(|e| self.wire.lost("read from", e))? {
+                0 => return Err(self.wire.lost("read from", io::ErrorKind::UnexpectedEof.into())),
                 n => buf = buf.get_mut(n..).unwrap_or_default(),
             }
         }
@@ -101,7 +116,7 @@ impl Link {
                 None => self.wire.write(bytes),
                 Some(tls) => tls::write(tls, &mut self.wire, bytes),
             };
-            let sent = sent.map_err(|e| lost("write to", e))?;
+            let sent = sent.map_err(|e| self.wire.lost("write to", e))?;
             bytes = bytes.get(sent..).unwrap_or_default();
         }
         Ok(())
@@ -122,18 +137,28 @@ impl Link {
 }
 
 impl Wire {
-    fn left(&self) -> io::Result<Duration> {
-        Ok(remaining(self.deadline, (self.clock)())?)
+    /// How long to wait before looking again.
+    fn wait(&self) -> io::Result<Duration> {
+        if self.cancel.is_cancelled() {
+            return Err(io::Error::other("the operation was cancelled"));
+        }
+        Ok(remaining(self.deadline, (self.clock)())?.min(LISTEN))
+    }
+    fn lost(&self, verb: &str, error: io::Error) -> Error {
+        match self.cancel.is_cancelled() {
+            true => Error::cancelled(),
+            false => Error::io(format!("cannot {verb} the NBD server"), error),
+        }
     }
 }
 
 impl Read for Wire {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
-            let left = self.left()?;
+            let wait = self.wait()?;
             let got = match &mut self.socket {
-                Socket::Tcp(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(buf)),
-                Socket::Unix(s) => s.set_read_timeout(Some(left)).and_then(|()| s.read(buf)),
+                Socket::Tcp(s) => s.set_read_timeout(Some(wait)).and_then(|()| s.read(buf)),
+                Socket::Unix(s) => s.set_read_timeout(Some(wait)).and_then(|()| s.read(buf)),
             };
             match got {
                 Err(e) if passing(&e) => {}
@@ -146,10 +171,10 @@ impl Read for Wire {
 impl Write for Wire {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            let left = self.left()?;
+            let wait = self.wait()?;
             let sent = match &mut self.socket {
-                Socket::Tcp(s) => s.set_write_timeout(Some(left)).and_then(|()| s.write(bytes)),
-                Socket::Unix(s) => s.set_write_timeout(Some(left)).and_then(|()| s.write(bytes)),
+                Socket::Tcp(s) => s.set_write_timeout(Some(wait)).and_then(|()| s.write(bytes)),
+                Socket::Unix(s) => s.set_write_timeout(Some(wait)).and_then(|()| s.write(bytes)),
             };
             match sent {
                 Err(e) if passing(&e) => {}
@@ -177,16 +202,14 @@ fn remaining(deadline: Duration, now: Duration) -> Result<Duration, io::ErrorKin
         .ok_or(io::ErrorKind::TimedOut)
 }
 
-fn lost(verb: &str, error: io::Error) -> Error {
-    Error::io(format!("cannot {verb} the NBD server"), error)
-}
-
 fn connect_tcp(host: &str, port: u16, left: impl Fn() -> Result<Duration, io::ErrorKind>) -> io::Result<Socket> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for address in (host, port).to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, left()?) {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
+                // A server that is gone for good is noticed where no deadline ends the wait.
+                sockopt::set_socket_keepalive(&stream, true)?;
                 return Ok(Socket::Tcp(stream));
             }
             Err(e) => last = e,

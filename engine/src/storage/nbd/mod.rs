@@ -1,7 +1,8 @@
 //! An export of an NBD server as a storage.
 //!
 //! Supported: TCP and unix sockets; fixed newstyle with `NBD_OPT_GO`, and older servers; structured replies; `base:allocation` as holes;
-//! READ, WRITE, FLUSH, TRIM and WRITE_ZEROES within the block sizes the server tells. Every exchange has a deadline. A server that
+//! READ, WRITE, FLUSH, TRIM and WRITE_ZEROES within the block sizes the server tells. Every exchange has a deadline, but FLUSH, TRIM and
+//! WRITE_ZEROES: a server may write out everything then. An end on request. A server that
 //! breaks the protocol gets `Corrupt`, and no request any more. TLS with X.509 certificates. Refused: TLS with shared keys, changing the size.
 
 mod handshake;
@@ -13,7 +14,9 @@ mod tls;
 mod wire;
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,8 +27,8 @@ use session::{Answer, Ask, Session};
 pub use tls::{NbdTls, TlsFiles};
 use wire::Command;
 
-use super::{Storage, StorageExtent, past_end};
-use crate::{Error, Result};
+use super::{FileId, Storage, StorageExtent, past_end};
+use crate::{CancelToken, Error, Result};
 
 /// Most bytes of a read or write: a request must be done within the timeout.
 const MAX_TRANSFER: u32 = 4 << 20;
@@ -66,12 +69,14 @@ pub struct NbdOptions {
     pub name: String,
     /// For writing as well.
     pub writable: bool,
-    /// Time for the negotiation, and for each request.
+    /// Time for the negotiation, and for each request that is done when its bytes have come or gone.
     pub timeout: Duration,
     /// Time since some fixed moment.
     pub clock: fn() -> Duration,
     /// Credentials: the connection is encrypted, or it fails.
     pub tls: Option<NbdTls>,
+    /// Ends every wait for the server with `Cancelled` when it is set.
+    pub cancel: CancelToken,
 }
 
 /// An extent and where it begins.
@@ -83,6 +88,7 @@ pub struct NbdStorage {
     name: String,
     export: Export,
     writable: bool,
+    id: FileId,
     session: Mutex<Session>,
     /// What the server said last. Forgotten with every change.
     known: Mutex<Vec<Run>>,
@@ -113,6 +119,7 @@ impl NbdStorage {
         let storage = Self {
             name: options.name.clone(),
             writable: options.writable,
+            id: identity(options),
             session: Mutex::new(Session::new(link, &export)),
             known: Mutex::default(),
             export,
@@ -304,8 +311,12 @@ impl NbdStorage {
             offset: start,
             len: u32::try_from(blocks).unwrap_or(u32::MAX),
         };
-        // Not knowing is no reason to fail: the data can be read.
-        Ok(self.session().status(ask).map_err(|e| e.at(&self.name))?.ok())
+        match self.session().status(ask).map_err(|e| e.at(&self.name))? {
+            Ok(statuses) => Ok(Some(statuses)),
+            // Not knowing is no reason to fail: the data can be read.
+            Err(number) if lacks(number) => Ok(None),
+            Err(number) => self.done("tell the status of", ask, Err(number)).map(|()| None),
+        }
     }
 
     /// What a status says of the ranges from `offset` on, neighbours of one kind together.
@@ -322,6 +333,24 @@ impl NbdStorage {
             at += len;
         }
         list
+    }
+}
+
+/// The same for the same export of the same server, as far as names and sockets tell: a server may export one thing under two names.
+fn identity(options: &NbdOptions) -> FileId {
+    let mut place = DefaultHasher::new();
+    match &options.address {
+        NbdAddress::Tcp { host, port } => (host.to_ascii_lowercase(), port).hash(&mut place),
+        NbdAddress::Unix(path) => match std::fs::metadata(path) {
+            Ok(socket) => (socket.dev(), socket.ino()).hash(&mut place),
+            Err(_) => path.hash(&mut place),
+        },
+    }
+    let device = place.finish();
+    options.export.hash(&mut place);
+    FileId {
+        device,
+        inode: place.finish(),
     }
 }
 
@@ -437,5 +466,8 @@ impl Storage for NbdStorage {
     }
     fn can_resize(&self) -> bool {
         false
+    }
+    fn identity(&self) -> Option<FileId> {
+        Some(self.id)
     }
 }

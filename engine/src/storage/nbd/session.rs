@@ -25,7 +25,8 @@ pub(super) struct Session {
     cookie: u64,
     structured: bool,
     context: Option<u32>,
-    broken: bool,
+    /// Why no request is made any more.
+    broken: Option<Error>,
 }
 
 /// Where the payload of a reply goes.
@@ -51,7 +52,7 @@ impl Session {
             cookie: 0,
             structured: export.structured,
             context: export.context,
-            broken: false,
+            broken: None,
         }
     }
 
@@ -75,9 +76,8 @@ impl Session {
 
     /// Says goodbye; nobody answers.
     pub(super) fn disconnect(&mut self) {
-        if !self.broken {
-            self.broken = true;
-            self.link.start();
+        if self.broken.is_none() {
+            self.link.start(true);
             let bye = Ask {
                 command: Command::Disconnect,
                 flags: 0,
@@ -90,15 +90,13 @@ impl Session {
     }
 
     fn exchange(&mut self, ask: Ask, data: &[u8], payload: Payload<'_>) -> Result<Answer> {
-        if self.broken {
-            return Err(Error::io(
-                "the connection to the NBD server has ended",
-                std::io::Error::from(std::io::ErrorKind::NotConnected),
-            ));
+        // Whoever comes later is told the cause as well.
+        if let Some(cause) = &self.broken {
+            return Err(cause.again());
         }
-        self.link.start();
+        self.link.start(ask.command.is_quick());
         let done = self.send(ask, data).and_then(|()| self.receive(payload));
-        self.broken = done.is_err();
+        self.broken = done.as_ref().err().map(Error::again);
         done
     }
 

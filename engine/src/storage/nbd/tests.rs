@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{NbdAddress, NbdOptions, NbdStorage};
-use crate::{Error, ErrorKind, Result, Storage};
+use crate::{CancelToken, Error, ErrorKind, Result, Storage};
 
 fn clock() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
@@ -18,6 +18,7 @@ fn clock() -> Duration {
 struct Script {
     folder: tempfile::TempDir,
     server: JoinHandle<()>,
+    cancel: CancelToken,
 }
 
 type Step = (usize, Vec<u8>);
@@ -40,7 +41,11 @@ impl Script {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("s")).unwrap();
         let server = std::thread::spawn(move || work(listener.accept().unwrap().0));
-        Self { folder, server }
+        Self {
+            folder,
+            server,
+            cancel: CancelToken::new(),
+        }
     }
 
     fn open(&self, timeout: Duration) -> Result<NbdStorage> {
@@ -52,6 +57,7 @@ impl Script {
             timeout,
             clock,
             tls: None,
+            cancel: self.cancel.clone(),
         })
     }
 
@@ -307,9 +313,49 @@ fn an_error_of_the_server_is_told_and_the_session_goes_on() {
 fn a_session_that_broke_is_not_used_again() {
     let script = answering("deadbeef 0001 0001 0000000000000001");
     let storage = script.open(Duration::from_secs(5)).unwrap();
-    assert_eq!(storage.read_at(0, &mut [0; 4]).unwrap_err().kind(), ErrorKind::Corrupt);
+    let first = storage.read_at(0, &mut [0; 4]).unwrap_err();
+    assert_eq!(first.kind(), ErrorKind::Corrupt);
     let again = storage.read_at(0, &mut [0; 4]).unwrap_err();
-    assert_eq!(again.io_kind(), Some(std::io::ErrorKind::NotConnected));
+    assert_eq!((again.kind(), again.what()), (ErrorKind::Corrupt, first.what()));
+}
+
+/// Error reply (4 bytes of magic, an error number, the cookie 1), once for EIO, which is one, once for ENOTSUP.
+#[test]
+fn a_status_that_fails_is_an_error_unless_the_server_cannot_tell_any() {
+    let failed = answering("67446698 00000005 0000000000000001").failure(|s| s.extent(0, 4).map(|_| ()));
+    assert_eq!(failed.io_error().and_then(std::io::Error::raw_os_error), Some(5));
+    let script = answering("67446698 0000005f 0000000000000001");
+    let storage = script.open(Duration::from_secs(5)).unwrap();
+    assert!(storage.extent(0, 4).unwrap().data);
+}
+
+#[test]
+fn a_flush_takes_the_time_that_the_server_needs() {
+    let slow = Script::serve(|mut stream| {
+        for (wait, message) in until_go(export()) {
+            stream.read_exact(&mut vec![0; wait]).unwrap();
+            stream.write_all(&message).unwrap();
+        }
+        stream.read_exact(&mut [0; 28]).unwrap();
+        std::thread::sleep(Duration::from_millis(600));
+        stream.write_all(&hex("67446698 00000000 0000000000000001")).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    slow.open(Duration::from_millis(300)).unwrap().flush().unwrap();
+}
+
+#[test]
+fn who_waits_for_a_server_can_be_sent_away() {
+    let script = Script::start(until_go(export()));
+    let storage = script.open(Duration::from_secs(60)).unwrap();
+    let (cancel, began) = (script.cancel.clone(), Instant::now());
+    let user = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        cancel.cancel();
+    });
+    assert_eq!(storage.flush().unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(began.elapsed() < Duration::from_secs(5));
+    user.join().unwrap();
 }
 
 #[test]

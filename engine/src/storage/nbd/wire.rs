@@ -73,6 +73,13 @@ pub(super) enum Command {
     BlockStatus = 7,
 }
 
+impl Command {
+    /// Whether it is done when its bytes have come or gone. Elsewhere a server may have to write out everything first.
+    pub(super) fn is_quick(self) -> bool {
+        !matches!(self, Self::Flush | Self::Trim | Self::WriteZeroes)
+    }
+}
+
 /// Command flag of `WRITE_ZEROES`: keep the space.
 pub(super) const NO_HOLE: u16 = 2;
 

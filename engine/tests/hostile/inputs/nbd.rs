@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use vdisk_engine::storage::{NbdAddress, NbdOptions, NbdStorage};
-use vdisk_engine::{ErrorKind, Result, Storage};
+use vdisk_engine::{CancelToken, ErrorKind, Result, Storage};
 
 /// What the server says at most: it fits into a socket's buffer, so nobody waits.
 const MOST: usize = 64 << 10;
@@ -39,6 +39,7 @@ pub fn serve(data: &[u8]) {
         timeout: Duration::from_secs(20),
         clock,
         tls: None,
+        cancel: CancelToken::new(),
     };
     // What has been said and unread when this side goes does not matter to anybody.
     if let Some(storage) = told("open", NbdStorage::over(ours, options)) {

@@ -50,7 +50,9 @@ impl Walk<'_> {
             match L2Entry::decode(&words, 0, &self.geometry, self.version) {
                 Ok(L2Entry::Standard { at: None, .. }) => {}
                 Ok(L2Entry::Standard {
-                    at: Some(at), copied, ..
+                    at: Some(at),
+                    copied,
+                    subs,
                 }) => {
                     allocated += 1;
                     self.flags_matter |= users.active && !copied;
@@ -60,6 +62,14 @@ impl Walk<'_> {
                     next = at.saturating_add(self.geometry.cluster_size());
                     if !self.geometry.data_file {
                         self.data(table, index, (at, 1), users);
+                    } else if subs.data != 0 && at >= self.data_len {
+                        let end = self.data_len;
+                        self.corruption(|| {
+                            format!(
+                                "ERROR L2 table at {table:#x}, entry {index}: guest data at {at:#x} lies past the end of the data \
+                                 file at {end:#x}"
+                            )
+                        });
                     }
                 }
                 Ok(L2Entry::Compressed { at, len }) => {

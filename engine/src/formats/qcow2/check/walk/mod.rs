@@ -43,6 +43,8 @@ pub(super) struct Walk<'a> {
     geometry: Geometry,
     version: u32,
     file_len: u64,
+    /// Where guest data end: in the file itself, or in the data file.
+    data_len: u64,
     pub counts: Counts,
     /// Refcounts that differ from what was counted, and one more; 0 for those that do not.
     pub stored: Counts,
@@ -72,6 +74,7 @@ impl<'a> Walk<'a> {
             geometry: image.geometry,
             version: image.read_shared().header.version,
             file_len: image.host.file.len()?,
+            data_len: image.host.data().len()?,
             counts: Counts::default(),
             stored: Counts::default(),
             differs: false,
