@@ -605,3 +605,32 @@ fn an_unsafe_rebase_of_a_vmdk_takes_the_base_as_it_is() {
     let digest = |name: &str| ok(dir.path(), &["digest", name]).split(' ').next().unwrap().to_owned();
     assert_eq!(digest("top"), digest("base"));
 }
+
+#[test]
+fn a_differencing_vdi_is_read_over_the_disk_that_is_given() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    ok(dir.path(), &["convert", "-f", "raw", "-O", "vdi", "disk", "base.vdi"]);
+    for name in ["top.vdi", "other.vdi"] {
+        ok(dir.path(), &["create", "-q", "-f", "vdi", name, "4M"]);
+    }
+    // What VirtualBox writes: the type, and the UUID of the disk below.
+    let top = fs::OpenOptions::new()
+        .write(true)
+        .open(dir.path().join("top.vdi"))
+        .unwrap();
+    let base = fs::read(dir.path().join("base.vdi")).unwrap();
+    top.write_all_at(&4u32.to_le_bytes(), 0x4c).unwrap();
+    top.write_all_at(&base[0x188..0x198], 0x1a8).unwrap();
+    let over = |base: &str| format!("driver=vdi,file.filename=top.vdi,backing.driver=vdi,backing.file.filename={base}");
+    ok(
+        dir.path(),
+        &["convert", "--image-opts", "-O", "raw", &over("base.vdi"), "out"],
+    );
+    assert!(fs::read(dir.path().join("out")).unwrap() == fs::read(dir.path().join("disk")).unwrap());
+    let (_, message) = fails(
+        dir.path(),
+        &["convert", "--image-opts", "-O", "raw", &over("other.vdi"), "no"],
+    );
+    assert!(message.contains("xpected the layer below to be"), "{message}");
+}
