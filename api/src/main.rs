@@ -3,21 +3,28 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use vdisk_api::commands::{Command, Failure, Program, healthcheck, inspect_child, quickstart, serve, token};
 use vdisk_api::http::document;
+use vdisk_api::settings::without_empty_variables;
 
 fn main() -> ExitCode {
     if let Err(error) = vdisk_service::refuse_core_dumps() {
         eprintln!("vdiskd: core dumps cannot be prevented: {error}");
     }
-    match run(Program::parse().command) {
+    match run(program().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vdiskd: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn program() -> Program {
+    let command = without_empty_variables(Program::command(), &|name| std::env::var_os(name));
+    let matches = command.get_matches();
+    Program::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
 fn run(command: Command) -> Result<(), Failure> {

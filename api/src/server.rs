@@ -19,12 +19,13 @@ use tower::ServiceExt;
 
 use crate::App;
 use crate::access::authenticate::ClientCertificate;
+use crate::access::greeting::Greeting;
 use crate::access::limits::CONNECTIONS;
 use crate::access::untaken::TakenInTime;
 use crate::body::RequestBody;
 use crate::http::router;
 
-/// How long a client may take to send a request's head.
+/// How long a client may take to send a request's head, and to say which version of HTTP it speaks.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,6 +51,7 @@ pub async fn serve(listener: TcpListener, app: App, stop: impl Future<Output = (
                         builder: builder.clone(),
                         watcher: connections.watcher(),
                         routes: routes.clone(),
+                        patience: HEAD_TIMEOUT,
                     };
                     let tls = app.tls.clone().map(TlsAcceptor::from);
                     tokio::spawn(async move {
@@ -104,6 +106,8 @@ struct Connection {
     builder: Builder<TokioExecutor>,
     watcher: Watcher,
     routes: Router,
+    /// How long the client may take to say which version of HTTP it speaks.
+    patience: Duration,
 }
 
 impl Connection {
@@ -138,12 +142,48 @@ impl Connection {
             request
         });
         let service = TowerToHyperService::new(routes);
+        let stream = TakenInTime::new(Greeting::within(self.patience, stream));
         let connection = self
             .builder
-            .serve_connection(TokioIo::new(TakenInTime::new(stream)), service)
+            .serve_connection(TokioIo::new(stream), service)
             .into_owned();
         if let Err(error) = self.watcher.watch(connection).await {
             tracing::debug!(error, "a connection broke");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// What a client gets that sends this and then waits.
+    async fn answer_to(sent: &[u8]) -> Vec<u8> {
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        let connection = Connection {
+            builder: builder(),
+            watcher: GracefulShutdown::new().watcher(),
+            routes: Router::new(),
+            patience: Duration::from_millis(50),
+        };
+        let served = tokio::spawn(connection.speak(ours, None));
+        theirs.write_all(sent).await.unwrap();
+        let mut answer = Vec::new();
+        // Less than a head may take.
+        let closed = tokio::time::timeout(HEAD_TIMEOUT / 2, theirs.read_to_end(&mut answer)).await;
+        closed.expect("the connection stays open").unwrap();
+        served.await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_says_nothing_is_closed() {
+        for sent in [&b""[..], b"P", b"PRI * HTT"] {
+            assert_eq!(answer_to(sent).await, b"");
+        }
+        let answered = answer_to(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+        assert!(answered.starts_with(b"HTTP/1.1 404"));
     }
 }

@@ -1,5 +1,6 @@
 //! What the operator decides: flags over `VDISKD_*` variables over a TOML file over the defaults, under the same names.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,8 @@ pub struct Options {
     /// Address to listen on, for HTTP and gRPC alike [default: 127.0.0.1:8080]
     #[arg(long, env = "VDISKD_LISTEN", value_name = "ADDR")]
     pub listen: Option<SocketAddr>,
-    /// A name under which the service may be called, besides loopback ones; may be repeated
+    /// A name under which the service may be called, besides loopback ones; may be repeated [default: none, or any on an address
+    /// that others reach where requests need a token]
     #[arg(long, env = "VDISKD_HOST", value_name = "NAME", value_delimiter = ',')]
     pub host: Vec<String>,
     /// PEM file with the server's certificate, intermediate ones behind it: serves TLS
@@ -107,6 +109,14 @@ pub struct Options {
     /// What to log, as tracing's filters are written [default: info]
     #[arg(long, env = "VDISKD_LOG", value_name = "FILTER")]
     pub log: Option<String>,
+}
+
+/// A command that does not look at the variables that are set to nothing, as compose files and units set them.
+pub fn without_empty_variables(command: clap::Command, env: &dyn Fn(&OsStr) -> Option<OsString>) -> clap::Command {
+    let says_nothing = |arg: &clap::Arg| arg.get_env().and_then(env).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| if says_nothing(&arg) { arg.env(None::<&'static str>) } else { arg })
+        .mut_subcommands(|command| without_empty_variables(command, env))
 }
 
 /// Form of the log.
@@ -234,18 +244,18 @@ impl Options {
         if allow && self.require_token == Some(true) {
             return Err("--allow-unauthenticated and --require-token contradict each other".to_owned());
         }
-        let required = !allow && (self.require_token == Some(true) || !listen.ip().is_loopback());
+        let authentication = if !allow && (self.require_token == Some(true) || !listen.ip().is_loopback()) {
+            Authentication::Required
+        } else {
+            Authentication::Open
+        };
         let tls = self.tls()?;
         Ok(Settings {
             listen,
             tls,
             policy: Policy {
-                hosts: Hosts::of(listen, self.host.clone()),
-                authentication: if required {
-                    Authentication::Required
-                } else {
-                    Authentication::Open
-                },
+                hosts: Hosts::of(listen, authentication, self.host.clone()),
+                authentication,
                 certificate_role: self.client_cert_role,
                 open_metrics: self.open_metrics == Some(true),
             },
@@ -275,7 +285,11 @@ impl Options {
     fn service(self) -> Result<ServiceConfig, String> {
         let mut config = ServiceConfig::new(self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()));
         config.database_url = self.database;
-        config.pools = self.pool.into_iter().map(|pool| (pool.name, pool.folder)).collect();
+        for PoolFolder { name, folder } in self.pool {
+            if config.pools.insert(name.clone(), folder).is_some() {
+                return Err(format!("pool '{name}' is given two folders"));
+            }
+        }
         let only = config.pools.keys().next().filter(|_| config.pools.len() == 1).cloned();
         config.default_pool = self.default_pool.or(only).unwrap_or(config.default_pool);
         config.workers = self.workers.unwrap_or(config.workers);

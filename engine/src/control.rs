@@ -54,6 +54,24 @@ impl Progress for PaceOf {
     }
 }
 
+/// Counts on behind what was done before.
+struct Behind {
+    progress: Arc<dyn Progress>,
+    done: u64,
+}
+
+impl Progress for Behind {
+    fn set_total(&self, bytes: u64) {
+        self.progress.set_total(self.done.saturating_add(bytes));
+    }
+    fn advance(&self, bytes: u64) {
+        self.progress.advance(bytes);
+    }
+    fn pace(&self, bytes: u64) {
+        self.progress.pace(bytes);
+    }
+}
+
 /// Progress sink and cancel token of one operation.
 #[derive(Clone)]
 pub struct Control {
@@ -75,6 +93,11 @@ impl Control {
     /// The same pace and token for a part of the work that the progress does not count.
     pub fn uncounted(&self) -> Self {
         Self::new(Arc::new(PaceOf(self.progress.clone())), self.cancel.clone())
+    }
+    /// The same progress and token for a part of the work that comes behind another one, of so many bytes.
+    pub fn behind(&self, done: u64) -> Self {
+        let progress = self.progress.clone();
+        Self::new(Arc::new(Behind { progress, done }), self.cancel.clone())
     }
     /// Announces the total.
     pub fn set_total(&self, bytes: u64) {

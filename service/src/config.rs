@@ -89,6 +89,10 @@ pub struct ServiceLimits {
     pub map_page_default: u32,
     /// Extents of a map page at most.
     pub map_page_max: u32,
+    /// How long the making of a map page may take; it ends then where it is.
+    pub map_page_time: Duration,
+    /// How long measuring an image may take.
+    pub measure_time: Duration,
     /// Jobs that wait or run at the same time, over all processes.
     pub open_jobs: u64,
     /// Bytes of a secret's value.
@@ -111,6 +115,8 @@ impl Default for ServiceLimits {
             page_size_max: 1000,
             map_page_default: 1000,
             map_page_max: 10_000,
+            map_page_time: Duration::from_secs(5),
+            measure_time: Duration::from_secs(60),
             open_jobs: 10_000,
             secret_bytes: 64 << 10,
             webhooks: 64,

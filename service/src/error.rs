@@ -119,6 +119,19 @@ impl std::str::FromStr for ErrorCode {
 #[derive(Debug)]
 pub struct UnknownErrorCode;
 
+/// What the operating system's errors say, without their numbers: the words are for everybody, the numbers for the log.
+pub fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut words = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.parse::<i32>().is_ok() => words.push_str(rest),
+            _ => words.extend([" (os error ", part]),
+        }
+    }
+    words
+}
+
 /// An error with a text for the client and, apart from it, one for the log.
 #[derive(Debug)]
 pub struct ServiceError {

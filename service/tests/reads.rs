@@ -4,9 +4,12 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Lab, MIB, OVERLAY, code, json, sample};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use serde_json::json;
+use vdisk_service::model::Extent;
 use vdisk_service::request::{Call, MapRequest};
 use vdisk_service::{ErrorCode, Service};
 
@@ -62,6 +65,66 @@ async fn a_map_does_not_go_on_in_another_file() {
     compress(&lab, image).await;
     let refused = lab.service.image_map(image, &request(cursor)).await;
     assert_eq!(code(refused), ErrorCode::InvalidArgument);
+}
+
+/// Neighbours of the same status put together, as a map that was made in one go has them.
+fn joined(extents: impl IntoIterator<Item = Extent>) -> Vec<Extent> {
+    let mut whole: Vec<Extent> = Vec::new();
+    for extent in extents {
+        match whole.last_mut() {
+            Some(last) if goes_on(last, &extent) => last.length += extent.length,
+            _ => whole.push(extent),
+        }
+    }
+    whole
+}
+
+fn goes_on(last: &Extent, next: &Extent) -> bool {
+    let moved = Extent {
+        start: next.start,
+        length: next.length,
+        offset: last.offset.map(|offset| offset + last.length),
+        ..last.clone()
+    };
+    last.start + last.length == next.start && moved == *next
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_map_page_that_takes_too_long_ends_where_it_is() {
+    let lab = Lab::with(|config| config.limits.map_page_time = Duration::ZERO).await;
+    let base = lab.upload("base", Some("raw"), &sample(2 << 20, 1)).await.unwrap();
+    let copy = json(json!({"name": "copy", "format": OVERLAY}));
+    let copy = lab.service.convert_image(base.id, copy, &NONE).await.unwrap();
+    let image = lab.succeed(copy).await.result_image_id().unwrap();
+    let all = MapRequest::default();
+    let stream = lab.service.image_map_stream(image, &all).await.unwrap();
+    let whole: Vec<Extent> = stream.try_collect().await.unwrap();
+    assert!(whole.len() > 8, "{whole:?}");
+    let (mut found, mut pages, mut cursor) = (Vec::new(), 0, None);
+    loop {
+        let request = MapRequest {
+            cursor,
+            ..MapRequest::default()
+        };
+        let page = lab.service.image_map(image, &request).await.unwrap();
+        assert!(!page.extents.is_empty(), "a page that does not go on");
+        found.extend(page.extents);
+        pages += 1;
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert!(pages > whole.len() / 2, "{pages} pages");
+    assert_eq!(joined(found), whole);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_measurement_that_takes_too_long_is_refused() {
+    let lab = Lab::with(|config| config.limits.measure_time = Duration::ZERO).await;
+    let image = lab.create("disk", OVERLAY, MIB).await;
+    let measured = lab.service.measure_image(image.id, json(json!({"format": "raw"})));
+    assert_eq!(code(measured.await), ErrorCode::LimitExceeded);
 }
 
 /// How every way to read an image ends.

@@ -14,6 +14,7 @@ use vdisk_service::{Audited, Service};
 
 use super::roles::Asked;
 use crate::grpc;
+use crate::http::observe::ID_CHARS;
 use crate::state::App;
 
 /// Caller of a request that nobody is known behind.
@@ -45,7 +46,7 @@ impl Trail {
             outcome: String::new(),
             request_id: id
                 .and_then(|id| id.header_value().to_str().ok())
-                .map(|id| id.chars().take(128).collect()),
+                .map(|id| id.chars().take(ID_CHARS).collect()),
         };
         Self { entry, is_grpc }
     }

@@ -11,15 +11,17 @@ use axum::response::Response;
 use http::uri::Authority;
 use http::{HeaderMap, Uri, header};
 
-use super::refusal;
+use super::{Authentication, refusal};
 use crate::errors::TransportCode;
 use crate::state::App;
 
 /// Which names are ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hosts {
-    /// Whatever a client calls us: for addresses that others reach, where names are not a secret of the machine.
+    /// Whatever a client calls us: where requests need a token, which a page of another site has not.
     Any,
+    /// Loopback names, all addresses, and these names. A page that was loaded from an address has no name to rebind.
+    Addresses(Vec<String>),
     /// Loopback names and addresses, and these names.
     Only(Vec<String>),
 }
@@ -31,32 +33,42 @@ impl Default for Hosts {
 }
 
 impl Hosts {
-    /// What holds for a listener: a loopback one is called by loopback names and the given ones; others are called by the
-    /// given ones, and by any when none is given.
-    pub fn of(listen: SocketAddr, names: Vec<String>) -> Self {
-        if names.is_empty() && !listen.ip().is_loopback() {
-            return Self::Any;
+    /// What holds for a listener: a loopback one is called by loopback names and the given ones. Others are called by their
+    /// addresses too where requests need no token; otherwise by the given names, and by any when none is given.
+    pub fn of(listen: SocketAddr, authentication: Authentication, names: Vec<String>) -> Self {
+        match authentication {
+            _ if listen.ip().is_loopback() => Self::Only(names),
+            Authentication::Open => Self::Addresses(names),
+            Authentication::Required if names.is_empty() => Self::Any,
+            Authentication::Required => Self::Only(names),
         }
-        Self::Only(names)
     }
 
     /// Whether a request may pass: all the names that it calls us by are ours.
     fn allow(&self, headers: &HeaderMap, uri: &Uri) -> bool {
-        let Self::Only(names) = self else { return true };
+        let (names, addresses) = match self {
+            Self::Any => return true,
+            Self::Addresses(names) => (names, true),
+            Self::Only(names) => (names, false),
+        };
+        let ours = |host: &str| is_ours(names, host) || addresses && address(host).is_some();
         let given = headers.get_all(header::HOST).iter();
         let mut called = given
             .map(|host| host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()))
             .chain(uri.authority().map(|authority| Some(authority.clone())))
             .peekable();
-        called.peek().is_some() && called.all(|host| host.is_some_and(|host| is_ours(names, host.host())))
+        called.peek().is_some() && called.all(|host| host.is_some_and(|host| ours(host.host())))
     }
 }
 
-fn is_ours(names: &[String], host: &str) -> bool {
+fn address(host: &str) -> Option<IpAddr> {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let address = bare.unwrap_or(host).parse::<IpAddr>().ok();
+    bare.unwrap_or(host).parse().ok()
+}
+
+fn is_ours(names: &[String], host: &str) -> bool {
     let same = |name: &String| name.eq_ignore_ascii_case(host) || name.eq_ignore_ascii_case(host.trim_end_matches('.'));
-    match address {
+    match address(host) {
         Some(IpAddr::V4(address)) if address.is_loopback() => true,
         Some(IpAddr::V6(address)) if address.to_ipv4_mapped().is_some_and(|v4: Ipv4Addr| v4.is_loopback()) => true,
         Some(IpAddr::V6(address)) if address.is_loopback() => true,
@@ -69,8 +81,8 @@ pub async fn known_host(State(app): State<App>, request: Request, next: Next) ->
     if app.policy.hosts.allow(request.headers(), request.uri()) {
         return next.run(request).await;
     }
-    let detail = "the Host header is not a name of this service; call it by a loopback name, or let the operator add the \
-                  name with --host";
+    let detail = "the Host header is not a name of this service; call it by a loopback name (or its address, where it listens \
+                  on one that others reach), or let the operator add the name with --host or VDISKD_HOST";
     refusal(request.headers(), TransportCode::UnknownHost, detail)
 }
 
@@ -88,7 +100,8 @@ mod tests {
 
     #[test]
     fn a_loopback_listener_is_called_by_loopback_names_only() {
-        let hosts = Hosts::of("127.0.0.1:8080".parse().unwrap(), vec!["vdisk.internal".to_owned()]);
+        let listen = "127.0.0.1:8080".parse().unwrap();
+        let hosts = Hosts::of(listen, Authentication::Open, vec!["vdisk.internal".to_owned()]);
         let ours = [
             "localhost",
             "LOCALHOST:8080",
@@ -131,11 +144,37 @@ mod tests {
     }
 
     #[test]
-    fn other_listeners_take_any_name_unless_names_are_given() {
+    fn other_listeners_take_any_name_where_a_token_is_needed_and_no_name_given() {
         let address = "0.0.0.0:8080".parse().unwrap();
-        assert!(allows(&Hosts::of(address, Vec::new()), &["any.example"], "/"));
-        let named = Hosts::of(address, vec!["vdisk.example".to_owned()]);
+        let hosts = |names| Hosts::of(address, Authentication::Required, names);
+        assert!(allows(&hosts(Vec::new()), &["any.example"], "/"));
+        let named = hosts(vec!["vdisk.example".to_owned()]);
         assert!(allows(&named, &["vdisk.example:8080"], "/"));
         assert!(!allows(&named, &["any.example"], "/"));
+    }
+
+    #[test]
+    fn a_rebound_name_reaches_no_listener_that_needs_no_token() {
+        for listen in ["0.0.0.0:8080", "[::]:8080", "192.0.2.1:8080", "127.0.0.1:8080"] {
+            let listen = listen.parse().unwrap();
+            for names in [Vec::new(), vec!["vdisk.example".to_owned()]] {
+                let hosts = Hosts::of(listen, Authentication::Open, names.clone());
+                assert!(!allows(&hosts, &["evil.example:8080"], "/v1/tokens"), "{listen}");
+                assert!(!allows(&hosts, &["192.0.2.1.evil.example"], "/v1/tokens"), "{listen}");
+                assert!(allows(&hosts, &["localhost:8080"], "/v1/tokens"), "{listen}");
+                assert!(names.iter().all(|name| allows(&hosts, &[name], "/")), "{listen}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_reachable_listener_that_needs_no_token_is_called_by_addresses() {
+        let hosts = Hosts::of("0.0.0.0:8080".parse().unwrap(), Authentication::Open, Vec::new());
+        for host in ["192.0.2.1:8080", "[2001:db8::1]:8080", "127.0.0.1"] {
+            assert!(allows(&hosts, &[host], "/"), "{host}");
+        }
+        for host in ["vdiskd:8080", "2130706433", "127.1", "", "[::1"] {
+            assert!(!allows(&hosts, &[host], "/"), "{host}");
+        }
     }
 }

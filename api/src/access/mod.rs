@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod authenticate;
+pub mod greeting;
 pub mod hosts;
 pub mod limits;
 pub mod roles;

@@ -119,9 +119,9 @@ pub fn needed(method: &str, route: &str) -> Option<Role> {
     }
 }
 
-/// Whether a call, given by its path, takes more than a reader: it may change something.
-pub fn changes(path: &str) -> bool {
-    matches!(Asked::grpc(path).need, Need::Role(role) if role > Role::Reader)
+/// Whether a request takes more than a reader: it may change something.
+pub fn changes(request: &Request) -> bool {
+    matches!(Asked::of(request).need, Need::Role(role) if role > Role::Reader)
 }
 
 /// Services of gRPC itself: health, and the descriptors that `proto/` shows to everybody.
@@ -151,11 +151,11 @@ impl Asked {
 
     fn http(method: &Method, route: &str) -> Self {
         // HEAD is answered by the handlers of GET.
-        let method = if method == Method::HEAD { "GET" } else { method.as_str() };
-        let row = TABLE.iter().find(|row| row.0 == method && row.1 == route);
+        let handled = if method == Method::HEAD { "GET" } else { method.as_str() };
+        let row = TABLE.iter().find(|row| row.0 == handled && row.1 == route);
         Self {
             need: row.map_or(RULE, |row| row.3),
-            action: format!("{} {route}", method.chars().take(16).collect::<String>()),
+            action: format!("{} {route}", method.as_str().chars().take(16).collect::<String>()),
         }
     }
 
@@ -197,7 +197,8 @@ mod tests {
             assert_eq!(Asked::grpc(path).need, RULE, "{path}");
         }
         assert_eq!(Asked::grpc("/vdisk.v1.ImageService/GetImage").need, READ);
-        assert_eq!(Asked::http(&Method::HEAD, "/v1/images").need, READ);
+        let head = Asked::http(&Method::HEAD, "/v1/images");
+        assert_eq!((head.need, head.action.as_str()), (READ, "HEAD /v1/images"));
     }
 
     #[test]

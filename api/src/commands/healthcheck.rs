@@ -1,4 +1,4 @@
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{AlertDescription, ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
 use super::{Configured, Failure};
+use crate::settings::Settings;
 use crate::tls::certificates;
 
 /// How long the service may take to answer.
@@ -20,7 +21,20 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// No answer, or one other than 200.
 pub fn run(options: Configured) -> Result<(), Failure> {
-    let settings = options.settings()?;
+    ask_service(&options.settings()?).map_err(in_words)
+}
+
+/// A socket that waited in vain reports what it was told, not what that means.
+fn in_words(error: Failure) -> Failure {
+    match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            format!("no answer within {} seconds", PATIENCE.as_secs()).into()
+        }
+        _ => error,
+    }
+}
+
+fn ask_service(settings: &Settings) -> Result<(), Failure> {
     let mut address = settings.listen;
     if address.ip().is_unspecified() {
         // Listening everywhere includes the loopback address of the same family.
@@ -29,7 +43,7 @@ pub fn run(options: Configured) -> Result<(), Failure> {
     }
     let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let Some(tls) = settings.tls else {
+    let Some(tls) = &settings.tls else {
         return ask(stream, address);
     };
     match ask(StreamOwned::new(pinned(&tls.certificate, address)?, stream), address) {

@@ -7,7 +7,7 @@ use vdisk_service::Service;
 
 use super::{Configured, Failure};
 use crate::access::Authentication;
-use crate::settings::Settings;
+use crate::settings::{LogFormat, Settings};
 use crate::tls::TlsFiles;
 use crate::{App, server, telemetry};
 
@@ -22,11 +22,20 @@ pub async fn run(options: Configured) -> Result<(), Failure> {
     // Programs that start us on port 0 read the address here.
     writeln!(
         std::io::stdout(),
-        "vdiskd is listening on {}",
-        settings.url(listener.local_addr()?)
+        "{}",
+        listening(settings.log_format, &settings.url(listener.local_addr()?))
     )?;
     server::serve(listener, app, stop_signal()?, settings.grace).await;
     Ok(())
+}
+
+/// What is said at the start, in the form of the log: collectors read both.
+fn listening(form: LogFormat, url: &str) -> String {
+    let message = format!("vdiskd is listening on {url}");
+    match form {
+        LogFormat::Text => message,
+        LogFormat::Json => serde_json::json!({"level": "INFO", "message": message, "url": url}).to_string(),
+    }
 }
 
 /// Takes the address first: a second start must fail before it touches the data.

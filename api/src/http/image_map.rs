@@ -70,7 +70,7 @@ impl From<MapQuery> for MapRequest {
 /// Get where the image's data lies.
 ///
 /// Extents in guest order: which layer answers, whether it is present, zero, data or compressed, and where the bytes lie.
-/// As pages of JSON, or with `Accept: application/x-ndjson` as a stream of one extent a line.
+/// As pages of JSON, which end early where they take long, or with `Accept: application/x-ndjson` as a stream of one extent a line.
 #[utoipa::path(get, path = "/v1/images/{id}/map", operation_id = "get_image_map", tag = "images",
     params(ImagePath, MapQuery),
     responses((status = 200, description = "Extents in guest order.",

@@ -15,12 +15,13 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(measure_image))
 }
 
-problems!(MeasureProblems: NotFound, InvalidArgument, ImageNotReady, ImageBusy, Unsupported;
+problems!(MeasureProblems: NotFound, InvalidArgument, ImageNotReady, ImageBusy, Unsupported, LimitExceeded;
     MalformedBody, BodyTooLarge, UnsupportedMediaType);
 
 /// Measure an image.
 ///
-/// How large it would be in a format, as `qemu-img measure` counts. Answered at once.
+/// How large it would be in a format, as `qemu-img measure` counts. Answered at once, or refused (`limit_exceeded`) when
+/// reading the image's tables takes longer than a minute.
 #[utoipa::path(post, path = "/v1/images/{id}/measure", operation_id = "measure_image", tag = "verbs",
     params(ImagePath, IdempotencyKey), request_body = MeasureRequest,
     responses((status = 200, description = "Sizes in bytes.", body = MeasureReport), MeasureProblems))]

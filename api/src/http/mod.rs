@@ -29,7 +29,7 @@ mod image_rekey;
 mod image_resize;
 mod images;
 mod jobs;
-mod observe;
+pub mod observe;
 mod paging;
 mod pools;
 pub mod problem;

@@ -13,6 +13,9 @@ use uuid::Uuid;
 use crate::grpc;
 use crate::state::App;
 
+/// Characters of a request's id that the logs keep: a client may send any.
+pub const ID_CHARS: usize = 128;
+
 /// Gives a request that came without one an id.
 #[derive(Clone, Copy)]
 pub struct NewRequestId;
@@ -28,7 +31,8 @@ pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Re
     let id = request
         .extensions()
         .get::<RequestId>()
-        .and_then(|id| id.header_value().to_str().ok());
+        .and_then(|id| id.header_value().to_str().ok())
+        .map(|id| id.get(..ID_CHARS).unwrap_or(id));
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let span = tracing::info_span!("request", id, %method, path);
     let route = request

@@ -42,6 +42,26 @@ fn flags_win_over_the_file() {
 }
 
 #[test]
+fn a_pool_has_one_folder() {
+    let parsed = Program::try_parse_from(["vdiskd", "--pool", "a=/x,b=/z", "--pool", "a=/y"]).unwrap();
+    assert_eq!(parsed.options.decide().unwrap_err(), "pool 'a' is given two folders");
+}
+
+#[test]
+fn an_empty_variable_says_nothing() {
+    let command = <Program as clap::CommandFactory>::command();
+    let set = |name: &std::ffi::OsStr| match name.to_str() {
+        Some("VDISKD_LISTEN" | "VDISKD_WORKERS") => Some("".into()),
+        Some("VDISKD_LOG") => Some("debug".into()),
+        _ => None,
+    };
+    let command = without_empty_variables(command, &set);
+    let variable = |id: &str| command.get_arguments().find(|arg| arg.get_id() == id).unwrap().get_env();
+    assert_eq!((variable("listen"), variable("workers")), (None, None));
+    assert!(variable("log").is_some() && variable("host").is_some());
+}
+
+#[test]
 fn the_files_of_tls_go_together() {
     let decided = |arguments: &[&str]| {
         let arguments = ["vdiskd"].iter().chain(arguments);

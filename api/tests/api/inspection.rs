@@ -109,6 +109,55 @@ async fn what_speaks_against_a_file_is_said_and_it_is_gone() {
     server.stop().await;
 }
 
+/// A server that sends the file of an image, and the import of that by another one.
+async fn fetched(server: &Server, target: Option<&str>) -> Value {
+    let origin = Server::start().await;
+    let image = origin.create("made", json!({"virtual_size": 1_048_576})).await;
+    let url = format!("{}/v1/images/{image}/file", origin.url);
+    let import = json!({"name": format!("fetched-{}", target.unwrap_or("as-it-is")), "format": "qcow2",
+        "source": {"url": url}, "target_format": target});
+    let job = server.ended(server.post("/v1/images/import", import).await).await;
+    origin.stop().await;
+    job
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_url_gives_is_parsed_in_a_child() {
+    let change = |inspector: PathBuf| {
+        move |config: &mut vdisk_api::vdisk_service::ServiceConfig| {
+            config.inspector = Some(inspector);
+            config.import_from_private = true;
+        }
+    };
+    let server = Server::start_with(change(program())).await;
+    for (target, format) in [(None, "qcow2"), (Some("qcow2"), "qcow2"), (Some("raw"), "raw")] {
+        let job = fetched(&server, target).await;
+        assert_eq!(job["state"], "succeeded", "{job}");
+        assert_eq!(
+            (&job["result"]["format"], &job["result"]["virtual_size"]),
+            (&json!(format), &json!(1_048_576))
+        );
+        if target == Some("qcow2") {
+            let image = job["result"]["image_id"].as_str().unwrap();
+            server.delete(&format!("/v1/images/{image}")).await.expect(StatusCode::NO_CONTENT);
+        }
+    }
+    server.stop().await;
+    // A child that does nothing but die: whatever succeeds was parsed elsewhere.
+    let server = Server::start_with(change("/bin/false".into())).await;
+    for target in [None, Some("raw"), Some("vmdk")] {
+        let job = fetched(&server, target).await;
+        assert_eq!(
+            (&job["state"], &job["error"]["code"]),
+            (&json!("failed"), &json!("inspection_failed")),
+            "{job}"
+        );
+    }
+    let left = std::fs::read_dir(server.dir.path().join("data/pools/default")).unwrap().count();
+    assert_eq!(left, 0, "files of imports that failed");
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_child_that_dies_fails_the_import_and_nothing_else() {
     let server = Server::start_with(|config| config.inspector = Some("/bin/false".into())).await;

@@ -22,6 +22,11 @@ async fn the_pages_come_from_here_alone() {
     ] {
         let answer = server.get(path).await.expect(StatusCode::OK);
         assert!(!answer.bytes.is_empty(), "{path}");
+        if path != "/openapi.json" {
+            let policy = answer.header("content-security-policy");
+            assert!(policy.contains("frame-ancestors 'none'"), "{path}: '{policy}'");
+            assert_eq!(answer.header("x-content-type-options"), "nosniff", "{path}");
+        }
     }
     let page = String::from_utf8(server.get("/").await.bytes).unwrap();
     let docs = String::from_utf8(server.get("/docs/").await.bytes).unwrap();

@@ -21,9 +21,14 @@ struct Target {
 
 impl Target {
     fn start(listener: TcpListener, statuses: Vec<u16>) -> Self {
+        Self::slow(listener, statuses, Duration::ZERO)
+    }
+
+    /// One that takes its time for each answer.
+    fn slow(listener: TcpListener, statuses: Vec<u16>, pause: Duration) -> Self {
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
         let (sender, taken) = channel();
-        std::thread::spawn(move || serve(&listener, statuses.into_iter(), &sender));
+        std::thread::spawn(move || serve(&listener, statuses.into_iter(), pause, &sender));
         Self { url, taken }
     }
 
@@ -33,7 +38,12 @@ impl Target {
     }
 }
 
-fn serve(listener: &TcpListener, mut statuses: impl Iterator<Item = u16>, sender: &Sender<(String, String)>) {
+fn serve(
+    listener: &TcpListener,
+    mut statuses: impl Iterator<Item = u16>,
+    pause: Duration,
+    sender: &Sender<(String, String)>,
+) {
     while let Ok((mut stream, _)) = listener.accept() {
         let mut text = String::new();
         let mut buffer = [0; 4096];
@@ -48,6 +58,7 @@ fn serve(listener: &TcpListener, mut statuses: impl Iterator<Item = u16>, sender
             }
             assert!(read > 0, "broke off: {text}");
         };
+        std::thread::sleep(pause);
         let status = statuses.next().unwrap_or(204);
         let answer = format!(
             "HTTP/1.1 {status} X\r\ncontent-length: 0\r\nlocation: http://127.0.0.1:1/\r\nconnection: close\r\n\r\n"
@@ -130,6 +141,47 @@ async fn events_are_delivered_in_order_signed_and_again_after_failures() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slow_target_holds_up_no_other() {
+    let server = allowed().await;
+    // Taken by the system, and answered by nobody.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/hook", silent.local_addr().unwrap());
+    let fast = Target::start(TcpListener::bind("127.0.0.1:0").unwrap(), Vec::new());
+    let created = json!({"events": ["image.created"]});
+    let slow = register(&server, &url, created.clone()).await["id"].as_str().unwrap().to_owned();
+    register(&server, &fast.url, created).await;
+    let first = server.create("first", json!({"virtual_size": 1_048_576})).await;
+    assert_eq!(fast.next().1["image_id"], first);
+    silent.accept().unwrap();
+    let second = server.create("second", json!({"virtual_size": 1_048_576})).await;
+    assert_eq!(fast.next().1["image_id"], second);
+    let slow = server.get(&format!("/v1/webhooks/{slow}")).await.body;
+    assert_eq!(slow["failures"], 0, "the fast target was told after the slow one had failed");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_webhook_is_told_nothing_more() {
+    let server = allowed().await;
+    let pause = Duration::from_millis(300);
+    let target = Target::slow(TcpListener::bind("127.0.0.1:0").unwrap(), Vec::new(), pause);
+    let made = register(&server, &target.url, json!({"events": ["image.created"]})).await;
+    for number in 0..8 {
+        server.create(&format!("disk{number}"), json!({"virtual_size": 1_048_576})).await;
+    }
+    target.next();
+    server
+        .delete(&format!("/v1/webhooks/{}", made["id"].as_str().unwrap()))
+        .await
+        .expect(StatusCode::NO_CONTENT);
+    let _told_before = target.taken.try_iter().count();
+    tokio::time::sleep(pause * 8).await;
+    let after = target.taken.try_iter().count();
+    assert!(after <= 1, "{after} deliveries after the end, and one was on its way");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_loses_no_event() {
     let server = allowed().await;
     // Nobody listens yet: the port is kept, not served.
@@ -160,6 +212,7 @@ async fn a_restart_loses_no_event() {
         failed["failures"].as_u64() > Some(0) && failed["problem"].is_string(),
         "{failed}"
     );
+    assert!(!failed["problem"].as_str().unwrap().contains("os error"), "{failed}");
     let server = server.restart(|config| config.webhooks_anywhere = true).await;
     let target = Target::start(TcpListener::bind(address).unwrap(), Vec::new());
     assert_eq!(target.next().1["image_id"], image);

@@ -66,6 +66,17 @@ impl Ends {
     }
 }
 
+/// What a step of a [`Map`] came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapStep {
+    /// An entry is complete.
+    Entry(MapEntry),
+    /// More has been looked at, and no entry is complete yet.
+    Onward,
+    /// The range is through.
+    End,
+}
+
 /// Iterates over the map of a guest range; neighbours of the same status come merged. Memory does not grow with the map.
 pub struct Map<'a> {
     cursor: Cursor<'a>,
@@ -98,19 +109,40 @@ impl Map<'_> {
             .is_some_and(|(place, (image, ends))| ends.are_before(image.as_ref(), place))
     }
 
-    fn step(&mut self) -> Result<Option<MapEntry>> {
-        while self.next < self.end {
-            let extent = self.cursor.extent(self.next, self.end - self.next)?;
-            let mut entry = MapEntry::new(self.next, &extent);
-            entry.zero |= self.is_past_the_end(&entry);
-            self.next += entry.length;
-            match &mut self.pending {
-                None => self.pending = Some(entry),
-                Some(last) if last.continues_in(&entry) => last.length += entry.length,
-                Some(_) => return Ok(self.pending.replace(entry)),
+    /// Looks at one more extent of one layer. An entry may take any number of steps, so who must stop in time steps.
+    ///
+    /// # Errors
+    /// What the chain says; nothing follows then.
+    pub fn step(&mut self) -> Result<MapStep> {
+        let step = self.try_step();
+        if step.is_err() {
+            (self.next, self.pending) = (self.end, None);
+        }
+        step
+    }
+
+    /// The entry on its way, as far as it was looked at: what follows starts at its end and may have the same status.
+    pub fn cut(self) -> Option<MapEntry> {
+        self.pending
+    }
+
+    fn try_step(&mut self) -> Result<MapStep> {
+        if self.next >= self.end {
+            return Ok(self.pending.take().map_or(MapStep::End, MapStep::Entry));
+        }
+        let extent = self.cursor.extent(self.next, self.end - self.next)?;
+        let mut entry = MapEntry::new(self.next, &extent);
+        entry.zero |= self.is_past_the_end(&entry);
+        self.next += entry.length;
+        match &mut self.pending {
+            Some(last) if last.continues_in(&entry) => last.length += entry.length,
+            pending => {
+                if let Some(complete) = pending.replace(entry) {
+                    return Ok(MapStep::Entry(complete));
+                }
             }
         }
-        Ok(self.pending.take())
+        Ok(MapStep::Onward)
     }
 }
 
@@ -118,11 +150,14 @@ impl Iterator for Map<'_> {
     type Item = Result<MapEntry>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let step = self.step();
-        if step.is_err() {
-            (self.next, self.pending) = (self.end, None);
+        loop {
+            match self.step() {
+                Ok(MapStep::Entry(entry)) => return Some(Ok(entry)),
+                Ok(MapStep::Onward) => {}
+                Ok(MapStep::End) => return None,
+                Err(error) => return Some(Err(error)),
+            }
         }
-        step.transpose()
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use vdisk_engine::{Error, ErrorKind};
 
-use crate::error::{ErrorCode, ServiceError};
+use crate::error::{ErrorCode, ServiceError, without_numbers};
 use crate::pool::is_disk_full;
 
 /// The cause below an error of the gate: the file of an image on record is not there.
@@ -43,11 +43,11 @@ impl From<Error> for ServiceError {
         };
         // Places in engine messages are the names we opened the files under: names inside the pool, no paths.
         let text = error.to_string();
-        match error.io_error().and_then(std::io::Error::raw_os_error) {
-            // The words are for everybody, the number is for the log.
-            Some(number) => Self::new(code, text.replace(&format!(" (os error {number})"), "")).with_internal(text),
-            None => Self::new(code, text),
+        let words = without_numbers(&text);
+        if words == text {
+            return Self::new(code, words);
         }
+        Self::new(code, words).with_internal(text)
     }
 }
 
@@ -71,5 +71,9 @@ mod tests {
             "{error}"
         );
         assert!(error.internal.unwrap().ends_with("(os error 5)"));
+        // As an HTTP client reports it: an error within an error.
+        let inner = std::io::Error::other(format!("io: {}", std::io::Error::from_raw_os_error(111)));
+        let error = ServiceError::from(Error::io("cannot fetch", inner));
+        assert!(error.public.starts_with("cannot fetch: io: ") && !error.public.contains("os error"), "{error}");
     }
 }

@@ -1,4 +1,6 @@
 //! The part of an import that makes a new file: from a URL as it is, or in another format.
+//!
+//! What a server sends is stored before anything reads it, and looked at where every file of unknown origin is.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,12 +19,12 @@ use super::JobContext;
 use super::context::pool_of;
 use super::fill::{Fill, Filling, space_for};
 use crate::clock::Timestamp;
-use crate::disk::{Look, Looked, NewDisk, OpenSecrets, content, create_disk, file_facts, look, publish, stage};
+use crate::disk::{Look, Looked, NewDisk, OpenSecrets, content, create_disk, publish, stage};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::ImageId;
-use crate::pool::{Access, PoolFolder, check_file_name};
+use crate::pool::{Access, FileName, PoolFolder, check_file_name};
 use crate::queue::{Done, Effect};
-use crate::sandbox::inspect;
+use crate::sandbox::{inspect, inspect_held};
 use crate::service::Inner;
 use crate::store::images::FileFacts;
 
@@ -54,6 +56,13 @@ impl Source {
                 Ok(_) => Ok(()),
                 Err(error) => Err(ServiceError::invalid("source", error.to_string())),
             },
+        }
+    }
+
+    fn first_step(&self) -> &'static str {
+        match self {
+            Self::PoolFile(_) => "looking at the file",
+            Self::Url(_) => "fetching the file",
         }
     }
 
@@ -103,7 +112,7 @@ pub async fn run(context: JobContext, fetch: Fetch) -> Result<Done> {
         inspector: context.inner.config.inspector.clone(),
         fetch,
     };
-    context.step("looking at the file").await?;
+    context.step(work.fetch.source.first_step()).await?;
     let lease = context.clone();
     let runtime = tokio::runtime::Handle::current();
     let facts = context
@@ -135,45 +144,63 @@ struct Opener {
 
 impl Opener {
     fn run(&self, filling: &Filling, control: &Control, require_lease: &dyn Fn() -> Result<()>) -> Result<FileFacts> {
-        let (source, cancel) = (&self.fetch.source, control.cancel_token());
-        let storage = source.open(&self.pool, self.private, &self.limits, cancel)?;
-        let format = self.look_at_source(&storage, control)?;
+        let source = self.take(control)?;
+        let wanted = Look::strict(self.fetch.format.clone(), false);
+        let format = self.look_at(&source, &wanted, control)?.inspection.format;
         let target = self.fetch.target_format.clone().unwrap_or_else(|| format.clone());
-        let staged = if target == format {
-            self.copy_file(storage.as_ref(), control)?
-        } else {
-            let converting = Converting {
-                opener: self,
-                storage,
-                format,
-                target: target.clone(),
-            };
-            filling.run(&converting, false, control)?.file
+        let made = match source {
+            Taken::Fetched(file) if target == format => file,
+            Taken::There(_, storage) if target == format => {
+                self.copy_file(storage.as_ref(), &self.job.to_string(), control)?
+            }
+            source => {
+                let converting = Converting {
+                    opener: self,
+                    storage: source.storage(),
+                    format,
+                    target: target.clone(),
+                };
+                filling.run(&converting, false, &control.behind(source.fetched()?))?.file
+            }
         };
-        // What was fetched is looked at again: a server can tell something else each time.
-        let wanted = wanted(Some(target.clone()), true);
-        let found = look(&staged.storage(), &wanted, &self.limits, &control.uncounted())?;
-        refuse_overlay(&found.accepted()?)?;
+        let looked = self.look_at_made(&made, &Look::strict(Some(target), true), &control.uncounted())?;
         require_lease()?;
-        let storage = staged.storage();
-        publish(staged, false)?;
-        let chain = self.open(storage, &target, false)?;
-        file_facts(chain.top(), &self.pool, &self.file)
+        publish(made, false)?;
+        looked.facts(&self.pool, &self.file)
     }
 
-    /// The format of the source, if nothing speaks against taking it in. A file that lies in the pool is parsed apart from this process.
-    fn look_at_source(&self, storage: &StorageRef, control: &Control) -> Result<String> {
-        let wanted = wanted(self.fetch.format.clone(), false);
-        let looked = match &self.fetch.source {
-            Source::PoolFile(file) => {
-                let handle = self.pool.open_file(file, Access::Read)?;
-                inspect(self.inspector.as_deref(), handle, file, &wanted, &self.limits, control)?
+    /// The bytes of the source, as they are.
+    fn take(&self, control: &Control) -> Result<Taken> {
+        let (source, cancel) = (&self.fetch.source, control.cancel_token());
+        let storage = source.open(&self.pool, self.private, &self.limits, cancel)?;
+        match source {
+            Source::PoolFile(file) => Ok(Taken::There(file.clone(), storage)),
+            Source::Url(_) => {
+                let token = FileName::source_of(self.job);
+                self.copy_file(storage.as_ref(), &token, control).map(Taken::Fetched)
             }
-            Source::Url(_) => look(storage, &wanted, &self.limits, control)?,
-        };
-        let looked = looked.accepted()?;
-        refuse_overlay(&looked)?;
-        Ok(looked.inspection.format)
+        }
+    }
+
+    /// A look apart from this process.
+    fn look_at(&self, source: &Taken, wanted: &Look, control: &Control) -> Result<Looked> {
+        match source {
+            Taken::There(file, _) => {
+                let handle = self.pool.open_file(file, Access::Read)?;
+                let inspector = self.inspector.as_deref();
+                sound(inspect(inspector, handle, file, wanted, &self.limits, control)?)
+            }
+            Taken::Fetched(file) => self.look_at_made(file, wanted, control),
+        }
+    }
+
+    /// The same at a file of ours that has no name yet, through a handle for reading alone.
+    fn look_at_made(&self, made: &NewFile, wanted: &Look, control: &Control) -> Result<Looked> {
+        let name = made.temporary().to_str();
+        let name = name.ok_or_else(|| ServiceError::internal("a temporary name that is not text"))?;
+        let handle = self.pool.open_file(name, Access::Read)?;
+        let inspector = self.inspector.as_deref();
+        sound(inspect_held(inspector, handle, &self.file, wanted, &self.limits, control)?)
     }
 
     fn open(&self, storage: StorageRef, format: &str, writable: bool) -> Result<Chain> {
@@ -185,9 +212,8 @@ impl Opener {
     }
 
     /// The same bytes under a temporary name.
-    fn copy_file(&self, source: &dyn Storage, control: &Control) -> Result<NewFile> {
-        let (name, token) = (self.file.as_str(), self.job.to_string());
-        let staged = stage(&self.pool, name, &token)?;
+    fn copy_file(&self, source: &dyn Storage, token: &str, control: &Control) -> Result<NewFile> {
+        let staged = stage(&self.pool, &self.file, token)?;
         let (target, len) = (content(&staged), source.len()?);
         control.set_total(len);
         target.set_len(len)?;
@@ -208,15 +234,36 @@ impl Opener {
     }
 }
 
-fn wanted(claimed: Option<String>, check: bool) -> Look {
-    let strict = true;
-    Look { claimed, check, strict }
+/// A file whose bytes do not change any more.
+enum Taken {
+    /// In the pool under this name.
+    There(String, StorageRef),
+    /// Ours, under a temporary name.
+    Fetched(NewFile),
 }
 
-/// A file that needs another one is not an image yet.
-fn refuse_overlay(looked: &Looked) -> Result<()> {
+impl Taken {
+    fn storage(&self) -> StorageRef {
+        match self {
+            Self::There(_, storage) => storage.clone(),
+            Self::Fetched(file) => file.storage(),
+        }
+    }
+
+    /// Bytes that were copied to get it.
+    fn fetched(&self) -> Result<u64> {
+        match self {
+            Self::There(..) => Ok(0),
+            Self::Fetched(file) => Ok(file.storage().len()?),
+        }
+    }
+}
+
+/// A file that nothing speaks against. One that needs another is not an image yet.
+fn sound(looked: Looked) -> Result<Looked> {
+    let looked = looked.accepted()?;
     let Some((name, _)) = &looked.backing else {
-        return Ok(());
+        return Ok(looked);
     };
     let name = name.escape_debug();
     let public = format!("the file is an overlay on \"{name}\"; put both into the pool and scan it");

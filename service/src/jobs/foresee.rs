@@ -3,17 +3,16 @@
 
 use std::sync::Arc;
 
-use vdisk_engine::control::NoProgress;
 use vdisk_engine::image::ExtentKind;
 use vdisk_engine::ops::{GuestSource, SourceKind, measure};
 use vdisk_engine::options::Options;
-use vdisk_engine::{CancelToken, Chain, Control, Limits};
+use vdisk_engine::{Chain, Control, Limits};
 
 use super::sources::TopLayer;
 use crate::disk::{Layer, OpenSecrets, Opening, open_chain};
 use crate::error::{Result, ServiceError};
 use crate::model::{Amount, ImageId, Loss, LossKind};
-use crate::service::Inner;
+use crate::service::{Inner, Wanted};
 
 /// What a kind can tell; [`crate::model::JobPlan`] says what the fields mean.
 #[derive(Default)]
@@ -50,7 +49,7 @@ impl Foresight {
         self.inner.layers(image).await
     }
 
-    /// Looks at images on a thread of its own.
+    /// Looks at images on a thread of its own, which is told to stop when the caller goes away.
     ///
     /// # Errors
     /// What looking says.
@@ -59,7 +58,8 @@ impl Foresight {
         work: impl FnOnce(&Limits, &Control) -> Result<Foreseen> + Send + 'static,
     ) -> Result<Foreseen> {
         let limits = self.inner.limits.clone();
-        let control = Control::new(Arc::new(NoProgress), CancelToken::new());
+        let wanted = Wanted::new();
+        let control = wanted.control();
         let done = tokio::task::spawn_blocking(move || work(&limits, &control)).await;
         done.map_err(|error| ServiceError::internal(format!("the thread of a dry run ended: {error}")))?
     }

@@ -125,6 +125,9 @@ impl Scanner {
             }
         }
         self.register_in_order();
+        for (name, why) in self.pool.others()? {
+            self.skip(&name, &why);
+        }
         let result = json!({"registered": self.registered, "skipped": self.skipped});
         Ok(Done {
             result,

@@ -3,7 +3,8 @@ use utoipa::ToSchema;
 
 use super::ImageId;
 
-/// A guest range of one status. Neighbouring extents of a map differ in something and leave no gap.
+/// A guest range of one status. Neighbouring extents differ in something and leave no gap; the last of a page that took long may go on
+/// in the first of the next page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Extent {
     /// First guest byte.

@@ -7,6 +7,7 @@ mod open;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -84,34 +85,60 @@ impl PoolFolder {
 
     /// Names of the regular files, sorted. Names that are not UTF-8 are left out.
     pub fn file_names(&self) -> Result<Vec<String>> {
-        let failed = |errno: Errno| self.failed("list", ".", errno.into());
-        let mut names = Vec::new();
-        for entry in Dir::read_from(&self.folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let Ok(name) = entry.file_name().to_str() else { continue };
-            let regular = match entry.file_type() {
-                FileType::RegularFile => true,
-                FileType::Unknown => self.is_regular(name),
-                _ => false,
-            };
-            if regular {
-                names.push(name.to_owned());
-            }
-        }
+        let entries = self.entries()?.into_iter();
+        let regular = entries.filter(|(_, kind)| *kind == FileType::RegularFile);
+        let mut names: Vec<String> = regular.filter_map(|(name, _)| String::from_utf8(name).ok()).collect();
         names.sort_unstable();
         Ok(names)
     }
 
-    fn is_regular(&self, name: &str) -> bool {
-        let stat = self.stat(name).ok().flatten();
-        stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+    /// What lies beside the files that have names of ours, and why it is none of them; without folders and what is hidden.
+    pub fn others(&self) -> Result<Vec<(String, ServiceError)>> {
+        let mut others = Vec::new();
+        for (name, kind) in self.entries()? {
+            let (is_text, name) = (std::str::from_utf8(&name).is_ok(), String::from_utf8_lossy(&name).into_owned());
+            let why = match kind {
+                _ if name.starts_with('.') => continue,
+                FileType::Directory => continue,
+                FileType::RegularFile if is_text => continue,
+                FileType::RegularFile => {
+                    ServiceError::new(ErrorCode::InvalidName, "the file's name is not UTF-8; rename it")
+                }
+                FileType::Symlink => denied(&name, "is a link"),
+                _ => denied(&name, "is no regular file"),
+            };
+            others.push((name, why));
+        }
+        others.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        Ok(others)
     }
 
-    /// Bytes on disk of the files that a job or request is making.
+    fn entries(&self) -> Result<Vec<(Vec<u8>, FileType)>> {
+        let failed = |errno: Errno| self.failed("list", ".", errno.into());
+        let mut entries = Vec::new();
+        for entry in Dir::read_from(&self.folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let kind = match entry.file_type() {
+                FileType::Unknown => self.kind_of(entry.file_name()),
+                kind => kind,
+            };
+            entries.push((entry.file_name().to_bytes().to_vec(), kind));
+        }
+        Ok(entries)
+    }
+
+    /// For file systems that do not tell it with the names.
+    fn kind_of(&self, name: &CStr) -> FileType {
+        let stat = rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW);
+        stat.map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode))
+    }
+
+    /// Bytes on disk of the files that a job or request is making; not of what it makes them of.
     pub fn staged_bytes(&self, by: Uuid) -> Result<u64> {
-        let mut bytes = 0_u64;
+        let (mut bytes, source) = (0_u64, format!(".{}.part", FileName::source_of(by)));
         for name in self.file_names()? {
             if matches!(FileName::parse(&name), FileName::Staged { maker, .. } if maker == by)
+                && !name.ends_with(&source)
                 && let Some(stat) = self.stat(&name)?
             {
                 bytes = bytes.saturating_add(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512));

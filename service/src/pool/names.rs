@@ -37,7 +37,7 @@ pub fn check_file_name(name: &str) -> Result<()> {
 pub enum FileName {
     /// `<image>` or `<image>-<token>`: a finished file that the service made.
     Published(Uuid),
-    /// `.<published>.<maker>.part`: being made, by this job or request.
+    /// `.<published>.<maker>.part`: being made, by this job or request; `.<published>.source.<maker>.part`: what it is made of.
     Staged {
         /// The image it will be.
         image: Uuid,
@@ -64,6 +64,11 @@ impl FileName {
         }
     }
 
+    /// What stands for the maker in the temporary name of a file that a job makes its own of.
+    pub fn source_of(maker: Uuid) -> String {
+        format!("source.{maker}")
+    }
+
     /// The name of an arriving file.
     pub fn upload(image: Uuid) -> String {
         format!(".{image}.upload")
@@ -86,7 +91,8 @@ impl FileName {
             return Self::Upload(image);
         }
         let staged = hidden.strip_suffix(".part").and_then(|rest| rest.rsplit_once('.'));
-        match staged.and_then(|(file, maker)| Some((published_image(file)?, maker.parse().ok()?))) {
+        let made = |file: &str| published_image(file.strip_suffix(".source").unwrap_or(file));
+        match staged.and_then(|(file, maker)| Some((made(file)?, maker.parse().ok()?))) {
             Some((image, maker)) => Self::Staged { image, maker },
             None => Self::Hidden,
         }
@@ -149,6 +155,10 @@ mod tests {
         for file in [format!("{image}"), format!("{image}-3")] {
             assert_eq!(
                 FileName::parse(&format!(".{file}.{maker}.part")),
+                FileName::Staged { image, maker }
+            );
+            assert_eq!(
+                FileName::parse(&format!(".{file}.{}.part", FileName::source_of(maker))),
                 FileName::Staged { image, maker }
             );
         }

@@ -1,5 +1,6 @@
 //! What a pool opens and what it refuses.
 
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 
 use rustix::fs::RenameFlags;
@@ -52,6 +53,17 @@ fn nothing_outside_the_folder_is_opened() {
         ErrorCode::NotFound
     );
     assert_eq!(pool.file_names().unwrap(), ["hard"]);
+    let strange = std::ffi::OsStr::from_bytes(b"disk-\xff");
+    std::fs::write(pool.path().join(strange), b"s").unwrap();
+    let others = pool.others().unwrap();
+    let others: Vec<_> = others.iter().map(|(name, why)| (name.as_str(), why.code)).collect();
+    let expected = [
+        ("disk-\u{fffd}", ErrorCode::InvalidName),
+        ("fifo", ErrorCode::Denied),
+        ("folder", ErrorCode::Denied),
+        ("link", ErrorCode::Denied),
+    ];
+    assert_eq!(others, expected);
 }
 
 /// Two threads swap files with links while they are opened. `VDISK_RACES` makes it more opens.

@@ -6,10 +6,10 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use vdisk_engine::control::NoProgress;
-use vdisk_engine::storage::{FileOptions, FileStorage};
+use vdisk_engine::storage::FileStorage;
 use vdisk_engine::{CancelToken, Control, Limits, StorageRef};
 
-use super::{Answer, Task, confine};
+use super::{Answer, Task, confine, options};
 use crate::disk::{Looked, look};
 use crate::error::Result;
 
@@ -38,7 +38,7 @@ pub fn run(task: &str) -> io::Result<()> {
 }
 
 fn inspect(file: File, task: &Task) -> Result<Looked> {
-    let storage: StorageRef = Arc::new(FileStorage::from_file(file, &task.name, FileOptions::read())?);
+    let storage: StorageRef = Arc::new(FileStorage::from_file(file, &task.name, options(task.held))?);
     let limits = Limits {
         chain_depth: task.chain_depth,
         virtual_size: task.virtual_size,

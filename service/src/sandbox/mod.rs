@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 pub use child::run as run_child;
 pub use confine::probe;
 use serde::{Deserialize, Serialize};
-use vdisk_engine::storage::{FileOptions, FileStorage};
+use vdisk_engine::storage::{FileOptions, FileStorage, LockMode};
 use vdisk_engine::{Control, Limits, StorageRef};
 
 use crate::disk::{Look, Looked, look};
@@ -37,6 +37,7 @@ const GIB: u64 = 1 << 30;
 struct Task {
     name: String,
     look: Look,
+    held: bool,
     chain_depth: usize,
     virtual_size: u64,
     cpu_seconds: u64,
@@ -61,8 +62,34 @@ pub(crate) fn inspect(
     limits: &Limits,
     control: &Control,
 ) -> Result<Looked> {
+    inspect_file(program, (file, name), false, wanted, limits, control)
+}
+
+/// As [`inspect`], of a file whose lock is the caller's: one that it is making.
+///
+/// # Errors
+/// As there.
+pub(crate) fn inspect_held(
+    program: Option<&Path>,
+    file: File,
+    name: &str,
+    wanted: &Look,
+    limits: &Limits,
+    control: &Control,
+) -> Result<Looked> {
+    inspect_file(program, (file, name), true, wanted, limits, control)
+}
+
+fn inspect_file(
+    program: Option<&Path>,
+    (file, name): (File, &str),
+    held: bool,
+    wanted: &Look,
+    limits: &Limits,
+    control: &Control,
+) -> Result<Looked> {
     let Some(program) = program else {
-        let storage: StorageRef = Arc::new(FileStorage::from_file(file, name, FileOptions::read())?);
+        let storage: StorageRef = Arc::new(FileStorage::from_file(file, name, options(held))?);
         return look(&storage, wanted, limits, control);
     };
     let size = file.metadata().map_or(0, |metadata| metadata.len());
@@ -70,6 +97,7 @@ pub(crate) fn inspect(
     let task = Task {
         name: name.to_owned(),
         look: wanted.clone(),
+        held,
         chain_depth: limits.chain_depth,
         virtual_size: limits.virtual_size,
         cpu_seconds,
@@ -85,6 +113,14 @@ pub(crate) fn inspect(
             let code = code.parse().unwrap_or(ErrorCode::InspectionFailed);
             Err(ServiceError::new(code, public))
         }
+    }
+}
+
+fn options(held: bool) -> FileOptions {
+    let lock = if held { LockMode::None } else { LockMode::Read };
+    FileOptions {
+        lock,
+        ..FileOptions::read()
     }
 }
 
@@ -181,6 +217,7 @@ mod tests {
                 check: true,
                 strict: true,
             },
+            held: false,
             chain_depth: 1,
             virtual_size: 1,
             cpu_seconds: 1,

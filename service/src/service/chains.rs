@@ -1,16 +1,19 @@
+use std::time::Instant;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::Value;
-use vdisk_engine::ops::map::{MapEntry, map};
-use vdisk_engine::{CancelToken, Chain, Control, Limits, ops};
+use tokio::time::timeout;
+use vdisk_engine::ops::map::{MapEntry, MapStep, map};
+use vdisk_engine::{Chain, Control, Limits, ops};
 
-use super::Service;
+use super::{Service, Wanted};
 use super::paging::Window;
 use super::stream::{Hold, Piece, pieces, place};
 use crate::disk::{Layer, OpenSecrets, Opening, open_chain, version};
-use crate::error::{Result, ServiceError};
+use crate::error::{ErrorCode, Result, ServiceError};
 use crate::jobs::{creatable, engine_options};
 use crate::model::{ChainLayer, Extent, Image, ImageId, MapPage, MeasureReport, Page};
 use crate::request::{ImageFilter, MapLayer, MapRequest, MeasureRequest, PageRequest};
@@ -28,7 +31,7 @@ impl Service {
     /// `not_found`, `image_not_ready`, `image_busy`, `corrupt_image`.
     pub async fn image_info(&self, id: ImageId) -> Result<Value> {
         let limits = self.inner.limits.clone();
-        let describe = move |layers: &[Layer]| {
+        let describe = move |layers: &[Layer], _: &Control| {
             let secrets = OpenSecrets::default();
             let opening = Opening {
                 top_only: true,
@@ -78,10 +81,11 @@ impl Service {
         Ok(window.page(images, |image| image.id))
     }
 
-    /// A page of where the image's data lies.
+    /// A page of where the image's data lies. One that takes long ends early, if need be within an extent.
     ///
     /// # Errors
-    /// `not_found`, `image_not_ready`, `image_busy`, `invalid_argument` (range, cursor), `corrupt_image`.
+    /// `not_found`, `image_not_ready`, `image_busy`, `invalid_argument` (range, cursor), `corrupt_image`; `unavailable` when too many
+    /// read.
     pub async fn image_map(&self, id: ImageId, request: &MapRequest) -> Result<MapPage> {
         let limits = &self.inner.config.limits;
         let wanted = request
@@ -89,8 +93,17 @@ impl Service {
             .filter(|limit| *limit > 0)
             .unwrap_or(limits.map_page_default);
         let wanted = usize::try_from(wanted.min(limits.map_page_max)).unwrap_or(usize::MAX);
-        let (request, limits) = (request.clone(), self.inner.limits.clone());
-        let page = move |layers: &[Layer]| Survey::new(layers, &request, &limits)?.page(wanted);
+        let (request, time, limits) = (request.clone(), limits.map_page_time, self.inner.limits.clone());
+        // Kept as long as the work lasts, whoever waits for it.
+        let place = place(&self.inner.places)?;
+        let page = move |layers: &[Layer], control: &Control| {
+            let _taken = &place;
+            let until = Until {
+                extents: wanted,
+                moment: Some(Instant::now() + time),
+            };
+            Survey::new(layers, &request, &limits)?.page(&until, control)
+        };
         self.look(id, false, page).await
     }
 
@@ -104,15 +117,20 @@ impl Service {
             .filter(|limit| *limit > 0)
             .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
         let (request, limits) = (request.clone(), self.inner.limits.clone());
-        let open = move |layers: &[Layer]| {
+        let open = move |layers: &[Layer], _: &Control| {
             let survey = Survey::new(layers, &request, &limits)?;
             Ok((survey.open()?, survey))
         };
         let hold = Hold::new(place(&self.inner.places)?, None);
         let (chain, mut survey) = self.look(id, false, open).await?;
-        let mut left = limit;
+        let (mut left, wanted) = (limit, Wanted::new());
+        let control = wanted.control();
         let batches = pieces(hold, move || {
-            let (extents, next) = survey.extents(&chain, left.min(BATCH))?;
+            let until = Until {
+                extents: left.min(BATCH),
+                moment: None,
+            };
+            let (extents, next) = survey.extents(&chain, &until, &control)?;
             left -= extents.len();
             Ok(match next.filter(|_| left > 0) {
                 Some(next) => {
@@ -122,24 +140,26 @@ impl Service {
                 None => Piece::Last(extents),
             })
         });
-        let flat = batches.map_ok(|extents| stream::iter(extents.into_iter().map(Ok)));
+        let flat = batches.map_ok(move |extents| {
+            let _goes_with_the_stream = &wanted;
+            stream::iter(extents.into_iter().map(Ok))
+        });
         Ok(flat.try_flatten().boxed())
     }
 
     /// How large the image would be in a format.
     ///
     /// # Errors
-    /// `not_found`, `image_not_ready`, `unsupported`, `invalid_argument`.
+    /// `not_found`, `image_not_ready`, `unsupported`, `invalid_argument`; `limit_exceeded` when it takes too long; `unavailable` when too
+    /// many read.
     pub async fn measure_image(&self, id: ImageId, request: MeasureRequest) -> Result<MeasureReport> {
         let driver = creatable(&request.format, &request.options)?;
         let limits = self.inner.limits.clone();
-        let measure = move |layers: &[Layer]| {
+        let place = place(&self.inner.places)?;
+        let measure = move |layers: &[Layer], control: &Control| {
+            let _taken = &place;
             let chain = open_chain(layers, &Opening::read(&limits, &OpenSecrets::default()))?;
-            let control = Control::new(
-                std::sync::Arc::new(vdisk_engine::control::NoProgress),
-                CancelToken::new(),
-            );
-            let data = ops::measure::data_ranges(&chain, &control)?;
+            let data = ops::measure::data_ranges(&chain, control)?;
             let options = engine_options(&request.options);
             let measured = ops::measure::measure(driver.name(), chain.virtual_size(), &data, &options, false)?;
             Ok(MeasureReport {
@@ -148,7 +168,29 @@ impl Service {
                 bitmaps: measured.bitmaps,
             })
         };
-        self.look(id, false, measure).await
+        let time = self.inner.config.limits.measure_time;
+        let too_long = |_| {
+            let public = format!(
+                "measuring took longer than {} seconds; a dry run of the conversion tells its size without this bound",
+                time.as_secs_f32()
+            );
+            ServiceError::new(ErrorCode::LimitExceeded, public)
+        };
+        timeout(time, self.look(id, false, measure)).await.map_err(too_long)?
+    }
+}
+
+/// Where a part of a map ends early.
+struct Until {
+    /// After so many extents.
+    extents: usize,
+    /// Then, wherever that is.
+    moment: Option<Instant>,
+}
+
+impl Until {
+    fn is_over(&self) -> bool {
+        self.moment.is_some_and(|moment| Instant::now() >= moment)
     }
 }
 
@@ -200,23 +242,35 @@ impl Survey {
         open_chain(&self.layers, &opening)
     }
 
-    fn page(&self, limit: usize) -> Result<MapPage> {
-        let (extents, next) = self.extents(&self.open()?, limit)?;
+    fn page(&self, until: &Until, control: &Control) -> Result<MapPage> {
+        let (extents, next) = self.extents(&self.open()?, until, control)?;
         let next_cursor = next.map(|next| write_cursor(next, self.version));
         Ok(MapPage { extents, next_cursor })
     }
 
     /// The first extents, and where the next one starts.
-    fn extents(&self, chain: &Chain, limit: usize) -> Result<(Vec<Extent>, Option<u64>)> {
+    fn extents(&self, chain: &Chain, until: &Until, control: &Control) -> Result<(Vec<Extent>, Option<u64>)> {
         let mut extents = Vec::new();
-        for entry in map(chain, self.start, self.length) {
-            let entry = entry?;
-            if extents.len() == limit {
-                return Ok((extents, Some(entry.start)));
+        let mut map = map(chain, self.start, self.length);
+        loop {
+            control.check_cancelled()?;
+            match map.step()? {
+                MapStep::Entry(entry) if extents.len() == until.extents => return Ok((extents, Some(entry.start))),
+                MapStep::Entry(entry) => extents.push(self.extent(&entry)),
+                MapStep::Onward if until.is_over() => break,
+                MapStep::Onward => {}
+                MapStep::End => return Ok((extents, None)),
             }
-            extents.push(self.extent(&entry));
         }
-        Ok((extents, None))
+        let next = map.cut().map(|cut| match extents.len() == until.extents {
+            true => cut.start,
+            false => {
+                extents.push(self.extent(&cut));
+                cut.start + cut.length
+            }
+        });
+        let end = self.start.saturating_add(self.length).min(chain.virtual_size());
+        Ok((extents, next.filter(|next| *next < end)))
     }
 
     fn go_on_at(&mut self, start: u64) {

@@ -1,8 +1,7 @@
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
-use vdisk_engine::control::NoProgress;
-use vdisk_engine::{CancelToken, Control};
+use vdisk_engine::Control;
 
 use super::Service;
 use crate::disk::{Layer, Look, open_file};
@@ -25,7 +24,7 @@ impl Service {
         let (limits, inspector) = (self.inner.limits.clone(), self.inner.config.inspector.clone());
         // The look keeps its place even if the caller goes away.
         let place = Arc::new(INSPECTIONS.acquire().await.map_err(ServiceError::internal)?);
-        let look = move |layers: &[Layer]| {
+        let look = move |layers: &[Layer], control: &Control| {
             let _place = place.clone();
             let Some(Layer { record, pool, .. }) = layers.first() else {
                 return Err(ServiceError::not_found("image", id));
@@ -36,8 +35,7 @@ impl Service {
                 strict: false,
             };
             let file = open_file(pool, &record.file, Access::Read)?;
-            let control = Control::new(Arc::new(NoProgress), CancelToken::new());
-            let looked = sandbox::inspect(inspector.as_deref(), file, &record.file, &look, &limits, &control)?;
+            let looked = sandbox::inspect(inspector.as_deref(), file, &record.file, &look, &limits, control)?;
             Ok((looked, record.clone()))
         };
         let (looked, record) = self.look(id, true, look).await?;

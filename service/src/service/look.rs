@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use vdisk_engine::control::NoProgress;
+use vdisk_engine::{CancelToken, Control};
+
 use super::Service;
 use super::background::blocking;
 use crate::disk::Layer;
@@ -12,21 +15,41 @@ use crate::model::{ImageId, ImageState};
 /// How often a chain is looked at that changes each time.
 const LOOKS: usize = 5;
 
+/// Tells work on another thread to stop when nobody waits for it any more.
+pub(crate) struct Wanted(CancelToken);
+
+impl Wanted {
+    pub(crate) fn new() -> Self {
+        Self(CancelToken::new())
+    }
+
+    /// What the work is to look at as it goes.
+    pub(crate) fn control(&self) -> Control {
+        Control::new(Arc::new(NoProgress), self.0.clone())
+    }
+}
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
 impl Service {
     /// Looks at a chain, or its top alone. What fails may have met a change, so it is tried again with the records of
-    /// then, if they are other ones.
+    /// then, if they are other ones. The work is told to stop when the caller goes away.
     pub(super) async fn look<T: Send + 'static>(
         &self,
         id: ImageId,
         top_only: bool,
-        work: impl Fn(&[Layer]) -> Result<T> + Send + Sync + 'static,
+        work: impl Fn(&[Layer], &Control) -> Result<T> + Send + Sync + 'static,
     ) -> Result<T> {
-        let work = Arc::new(work);
+        let (work, wanted) = (Arc::new(work), Wanted::new());
         let mut layers = self.ready_layers(id, top_only).await?;
         let mut looks = 1;
         loop {
-            let (again, seen) = (work.clone(), layers.clone());
-            let error = match blocking(move || again(&seen)).await {
+            let (again, seen, control) = (work.clone(), layers.clone(), wanted.control());
+            let error = match blocking(move || again(&seen, &control)).await {
                 Ok(found) => return Ok(found),
                 Err(error) => error,
             };

@@ -54,6 +54,7 @@ use crate::store::images::ImageRecord;
 pub use access::TokenText;
 pub use audit::Audited;
 pub use chains::ExtentStream;
+pub(crate) use look::Wanted;
 pub use transfer::{Content, Download};
 pub(crate) use upload::take_back;
 

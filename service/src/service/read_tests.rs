@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
+use vdisk_engine::Control;
 
 use crate::config::ServiceConfig;
-use crate::error::ErrorCode;
+use crate::disk::Layer;
+use crate::error::{ErrorCode, Result};
 use crate::model::Image;
-use crate::request::Call;
+use crate::request::{Call, MapRequest};
 use crate::service::Service;
 use crate::store::images::FileFacts;
 
@@ -64,6 +66,40 @@ async fn a_read_that_waits_for_a_deletion_finds_no_image() {
     tx.commit().await.unwrap();
     assert_eq!(file.await.unwrap().err().unwrap().code, ErrorCode::NotFound);
     assert_eq!(data.await.unwrap().err().unwrap().code, ErrorCode::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_ends_when_nobody_waits_for_it() {
+    let (_dir, service, image) = service_with_an_image().await;
+    let (told, tells) = std::sync::mpsc::channel();
+    let work = move |_: &[Layer], control: &Control| -> Result<()> {
+        loop {
+            if let Err(error) = control.check_cancelled() {
+                let _ = told.send(());
+                return Err(error.into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let looking = tokio::time::timeout(Duration::from_millis(200), service.look(image.id, false, work));
+    assert!(looking.await.is_err(), "it ended by itself");
+    tells.recv_timeout(Duration::from_secs(20)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maps_and_measurements_take_places_of_downloads() {
+    let (_dir, service, image) = service_with_an_image().await;
+    let measure = || serde_json::from_value(json!({"format": "raw"})).unwrap();
+    let all = MapRequest::default();
+    service.image_map(image.id, &all).await.unwrap();
+    service.measure_image(image.id, measure()).await.unwrap();
+    let taken = service.inner.places.clone().acquire_many_owned(256).await.unwrap();
+    let refused = service.image_map(image.id, &all).await.err().unwrap();
+    assert_eq!(refused.code, ErrorCode::Unavailable);
+    let refused = service.measure_image(image.id, measure()).await.err().unwrap();
+    assert_eq!(refused.code, ErrorCode::Unavailable);
+    drop(taken);
+    service.image_map(image.id, &all).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,6 +36,7 @@ impl Store {
     pub async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Self> {
         DRIVERS.call_once(sqlx::any::install_default_drivers);
         let database = database_of(url)?;
+        let url = &made_when_absent(url, database);
         let (writer, readers) = match database {
             Database::Sqlite if url.contains(":memory:") => {
                 let only = connect(url, database, 1).await?;
@@ -58,7 +59,7 @@ impl Store {
             database,
             clock,
             news: Arc::default(),
-            url: url.into(),
+            url: url.as_str().into(),
             turns: Arc::default(),
             ballast: None,
         })
@@ -93,6 +94,17 @@ pub fn sqlite_url(path: &Path) -> String {
     }
     url.push_str("?mode=rwc");
     url
+}
+
+/// An SQLite file is made when it is not there, unless the URL says how to open it.
+fn made_when_absent(url: &str, database: Database) -> String {
+    let query = url.split_once('?').map(|(_, query)| query);
+    let says_how = query.is_some_and(|query| query.split('&').any(|part| part.starts_with("mode=")));
+    if database == Database::Postgres || url.contains(":memory:") || says_how {
+        return url.to_owned();
+    }
+    let join = if query.is_some() { '&' } else { '?' };
+    format!("{url}{join}mode=rwc")
 }
 
 fn database_of(url: &str) -> Result<Database> {
@@ -193,6 +205,22 @@ mod tests {
         assert!(!quick_check(&url, Duration::ZERO).await.unwrap());
         assert!(quick_check(&url, Duration::from_secs(300)).await.unwrap());
         pool.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_database_is_made_where_its_url_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = || Arc::new(crate::clock::SystemClock);
+        for (number, query) in ["", "?cache=private"].into_iter().enumerate() {
+            let file = dir.path().join(format!("{number}.db"));
+            for scheme in ["sqlite:", "sqlite://"] {
+                let url = format!("{scheme}{}{query}", file.display());
+                Store::open(&url, clock()).await.unwrap().close().await;
+                assert!(file.exists(), "{url}");
+            }
+        }
+        let url = format!("sqlite:{}?mode=rw", dir.path().join("none.db").display());
+        assert_eq!(Store::open(&url, clock()).await.err().unwrap().code, ErrorCode::Unavailable);
     }
 
     #[test]

@@ -95,16 +95,16 @@ impl Tx {
         Ok(())
     }
 
-    /// Notes how far a webhook was told, and until when this process has it.
-    pub async fn webhook_told(&mut self, id: WebhookId, delivered: u64, until: Timestamp) -> Result<()> {
+    /// Notes how far a webhook was told, and until when this process has it. Whether it still is on record.
+    pub async fn webhook_told(&mut self, id: WebhookId, delivered: u64, until: Timestamp) -> Result<bool> {
         let sql = "UPDATE webhooks SET delivered = $2, failures = 0, problem = NULL, next_try = $3 WHERE id = $1";
-        sqlx::query(sql)
+        let noted = sqlx::query(sql)
             .bind(id.to_string())
             .bind(stored(delivered)?)
             .bind(until.0)
             .execute(&mut *self.inner)
             .await?;
-        Ok(())
+        Ok(noted.rows_affected() == 1)
     }
 
     /// Notes a delivery that failed, and when the next may be tried.
@@ -222,5 +222,9 @@ mod tests {
         test.clock.advance(1001);
         let mut tx = store.begin().await.unwrap();
         assert!(tx.claim_webhook(told, lease).await.unwrap());
+        let until = tx.now.after(lease);
+        assert!(tx.webhook_told(told, 1, until).await.unwrap());
+        tx.delete_webhook(told).await.unwrap();
+        assert!(!tx.webhook_told(told, 2, until).await.unwrap(), "told after its end");
     }
 }

@@ -1,16 +1,19 @@
-//! Telling others what happened: events in the order of their numbers, each at least once, over restarts too.
+//! Telling others what happened: events in the order of their numbers, each at least once, over restarts too. Each webhook has a task
+//! of its own while there is something to tell it: a slow one holds up no other.
 
 mod deliver;
 mod target;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
 pub use target::check_url;
+use tokio::task::JoinHandle;
 
 use self::deliver::{Outgoing, post};
-use crate::error::{Result, ServiceError};
+use crate::error::{Result, ServiceError, without_numbers};
 use crate::fault::{Side, Step, reach};
 use crate::model::{Event, WebhookId};
 use crate::service::Inner;
@@ -26,21 +29,32 @@ const PROBLEM_CHARS: usize = 256;
 
 /// Delivers until the service stops.
 pub async fn deliverer(inner: Arc<Inner>) {
-    loop {
-        if let Err(error) = deliver_due(&inner).await {
+    let mut telling = HashMap::new();
+    while !inner.stop.is_cancelled() {
+        if let Err(error) = start_due(&inner, &mut telling).await {
             tracing::warn!(%error, "webhooks cannot be delivered now; trying again");
         }
         tokio::select! {
-            () = inner.stop.cancelled() => return,
+            () = inner.stop.cancelled() => {}
             () = tokio::time::sleep(inner.config.poll_interval) => {}
         }
     }
+    // They end with the delivery that they are at.
+    join_all(telling.into_values()).await;
 }
 
-async fn deliver_due(inner: &Arc<Inner>) -> Result<()> {
-    let due = inner.store.due_webhooks().await?;
-    for outcome in join_all(due.into_iter().map(|id| deliver_to(inner, id))).await {
-        outcome?;
+/// Starts telling those that are due and not being told.
+async fn start_due(inner: &Arc<Inner>, telling: &mut HashMap<WebhookId, JoinHandle<()>>) -> Result<()> {
+    telling.retain(|_, task| !task.is_finished());
+    for id in inner.store.due_webhooks().await? {
+        let inner = inner.clone();
+        telling.entry(id).or_insert_with(|| {
+            tokio::spawn(async move {
+                if let Err(error) = deliver_to(&inner, id).await {
+                    tracing::warn!(%error, webhook = %id, "a webhook cannot be told now; trying again");
+                }
+            })
+        });
     }
     Ok(())
 }
@@ -72,7 +86,7 @@ async fn tell(inner: &Arc<Inner>, id: WebhookId) -> Result<()> {
     loop {
         let events = inner.store.events_after(told, None, None, BATCH).await?;
         if events.is_empty() || inner.stop.is_cancelled() {
-            return note(inner, id, told, Duration::ZERO).await;
+            return note(inner, id, told, Duration::ZERO).await.map(drop);
         }
         for event in events {
             told = event.seq;
@@ -82,9 +96,12 @@ async fn tell(inner: &Arc<Inner>, id: WebhookId) -> Result<()> {
             if let Err(problem) = send(inner, &record.webhook.url, id, &secret, &event).await? {
                 return failed(inner, id, record.webhook.failures, &problem).await;
             }
-            note(inner, id, told, LEASE).await?;
+            let goes_on = note(inner, id, told, LEASE).await?;
+            if !goes_on {
+                return Ok(());
+            }
             if inner.stop.is_cancelled() {
-                return note(inner, id, told, Duration::ZERO).await;
+                return note(inner, id, told, Duration::ZERO).await.map(drop);
             }
         }
     }
@@ -114,18 +131,20 @@ async fn send(
     sent.map_err(ServiceError::internal)
 }
 
-async fn note(inner: &Inner, id: WebhookId, told: u64, keep: Duration) -> Result<()> {
+/// Whether there still is such a webhook.
+async fn note(inner: &Inner, id: WebhookId, told: u64, keep: Duration) -> Result<bool> {
     let mut tx = inner.store.begin().await?;
     let until = tx.now.after(keep);
-    tx.webhook_told(id, told, until).await?;
-    tx.commit_as(Step::NoteDelivery).await
+    let is_there = tx.webhook_told(id, told, until).await?;
+    tx.commit_as(Step::NoteDelivery).await?;
+    Ok(is_there)
 }
 
 async fn failed(inner: &Inner, id: WebhookId, failures: u64, problem: &str) -> Result<()> {
     let doublings = u32::try_from(failures).unwrap_or(u32::MAX).min(12);
     let pause = PAUSE.saturating_mul(1 << doublings).min(PAUSE_MAX);
     tracing::info!(webhook = %id, problem, pause_seconds = pause.as_secs(), "a delivery failed");
-    let problem: String = problem.chars().take(PROBLEM_CHARS).collect();
+    let problem: String = without_numbers(problem).chars().take(PROBLEM_CHARS).collect();
     let mut tx = inner.store.begin().await?;
     let next = tx.now.after(pause);
     tx.webhook_failed(id, &problem, next).await?;

@@ -56,6 +56,16 @@ fn the_health_check_tells_by_its_exit_status() {
 }
 
 #[test]
+fn the_health_check_says_when_nobody_answers() {
+    // Connections are taken by the system, and stay unanswered.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let asked = vdiskd(&["healthcheck", "--listen", &address]);
+    assert_eq!(asked.status.code(), Some(1));
+    assert_eq!(text(&asked.stderr), "vdiskd: no answer within 5 seconds\n");
+}
+
+#[test]
 fn addresses_that_others_reach_need_the_explicit_choice() {
     let data = folder();
     let refused = vdiskd(&[

@@ -31,6 +31,14 @@ pub struct Look {
     pub strict: bool,
 }
 
+impl Look {
+    /// A look at a file that is to be taken in.
+    pub fn strict(claimed: Option<String>, check: bool) -> Self {
+        let strict = true;
+        Self { claimed, check, strict }
+    }
+}
+
 /// A file that was looked at.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Looked {
