@@ -13,7 +13,7 @@ use crate::model::{ImageId, ImageState};
 const LOOKS: usize = 5;
 
 impl Service {
-    /// Looks at a chain, or its top alone. What fails may have met a change, so it is tried again with the records of
+    /// Looks at a chain, or its top alone; what others did to the top is noticed with it. What fails may have met a change, so it is tried again with the records of
     /// then, if they are other ones.
     pub(super) async fn look<T: Send + 'static>(
         &self,
@@ -27,7 +27,12 @@ impl Service {
         loop {
             let (again, seen) = (work.clone(), layers.clone());
             let error = match blocking(move || again(&seen)).await {
-                Ok(found) => return Ok(found),
+                Ok(found) => {
+                    if let Some(top) = layers.into_iter().next() {
+                        self.inner.as_it_is(top.record).await;
+                    }
+                    return Ok(found);
+                }
                 Err(error) => error,
             };
             let now = self.ready_layers(id, top_only).await?;
