@@ -23,27 +23,41 @@ pub fn file_facts(image: &dyn Image, pool: &PoolFolder, file: &str) -> Result<Fi
     })
 }
 
-/// Tells a file that somebody changed from the one we left: length, time of the last change, inode.
+/// Tells a file that somebody changed from the one we left: length and time of the last change, which a copy that comes back from a backup
+/// has too.
 pub fn file_stamp(stat: &Stat) -> String {
-    format!(
-        "{}:{}.{:09}:{}",
-        stat.st_size, stat.st_mtime, stat.st_mtime_nsec, stat.st_ino
-    )
+    format!("{}:{}.{:09}", stat.st_size, stat.st_mtime, stat.st_mtime_nsec)
 }
 
-/// The stamp of a file; `None` when it is gone.
-pub(super) fn stamp_of(pool: &PoolFolder, file: &str) -> Result<Option<String>> {
-    Ok(pool.stat(file)?.as_ref().map(file_stamp))
+/// Whether a file is as it was when a stamp was taken of it. In stamps of earlier versions the inode follows, which a copy does not have.
+pub(super) fn is_as_left(stat: &Stat, stamp: &str) -> bool {
+    let behind = stamp.strip_prefix(&file_stamp(stat));
+    behind.is_some_and(|behind| behind.is_empty() || behind.starts_with(':'))
 }
 
-/// What an image shows depends on this: its layers, with generation and file as they are now.
+/// The file of a layer as it lies in its pool.
+///
+/// # Errors
+/// `image_not_ready` when it is gone.
+pub(super) fn stat_of(layer: &Layer) -> Result<Stat> {
+    let file = &layer.record.file;
+    layer.pool.stat(file)?.ok_or_else(|| gone(file))
+}
+
+/// What an image shows depends on this: its layers, with generation and file as they are now. The time of a file's last change of any
+/// kind is part of it: nobody can set that back, as the time of the last write can be.
 pub fn fingerprint(layers: &[Layer]) -> Result<String> {
     let mut all = String::new();
     for layer in layers {
-        let stamp = stamp_of(&layer.pool, &layer.record.file)?.ok_or_else(|| gone(&layer.record.file))?;
+        let (image, stat) = (&layer.record.image, stat_of(layer)?);
         all.push_str(&format!(
-            "{}@{}[{stamp}];",
-            layer.record.image.id, layer.record.image.generation
+            "{}@{}[{}:{}:{}.{:09}];",
+            image.id,
+            image.generation,
+            file_stamp(&stat),
+            stat.st_ino,
+            stat.st_ctime,
+            stat.st_ctime_nsec
         ));
     }
     Ok(all)
@@ -71,4 +85,28 @@ fn gone(file: &str) -> ServiceError {
         ErrorCode::ImageNotReady,
         format!("the file '{file}' is gone from its pool"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_keeps_the_time_is_the_same_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        std::fs::write(&one, "one").unwrap();
+        std::fs::copy(&one, &two).unwrap();
+        let time = std::fs::metadata(&one).unwrap().modified().unwrap();
+        let copy = File::options().write(true).open(&two).unwrap();
+        copy.set_modified(time).unwrap();
+        let stat = |path| rustix::fs::stat(path).unwrap();
+        let (stamp, stat) = (file_stamp(&stat(&one)), stat(&two));
+        assert!(is_as_left(&stat, &stamp));
+        // As earlier versions wrote it.
+        assert!(is_as_left(&stat, &format!("{stamp}:4711")));
+        assert!(!is_as_left(&stat, &format!("{stamp}1")));
+        copy.set_modified(time + std::time::Duration::from_nanos(1)).unwrap();
+        assert!(!is_as_left(&rustix::fs::stat(&two).unwrap(), &stamp));
+    }
 }

@@ -8,7 +8,7 @@ use vdisk_engine::storage::LockMode;
 use vdisk_engine::{Chain, Limits, OpenEnv};
 
 use super::OpenSecrets;
-use super::facts::stamp_of;
+use super::changed::require_as_bound;
 use super::gate::{InventoryGate, open_layer};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::pool::PoolFolder;
@@ -124,7 +124,7 @@ pub fn open_chain(layers: &[Layer], opening: &Opening<'_>) -> Result<Chain> {
     } else {
         layers
     };
-    check_bases(layers)?;
+    require_as_bound(layers)?;
     if !opening.metadata_only {
         require_keys(layers, opening.secrets)?;
     }
@@ -156,36 +156,6 @@ pub fn open_chain(layers: &[Layer], opening: &Opening<'_>) -> Result<Chain> {
     let chain = Chain::open_writable(node, &env, opening.writable)?;
     check_depth(&chain, layers)?;
     Ok(chain)
-}
-
-/// A base must be what it was when its overlay was bound to it: our generation, and the file as we left it.
-fn check_bases(layers: &[Layer]) -> Result<()> {
-    for pair in layers.windows(2) {
-        let [overlay, base] = pair else { continue };
-        let bound = overlay.record.backing_generation;
-        let changed_by_us = bound != Some(base.record.image.generation);
-        if changed_by_us || was_changed_by_others(base)? {
-            return Err(base_changed(base, overlay.record.image.id));
-        }
-    }
-    Ok(())
-}
-
-/// Whether the file is another than the one we left. Unknown, so no, while a job of ours changes it.
-pub fn was_changed_by_others(layer: &Layer) -> Result<bool> {
-    let Some(left) = &layer.record.file_stamp else {
-        return Ok(false);
-    };
-    Ok(stamp_of(&layer.pool, &layer.record.file)?.is_some_and(|found| found != *left))
-}
-
-/// The error for a base that is not what an overlay was made on.
-pub fn base_changed(base: &Layer, overlay: crate::model::ImageId) -> ServiceError {
-    let public = format!(
-        "image {} is not what it was when image {overlay} was made on it; rebase with mode 'unsafe' to accept it as it is",
-        base.record.image.id
-    );
-    ServiceError::new(ErrorCode::BaseChanged, public)
 }
 
 /// A header that lost its backing reference would silently show zeros instead of the base.

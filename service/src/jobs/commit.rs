@@ -139,9 +139,11 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
         refuse_snapshots_of(&context, &layers).await?;
     }
     let (limits, threads) = (context.inner.limits.clone(), context.inner.config.threads_per_job);
-    let size = layers.first().map_or(0, |top| top.record.image.virtual_size);
     let before = match payload.verify {
-        true => Some(digest_before(&context, &layers, size).await?),
+        true => {
+            let size = context.size_before(&layers).await?;
+            Some((digest_before(&context, &layers, size).await?, size))
+        }
         false => None,
     };
     context.step("writing into the base").await?;
@@ -156,7 +158,7 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
         threads,
     };
     let chain = work.layers.clone();
-    let done = write(&context, work, size, before).await;
+    let done = write(&context, work, before).await;
     if done.is_err()
         && !context.is_handed_on()
         && let Err(error) = leave_in_order(&context, chain, depth).await
@@ -173,16 +175,17 @@ async fn leave_in_order(context: &JobContext, chain: Vec<Layer>, depth: usize) -
     context.step(left).await
 }
 
-async fn write(context: &JobContext, work: Work, size: u64, before: Option<String>) -> Result<Done> {
+/// `before` is the digest of what the guest saw, and of how many bytes.
+async fn write(context: &JobContext, work: Work, before: Option<(String, u64)>) -> Result<Done> {
     let (drop_layers, depth) = (work.payload.drop, work.payload.depth);
     // With a digest to compare, the overlay stays whole until it was compared.
     let keep = drop_layers || before.is_some();
     let work = context
         .blocking(move |control| work.commit(!keep, control).map(|()| work))
         .await?;
-    if let Some(before) = &before {
+    if let Some((before, size)) = &before {
         let base = work.layers.get(depth..).unwrap_or_default();
-        require_digest(context, base, size, before).await?;
+        require_digest(context, base, *size, before).await?;
         context.require_lease().await?;
     }
     let empty = before.is_some() && !drop_layers;
@@ -195,7 +198,7 @@ async fn write(context: &JobContext, work: Work, size: u64, before: Option<Strin
             Ok((work, done))
         })
         .await?;
-    note_digest(&mut done.result, before);
+    note_digest(&mut done.result, before.map(|(digest, _)| digest));
     let layers = work.layers;
     if drop_layers {
         context.step("dropping the overlay").await?;

@@ -125,11 +125,8 @@ impl JobContext {
         sweep(&self.inner, self.job()).await
     }
 
-    /// What the attempt before this one kept.
+    /// What this attempt has kept so far, and those before it.
     pub async fn journal(&self) -> Result<JournalEntry> {
-        if self.fence.is_first() {
-            return Ok(JournalEntry::default());
-        }
         self.inner.store.journal(self.job()).await
     }
 
@@ -278,9 +275,17 @@ pub async fn bring_back(inner: &Inner, pool: &PoolFolder, trash: &str, record: &
 /// # Errors
 /// As [`open_chain`].
 pub fn open_patiently(layers: &[Layer], opening: &Opening<'_>, control: &Control) -> Result<Chain> {
+    patiently(control, || open_chain(layers, opening))
+}
+
+/// Tries to open something, waiting a little for locks of others to go.
+///
+/// # Errors
+/// What the try says.
+pub fn patiently<T>(control: &Control, attempt: impl Fn() -> Result<T>) -> Result<T> {
     let start = Instant::now();
     loop {
-        match open_chain(layers, opening) {
+        match attempt() {
             Err(error) if error.code == ErrorCode::ImageBusy && start.elapsed() < LOCK_PATIENCE => {
                 control.check_cancelled()?;
                 std::thread::sleep(Duration::from_millis(100));

@@ -17,7 +17,7 @@ use vdisk_engine::{Chain, Control, OpenEnv};
 use super::context::{open_patiently, pool_of};
 use super::fill::{Fill, Filling, space_for};
 use super::sources::DifferenceTo;
-use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, base, note_digest, parse, plan};
 use crate::clock::Timestamp;
 use crate::disk::{
     Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, file_facts, find_snapshot, keyring,
@@ -89,13 +89,13 @@ pub(super) async fn plan_copy(
             plan::require_depth(inner, below.len(), 1)?;
             locks.extend(plan::shared(&below));
             images.push(base);
-            let base = below.first().ok_or_else(|| ServiceError::not_found("image", base))?;
-            plan::require_same_pool(&pool, base)?;
+            let base = base::bind(tx, inner, below).await?;
+            plan::require_same_pool(&pool, &base)?;
             let (id, generation) = (base.image.id, base.image.generation);
             Some(Backing {
                 id,
                 generation,
-                name: base.file.clone(),
+                name: base.file,
             })
         }
         None => None,
@@ -142,6 +142,7 @@ pub(super) async fn run(context: JobContext, payload: Value) -> Result<Done> {
     let payload: Payload = parse(payload)?;
     let target = payload.target;
     let file = context.new_file_name(target);
+    base::require_bound(&context, target).await?;
     let base = match payload.request.backing {
         Some(base) => context.layers(base).await?,
         None => Vec::new(),
@@ -181,6 +182,7 @@ pub(super) async fn run(context: JobContext, payload: Value) -> Result<Done> {
             Ok((staged, work))
         })
         .await?;
+    base::require_bound(&context, target).await?;
     context.require_lease().await?;
     let facts = context.blocking(move |_| work.publish(staged)).await?;
     let mut result =

@@ -31,6 +31,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: FlattenReque
         backing: None,
         mode: RebaseMode::Safe,
         verify: request.verify,
+        generation: None,
     };
     let mut job = plan::new_job(JobKind::Flatten, &request, &payload)?;
     job.images = vec![id];

@@ -14,7 +14,7 @@ use vdisk_engine::{Control, Limits};
 
 use super::context::pool_of;
 use super::fetch::{Fetch, Source};
-use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, base, parse, plan};
 use crate::disk::Look;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -63,9 +63,9 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, pool: &str, source: Source, reques
         Some(base) => {
             let below = plan::ready_chain(tx, inner, base).await?;
             plan::require_depth(inner, below.len(), 1)?;
-            let base = below.first().ok_or_else(|| ServiceError::not_found("image", base))?;
-            plan::require_same_pool(pool, base)?;
             locks.extend(plan::shared(&below));
+            let base = base::bind(tx, inner, below).await?;
+            plan::require_same_pool(pool, &base)?;
             images.push(base.image.id);
             // The name in the header becomes known when the file is looked at.
             Some(Backing {
@@ -168,6 +168,7 @@ async fn take_over(context: JobContext, payload: Payload, file: String) -> Resul
         take_in(inspector, &pool, &name, claimed, base, &limits, control)
     });
     let taken = taken.await?;
+    base::require_bound(&context, image).await?;
     let mut effects = vec![Effect::Published {
         image,
         file,

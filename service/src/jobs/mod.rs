@@ -1,6 +1,7 @@
 //! The kinds of job: one file each, with its plan (checked and queued in one transaction), its run and its tests.
 //! Adding one is a file and a line in [`KINDS`].
 
+mod base;
 mod check;
 mod commit;
 mod compare;
@@ -28,6 +29,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
+pub use base::{accept as accept_base, bind as bind_base};
 pub use context::{JobContext, bring_back, changed_by_then, sweep, unpublish};
 pub use foresee::{Foreseen, Foresight};
 

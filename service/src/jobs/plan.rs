@@ -6,7 +6,7 @@ use uuid::Uuid;
 use vdisk_engine::formats::{self, FormatDriver};
 use vdisk_engine::options::OptionSpec;
 
-use crate::disk::{Layer, base_changed, was_changed_by_others};
+use crate::disk::{Layer, base_changed, look_again, was_changed_by_others};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, ImageState, JobKind};
 use crate::request::{Options, SecretRefs};
@@ -45,6 +45,21 @@ pub async fn ready_chain(tx: &mut Tx, inner: &Inner, id: ImageId) -> Result<Vec<
     Ok(chain)
 }
 
+/// The virtual size that the file of an image has, where others may have changed it.
+///
+/// # Errors
+/// `image_not_ready` when it is gone; those of opening it.
+pub async fn size_now(inner: &Inner, record: &ImageRecord) -> Result<u64> {
+    // While somebody of ours changes it, the job is refused for that.
+    if record.image.state == ImageState::Busy {
+        return Ok(record.image.virtual_size);
+    }
+    let (layer, limits) = (inner.without_keys(record.clone())?, inner.limits.clone());
+    let looked = tokio::task::spawn_blocking(move || look_again(&layer, &limits)).await;
+    let facts = looked.map_err(ServiceError::internal)??;
+    Ok(facts.map_or(record.image.virtual_size, |facts| facts.virtual_size))
+}
+
 /// Refuses a base under which there are too many layers, itself among them, for those that are to stand above it.
 ///
 /// # Errors
@@ -80,7 +95,9 @@ pub async fn refuse_changed_base(tx: &mut Tx, layer: Option<&Layer>) -> Result<(
     let Some(layer) = layer else { return Ok(()) };
     let overlays = tx.dependents(layer.record.image.id).await?;
     match overlays.first() {
-        Some(overlay) if was_changed_by_others(layer).unwrap_or(false) => Err(base_changed(layer, *overlay)),
+        Some(overlay) if was_changed_by_others(layer).unwrap_or(false) => {
+            Err(base_changed(layer.record.image.id, *overlay))
+        }
         _ => Ok(()),
     }
 }

@@ -18,11 +18,13 @@ use vdisk_engine::image::BackingReference;
 use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::{Chain, Control, formats, ops};
 
-use super::context::open_patiently;
+use super::context::{open_patiently, patiently};
 use super::kept::refuse_snapshots_of;
 use super::verify::{digest_before, require_digest};
-use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
-use crate::disk::{Layer, OpenSecrets, Opening, file_facts, reference_to};
+use super::{Foreseen, Foresight, JobContext, JobRunner, base, note_digest, parse, plan};
+use crate::disk::{
+    Layer, OpenSecrets, Opening, base_changed, file_facts, look_again, reference_to, was_changed_by_others,
+};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
 use crate::queue::{Done, Effect};
@@ -42,6 +44,9 @@ pub(super) struct Payload {
     pub mode: RebaseMode,
     #[serde(default)]
     pub verify: bool,
+    /// The generation of the new base that a safe rebase was queued for.
+    #[serde(default)]
+    pub generation: Option<u64>,
 }
 
 /// Checks a request and makes a job of it.
@@ -59,20 +64,30 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: RebaseReques
     plan::require_ready(top)?;
     plan::require_unprotected(top)?;
     require_can_rebase(top)?;
-    if request.mode == RebaseMode::Unsafe {
+    // Who accepts what a base became changes nothing for the overlays above: until it is accepted for them too, they refuse it.
+    let accepts = request.backing.is_some() && request.backing == top.image.backing_id;
+    if request.mode == RebaseMode::Unsafe && !accepts {
         tx.require_free_of_dependents(id, &[]).await?;
     }
+    let below = match request.backing {
+        Some(base) => plan::ready_chain(tx, inner, base).await?,
+        None => Vec::new(),
+    };
+    let bound = match request.mode {
+        RebaseMode::Safe if !below.is_empty() => Some(base::bind(tx, inner, below.clone()).await?),
+        _ => None,
+    };
     let payload = Payload {
         image: id,
         backing: request.backing,
         mode: request.mode,
         verify: request.verify,
+        generation: bound.map(|base| base.image.generation),
     };
     let mut job = plan::new_job(JobKind::Rebase, &request, &payload)?;
     job.images = vec![id];
     job.locks = plan::exclusive_top(&chain);
     if let Some(base) = request.backing {
-        let below = plan::ready_chain(tx, inner, base).await?;
         if below.iter().any(|layer| layer.image.id == id) {
             let public = format!("image {base} is built on image {id}; a chain must not contain itself");
             return Err(ServiceError::new(ErrorCode::ConflictCycle, public).with_field("backing"));
@@ -131,6 +146,7 @@ pub(super) async fn run(context: JobContext, payload: Payload) -> Result<Done> {
             None => Vec::new(),
         },
         mode: payload.mode,
+        generation: payload.generation,
         limits: context.inner.limits.clone(),
         threads: context.inner.config.threads_per_job,
         changes: AtomicBool::new(false),
@@ -175,6 +191,7 @@ struct Work {
     image: Vec<Layer>,
     base: Vec<Layer>,
     mode: RebaseMode,
+    generation: Option<u64>,
     limits: vdisk_engine::Limits,
     threads: usize,
     /// Whether the header may name the new base.
@@ -217,11 +234,15 @@ impl Work {
         if self.mode == RebaseMode::Unsafe {
             self.set_header(wanted.as_ref(), &reading, control)?;
             if let Some(refreshed) = self.refresh_base(&reading, control)? {
-                generation += 1;
+                generation += u64::from(matches!(refreshed, Effect::Changed { new_content: true, .. }));
                 effects.push(refreshed);
             }
-        } else if !switched {
-            self.copy(wanted.as_ref(), &reading, control)?;
+        } else {
+            self.require_base_as_bound()?;
+            if !switched {
+                self.copy(wanted.as_ref(), &reading, control)?;
+                self.require_base_as_bound()?;
+            }
         }
         let opening = Opening {
             top_only: true,
@@ -236,12 +257,14 @@ impl Work {
             generation,
             name: base.record.file.clone(),
         });
+        let bound = top.record.image.backing_id.zip(top.record.backing_generation);
+        let same_base = bound == backing.as_ref().map(|base| (base.id, base.generation));
         let result = json!({"image_id": image, "backing_id": backing.as_ref().map(|backing| backing.id)});
         effects.push(Effect::Rebased { image, backing });
         effects.push(Effect::Changed {
             image,
             facts,
-            new_content: self.mode == RebaseMode::Unsafe,
+            new_content: self.mode == RebaseMode::Unsafe && !same_base,
         });
         Ok(Done {
             result,
@@ -299,16 +322,26 @@ impl Work {
     /// Unsafe mode takes a base that somebody changed as it is: the inventory learns what it is like now.
     fn refresh_base(&self, reading: &Opening<'_>, control: &Control) -> Result<Option<Effect>> {
         let Some(base) = self.base.first() else { return Ok(None) };
-        let chain = self.look_at_base(reading, control)?;
-        let facts = file_facts(chain.top(), &base.pool, &base.record.file)?;
-        if Some(&facts.stamp) == base.record.file_stamp.as_ref() {
-            return Ok(None);
-        }
-        Ok(Some(Effect::Changed {
+        let facts = patiently(control, || look_again(base, reading.limits))?;
+        Ok(facts.map(|facts| Effect::Changed {
             image: base.record.image.id,
             facts,
             // Without a stamp nobody knows of a change by others.
             new_content: base.record.file_stamp.is_some(),
         }))
+    }
+
+    /// What was copied is right on the base that it was compared with.
+    fn require_base_as_bound(&self) -> Result<()> {
+        let (Some(top), Some(base)) = (self.image.first(), self.base.first()) else {
+            return Ok(());
+        };
+        let changed_by_us = self
+            .generation
+            .is_some_and(|bound| bound != base.record.image.generation);
+        match changed_by_us || was_changed_by_others(base)? {
+            true => Err(base_changed(base.record.image.id, top.record.image.id)),
+            false => Ok(()),
+        }
     }
 }

@@ -15,11 +15,11 @@ use vdisk_engine::{Control, Limits};
 
 use super::context::pool_of;
 use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan};
-use crate::disk::Look;
+use crate::disk::{Layer, Look, OpenSecrets, look_at_base};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{JobKind, Labels};
 use crate::pool::{Access, FileName, PoolFolder, check_image_name};
-use crate::queue::{Done, Effect, NamedBase, skipped};
+use crate::queue::{ChangedBase, Done, Effect, NamedBase, skipped};
 use crate::sandbox::inspect;
 use crate::service::Inner;
 use crate::store::Tx;
@@ -195,12 +195,40 @@ impl Scanner {
         inside.or_else(|| name.strip_prefix("./")).unwrap_or(name)
     }
 
+    /// A base on record may be another by now, and one that cannot be read is none.
+    fn look_at_base(&self, named: NamedBase) -> Result<NamedBase> {
+        let on_record = |found: &dyn Fn(&ImageRecord) -> bool| self.records.iter().find(|record| found(record));
+        let Some(base) = on_record(&|record| record.file == named.file) else {
+            return Ok(named);
+        };
+        let below = |above: &&ImageRecord| {
+            let base = above.image.backing_id?;
+            on_record(&|record| record.image.id == base)
+        };
+        let layers: Vec<Layer> = std::iter::successors(Some(base), below)
+            .map(|record| Layer {
+                record: record.clone(),
+                pool: self.pool.clone(),
+                keys: OpenSecrets::default(),
+            })
+            .collect();
+        let known = (base.image.generation, base.file_stamp.clone());
+        let facts = look_at_base(&layers, &self.limits)?;
+        let changed = facts.map(|facts| ChangedBase { known, facts });
+        Ok(NamedBase { changed, ..named })
+    }
+
     fn register(&mut self, file: String, found: Found) {
-        let base = found.backing.map(|(name, format)| NamedBase {
+        let named = found.backing.map(|(name, format)| NamedBase {
             file: self.file_named(&name).to_owned(),
             name,
             format,
+            changed: None,
         });
+        let base = match named.map(|named| self.look_at_base(named)).transpose() {
+            Ok(base) => base,
+            Err(error) => return self.skip(&file, &error),
+        };
         let known = base
             .as_ref()
             .and_then(|named| Some((named, self.bases.get(&named.file)?)));

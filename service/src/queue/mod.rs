@@ -12,6 +12,6 @@ mod work;
 pub use control::{JobControl, StopReason};
 pub use pulse::Pulse;
 pub use recover::recover;
-pub use register::{NamedBase, skipped};
+pub use register::{ChangedBase, NamedBase, skipped};
 pub use settle::{Done, Effect};
 pub use work::{Running, housekeeping, workers};

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::jobs::require_ready;
+use crate::jobs::{accept_base, require_ready};
 use crate::model::{ImageId, JobId};
 use crate::pool::FileName;
 use crate::store::Tx;
@@ -18,6 +18,17 @@ pub struct NamedBase {
     pub name: String,
     /// The format that the header claims for it.
     pub format: Option<String>,
+    /// What the scan found it to be, where that is not on record.
+    pub changed: Option<ChangedBase>,
+}
+
+/// A base whose file is not what is on record.
+#[derive(Clone, Debug)]
+pub struct ChangedBase {
+    /// Generation and stamp on record, of then.
+    pub known: (u64, Option<String>),
+    /// What the file is like.
+    pub facts: FileFacts,
 }
 
 /// Records a found file as an image. What is an image by now is left out of the job's result, and so is, with the reason, what has no
@@ -90,9 +101,19 @@ async fn find_base(tx: &mut Tx, pool: &str, named: &NamedBase) -> Result<Result<
             format!("its base '{file}' is being changed by another job or request; scan again when that has ended");
         return Ok(Err(ServiceError::new(ErrorCode::ImageBusy, public)));
     }
+    let mut generation = base.image.generation;
+    if let Some(changed) = &named.changed
+        && changed.known == (generation, base.file_stamp.clone())
+    {
+        match accept_base(tx, &base, &changed.facts).await {
+            Ok(()) => generation = tx.image(base.image.id).await?.image.generation,
+            Err(error) if error.code == ErrorCode::BaseChanged => return Ok(Err(error)),
+            Err(error) => return Err(error),
+        }
+    }
     Ok(Ok(Backing {
         id: base.image.id,
-        generation: base.image.generation,
+        generation,
         name: named.name.clone(),
     }))
 }
@@ -128,6 +149,7 @@ mod tests {
     on_both_databases! {
         a_file_that_is_an_image_by_now_is_left_out,
         an_overlay_is_bound_to_its_base_as_it_is_now,
+        an_overlay_takes_a_base_that_others_changed_as_the_first,
         an_overlay_whose_base_is_gone_or_changing_is_skipped,
     }
 
@@ -150,6 +172,7 @@ mod tests {
             file: file.to_owned(),
             name: format!("./{file}"),
             format: Some("raw".to_owned()),
+            changed: None,
         }
     }
 
@@ -196,6 +219,42 @@ mod tests {
             (Some(base.id), Some(2))
         );
         assert_eq!(record.backing_name.as_deref(), Some("./base"));
+    }
+
+    async fn an_overlay_takes_a_base_that_others_changed_as_the_first(TestStore { store, .. }: TestStore) {
+        let base = found("base");
+        registered(&store, &base, None).await;
+        let facts = FileFacts {
+            format: "raw".to_owned(),
+            virtual_size: 512,
+            stamp: "written".to_owned(),
+            ..FileFacts::default()
+        };
+        // The scan saw the base before any of the overlays was on record.
+        let known = (1, Some(String::new()));
+        let changed = Some(ChangedBase {
+            known,
+            facts: facts.clone(),
+        });
+        let named = NamedBase { changed, ..on("base") };
+        for overlay in [found("one"), found("two")] {
+            registered(&store, &overlay, Some(&named)).await;
+            assert_eq!(store.image(overlay.id).await.unwrap().backing_generation, Some(2));
+        }
+        let record = store.image(base.id).await.unwrap();
+        assert_eq!(
+            (record.image.virtual_size, record.file_stamp.as_deref()),
+            (512, Some("written"))
+        );
+        // It was changed once more.
+        let known = (2, Some("written".to_owned()));
+        let named = NamedBase {
+            changed: Some(ChangedBase { known, facts }),
+            ..on("base")
+        };
+        let result = registered(&store, &found("three"), Some(&named)).await;
+        assert_eq!(result["skipped"][0]["code"], "base_changed");
+        assert_eq!(store.image(base.id).await.unwrap().image.generation, 2);
     }
 
     async fn an_overlay_whose_base_is_gone_or_changing_is_skipped(TestStore { store, .. }: TestStore) {

@@ -212,11 +212,6 @@ impl Survey {
             Some(cursor) => read_cursor(cursor, version)?,
             None => request.start.unwrap_or(0),
         };
-        let size = layers.first().map_or(0, |top| top.record.image.virtual_size);
-        if start > size {
-            let public = format!("the map starts at {start}, but the image has {size} bytes");
-            return Err(ServiceError::invalid("start", public));
-        }
         // The length counts from the start that was asked for first, which a cursor keeps as the end.
         let end = match (request.length, request.start) {
             (Some(length), first) => first.unwrap_or(0).saturating_add(length),
@@ -239,7 +234,13 @@ impl Survey {
             metadata_only: true,
             ..Opening::read(&self.limits, &secrets)
         };
-        open_chain(&self.layers, &opening)
+        let chain = open_chain(&self.layers, &opening)?;
+        let (start, size) = (self.start, chain.virtual_size());
+        if start > size {
+            let public = format!("the map starts at {start}, but the image has {size} bytes");
+            return Err(ServiceError::invalid("start", public));
+        }
+        Ok(chain)
     }
 
     fn page(&self, until: &Until, control: &Control) -> Result<MapPage> {

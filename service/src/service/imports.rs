@@ -4,7 +4,7 @@ use vdisk_engine::formats;
 use super::Service;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
-use crate::jobs::{ImportFrom, plan_import, require_ready, require_same_pool};
+use crate::jobs::{ImportFrom, bind_base, plan_import, require_ready, require_same_pool};
 use crate::model::Image;
 use crate::pool::check_image_name;
 use crate::request::{Call, ImportImage, ImportOutcome, ImportSource, SecretRefs};
@@ -81,18 +81,8 @@ impl Service {
             Some(base) => {
                 let limit = self.inner.config.limits.chain_depth.saturating_sub(1);
                 let chain = tx.chain(base, limit).await?;
-                for layer in &chain {
-                    require_ready(layer)?;
-                    // What it shows changes under the new overlay.
-                    if tx.is_locked_exclusively(layer.image.id).await? {
-                        let public = format!("image {} is being changed; wait for that to end", layer.image.id);
-                        return Err(ServiceError::new(ErrorCode::ImageBusy, public));
-                    }
-                }
-                let base = chain
-                    .into_iter()
-                    .next()
-                    .ok_or_else(|| ServiceError::internal("an empty chain"))?;
+                chain.iter().try_for_each(require_ready)?;
+                let base = bind_base(&mut tx, &self.inner, chain).await?;
                 require_same_pool(pool, &base)?;
                 // The name in the header becomes known when the file is complete.
                 Some(Backing {

@@ -36,8 +36,9 @@ impl Drop for Wanted {
 }
 
 impl Service {
-    /// Looks at a chain, or its top alone. What fails may have met a change, so it is tried again with the records of
-    /// then, if they are other ones. The work is told to stop when the caller goes away.
+    /// Looks at a chain, or its top alone; what others did to the top is noticed with it. What fails may have met a change,
+    /// so it is tried again with the records of then, if they are other ones. The work is told to stop when the caller goes
+    /// away.
     pub(super) async fn look<T: Send + 'static>(
         &self,
         id: ImageId,
@@ -50,7 +51,12 @@ impl Service {
         loop {
             let (again, seen, control) = (work.clone(), layers.clone(), wanted.control());
             let error = match blocking(move || again(&seen, &control)).await {
-                Ok(found) => return Ok(found),
+                Ok(found) => {
+                    if let Some(top) = layers.into_iter().next() {
+                        self.inner.as_it_is(top.record).await;
+                    }
+                    return Ok(found);
+                }
                 Err(error) => error,
             };
             let now = self.ready_layers(id, top_only).await?;

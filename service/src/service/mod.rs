@@ -12,6 +12,7 @@ mod inspect;
 mod jobs;
 mod locks;
 mod look;
+mod notice;
 mod open;
 mod paging;
 mod plans;
@@ -173,6 +174,18 @@ impl Inner {
             layers.push(Layer { record, pool, keys });
         }
         Ok(layers)
+    }
+
+    /// A record with the folder of its file, for what needs no key.
+    ///
+    /// # Errors
+    /// `not_found` when its pool is not configured.
+    pub(crate) fn without_keys(&self, record: ImageRecord) -> Result<Layer> {
+        Ok(Layer {
+            pool: self.pool(&record.image.pool)?,
+            keys: OpenSecrets::default(),
+            record,
+        })
     }
 
     /// The folder of a pool.

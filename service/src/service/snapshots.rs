@@ -122,10 +122,14 @@ async fn run(
     tx.commit_as(Step::BeginSnapshot).await?;
     let (locks, (layers, change)) = locks.with(resolve(inner, id, change).await).await?;
     // Between here and the record of what came out, what the file looks like is open.
-    let mut tx = inner.store.begin().await?;
-    refuse_changed_base(&mut tx, layers.first()).await?;
-    tx.forget_stamps(locks.id).await?;
-    tx.commit_as(Step::PrepareChanges).await?;
+    let holder = locks.id;
+    let prepared = async {
+        let mut tx = inner.store.begin().await?;
+        refuse_changed_base(&mut tx, layers.first()).await?;
+        tx.forget_stamps(holder).await?;
+        tx.commit_as(Step::PrepareChanges).await
+    };
+    let (locks, ()) = locks.with(prepared.await).await?;
     let (files, limits, now) = (layers.clone(), inner.limits.clone(), inner.store.now());
     let changed = blocking(move || apply(&files, &change, &limits, now)).await;
     let mut tx = inner.store.begin().await?;

@@ -12,6 +12,7 @@ use super::locks::RequestLocks;
 use super::receive::{Feed, Receiver, feed, too_long, write_failed};
 use super::{Inner, Service};
 use crate::Bytes;
+use crate::disk::was_changed_by_others;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Step, around};
 use crate::jobs::take_in;
@@ -289,8 +290,9 @@ async fn show_and_record(
     tx.finish_upload(id, &FileName::published(id, 1), &taken.facts).await?;
     if let (Some(base), Some(name)) = (record.image.backing_id, taken.backing_name) {
         // The overlay was made on what the base was when its upload began.
-        let generation = tx.image(base).await?.image.generation;
-        if record.backing_generation != Some(generation) {
+        let below = inner.without_keys(tx.image(base).await?)?;
+        let generation = below.record.image.generation;
+        if record.backing_generation != Some(generation) || was_changed_by_others(&below)? {
             let public = format!("image {base} has changed since the upload of its overlay began");
             return Err(ServiceError::new(ErrorCode::BaseChanged, public));
         }

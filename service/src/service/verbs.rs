@@ -23,7 +23,7 @@ impl Service {
     /// Makes a new image with the content of this one; `result.image_id` names it.
     ///
     /// # Errors
-    /// The common ones; `invalid_name`, `name_taken`.
+    /// The common ones; `invalid_name`, `name_taken`, `base_changed` (of the new image).
     pub async fn convert_image(&self, id: ImageId, request: ConvertRequest, call: &Call) -> Result<Job> {
         let (target, body) = (id.to_string(), request.clone());
         self.queue("convert", &target, &body, call, async |tx| {
@@ -47,8 +47,8 @@ impl Service {
     /// Puts an overlay on another base, or on none.
     ///
     /// # Errors
-    /// The common ones; `conflict_cycle`, `conflict_dependents` (unsafe mode), `image_protected`, `limit_exceeded` when a chain would get
-    /// too deep; the job fails for images with snapshots (safe mode).
+    /// The common ones; `conflict_cycle`, `conflict_dependents` (unsafe mode, onto another base than it has), `base_changed` (safe mode),
+    /// `image_protected`, `limit_exceeded` when a chain would get too deep; the job fails for images with snapshots (safe mode).
     pub async fn rebase_image(&self, id: ImageId, request: RebaseRequest, call: &Call) -> Result<Job> {
         let (target, body) = (id.to_string(), request.clone());
         self.queue("rebase", &target, &body, call, async |tx| {

@@ -1,9 +1,7 @@
 //! Jobs that change images in place: what is asked before they begin, noted before the first write, and on record when they end.
 
-use vdisk_engine::Limits;
-
-use super::{JobContext, pool_of};
-use crate::disk::{Layer, OpenSecrets, Opening, file_facts, open_chain};
+use super::{JobContext, open_patiently};
+use crate::disk::{Layer, OpenSecrets, Opening, facts_of};
 use crate::error::{Result, ServiceError};
 use crate::fault::Step;
 use crate::jobs::plan;
@@ -32,11 +30,7 @@ impl JobContext {
                 continue;
             };
             plan::require_unprotected(&record)?;
-            let layer = Layer {
-                pool: pool_of(&self.inner, &record.image.pool)?,
-                keys: OpenSecrets::default(),
-                record,
-            };
+            let layer = self.inner.without_keys(record)?;
             plan::refuse_changed_base(&mut tx, Some(&layer)).await?;
         }
         tx.forget_stamps(self.job()).await?;
@@ -53,6 +47,32 @@ impl JobContext {
             plan::require_unprotected(&tx.image(image).await?)?;
         }
         Ok(())
+    }
+
+    /// The virtual size that an image had before this job changed anything, as its file has it: others may have changed it since it came
+    /// on record. Kept for later attempts, which may find it changed by this job.
+    ///
+    /// # Errors
+    /// Those of opening it; `lease_lost`.
+    pub async fn size_before(&self, layers: &[Layer]) -> Result<u64> {
+        let mut entry = self.journal().await?;
+        if let Some(size) = entry.size_before {
+            return Ok(size);
+        }
+        let (layers, limits) = (layers.to_vec(), self.inner.limits.clone());
+        let look = move |control: &_| {
+            let secrets = OpenSecrets::default();
+            let opening = Opening {
+                top_only: true,
+                metadata_only: true,
+                ..Opening::read(&limits, &secrets)
+            };
+            Ok(open_patiently(&layers, &opening, control)?.virtual_size())
+        };
+        let size = self.blocking(look).await?;
+        entry.size_before = Some(size);
+        self.keep(&entry).await?;
+        Ok(size)
     }
 
     /// Before the first write that lets an image show something else: whatever becomes of the job, nobody takes the image for what it was.
@@ -75,12 +95,7 @@ impl JobContext {
 pub async fn changed_by_then(inner: &Inner, job: JobId) -> Result<Vec<(ImageId, FileFacts)>> {
     let mut changed = Vec::new();
     for record in inner.store.records_to_change(job).await? {
-        let pool = pool_of(inner, &record.image.pool)?;
-        changed.push(Layer {
-            record,
-            pool,
-            keys: OpenSecrets::default(),
-        });
+        changed.push(inner.without_keys(record)?);
     }
     if changed.is_empty() {
         return Ok(Vec::new());
@@ -89,7 +104,7 @@ pub async fn changed_by_then(inner: &Inner, job: JobId) -> Result<Vec<(ImageId, 
     let looked = tokio::task::spawn_blocking(move || {
         let found = changed
             .into_iter()
-            .map(|layer| (layer.record.image.id, look(layer, &limits)));
+            .map(|layer| (layer.record.image.id, facts_of(&layer, &limits)));
         found.collect::<Vec<_>>()
     });
     let mut all = Vec::new();
@@ -100,17 +115,4 @@ pub async fn changed_by_then(inner: &Inner, job: JobId) -> Result<Vec<(ImageId, 
         }
     }
     Ok(all)
-}
-
-fn look(layer: Layer, limits: &Limits) -> Result<FileFacts> {
-    let secrets = OpenSecrets::default();
-    let opening = Opening {
-        top_only: true,
-        metadata_only: true,
-        ..Opening::read(limits, &secrets)
-    };
-    let layers = [layer];
-    let chain = open_chain(&layers, &opening)?;
-    let [layer] = &layers;
-    file_facts(chain.top(), &layer.pool, &layer.record.file)
 }

@@ -16,7 +16,7 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
         let chain = open(&layers, limits)?;
         let layer = top(&layers)?;
         // What a longer base would show in the new part is hidden, at worst by zeroes.
-        let longest = layers.get(1).map_or(0, |base| base.record.image.virtual_size);
+        let longest = chain.below(0).virtual_size();
         let hidden = longest.min(payload.to).saturating_sub(payload.from);
         let behind = data(&chain, control)?
             .into_iter()

@@ -11,7 +11,7 @@ use super::undo;
 use crate::disk::{Layer, NewDisk, OpenSecrets, create_disk, file_facts, publish, reference_to};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
-use crate::jobs::{creatable, engine_options, require_ready, require_same_pool, take_roles};
+use crate::jobs::{bind_base, creatable, engine_options, require_ready, require_same_pool, take_roles};
 use crate::model::{Image, ImageId};
 use crate::pool::{FileName, PoolFolder};
 use crate::request::{CreateImage, SecretRefs};
@@ -86,7 +86,7 @@ async fn reserve(
         Some(id) => {
             let chain = tx.chain(id, inner.config.limits.chain_depth.saturating_sub(1)).await?;
             chain.iter().try_for_each(require_ready)?;
-            chain.into_iter().next()
+            Some(bind_base(&mut tx, inner, chain).await?)
         }
         None => None,
     };

@@ -19,7 +19,7 @@ impl Service {
     ///
     /// # Errors
     /// `invalid_name`, `name_taken`, `not_found` (pool, base, secret), `unsupported` (format or option),
-    /// `invalid_argument`, `image_not_ready` (base), `image_busy` (base), `limit_exceeded`, `insufficient_storage`,
+    /// `invalid_argument`, `image_not_ready` (base), `image_busy` (base), `base_changed`, `limit_exceeded`, `insufficient_storage`,
     /// `idempotency_conflict`.
     pub async fn create_image(&self, request: CreateImage, call: &Call) -> Result<Image> {
         check_image_name(&request.name)?;
@@ -51,12 +51,13 @@ impl Service {
         Ok(window.page(images, |image| image.id))
     }
 
-    /// One image.
+    /// One image. Its sizes are those of its file, whoever changed it, as far as it can be looked at.
     ///
     /// # Errors
     /// `not_found`.
     pub async fn image(&self, id: ImageId) -> Result<Image> {
-        Ok(self.inner.store.image(id).await?.image)
+        let record = self.inner.store.image(id).await?;
+        Ok(self.inner.as_it_is(record).await)
     }
 
     /// Changes a record: name, labels, protection.

@@ -1,7 +1,7 @@
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Backing, FileFacts, NewImage, Origin, event_data};
+use super::{Backing, FileFacts, ImageRecord, NewImage, Origin, event_data};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{EventKind, ImageId, ImageState, Labels, SecretId};
 use crate::request::{SecretRefs, UpdateImage};
@@ -195,6 +195,26 @@ impl Tx {
             )));
         }
         Ok(())
+    }
+
+    /// Records the sizes of a file that others changed, unless the record is another by now than the one that was looked at: then somebody
+    /// of ours is changing the image, or has.
+    pub async fn note_sizes(&mut self, seen: &ImageRecord, facts: &FileFacts) -> Result<()> {
+        let id = seen.image.id;
+        if self.any_image(id).await?.as_ref() != Some(seen) {
+            return Ok(());
+        }
+        let sql =
+            "UPDATE images SET virtual_size = $2, allocated_size = $3, file_size = $4, updated_at = $5 WHERE id = $1";
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .bind(stored(facts.virtual_size)?)
+            .bind(stored(facts.allocated_size)?)
+            .bind(stored(facts.file_size)?)
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        self.image_event(EventKind::ImageUpdated, id).await
     }
 
     /// Images that a job holds for change, and that it is about to change: what their files look like is open until

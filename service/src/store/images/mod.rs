@@ -23,7 +23,7 @@ pub struct ImageRecord {
     pub backing_generation: Option<u64>,
     /// The base as the overlay's header names it.
     pub backing_name: Option<String>,
-    /// Size, time and inode of the file after our last change.
+    /// Size and time of the file after our last change.
     pub file_stamp: Option<String>,
     /// Whose the row is while it is reserved.
     pub reserved_by: Option<String>,
@@ -85,8 +85,17 @@ pub struct FileFacts {
     pub file_size: u64,
     /// Whether its content is encrypted.
     pub encrypted: bool,
-    /// Size, time and inode of the file.
+    /// Size and time of the file.
     pub stamp: String,
+}
+
+impl FileFacts {
+    /// Tells an image the sizes of its file.
+    pub fn sizes_into(&self, image: &mut Image) {
+        image.virtual_size = self.virtual_size;
+        image.allocated_size = self.allocated_size;
+        image.file_size = self.file_size;
+    }
 }
 
 /// A `SELECT` of whole records with whatever follows.

@@ -16,6 +16,8 @@ pub struct JournalEntry {
     pub filling: Option<FillingEntry>,
     /// Digest of what the guest saw before the job began, in hex.
     pub digest_before: Option<String>,
+    /// Virtual size of the image before the job began.
+    pub size_before: Option<u64>,
     /// Key slots that are being erased.
     pub erasing: Option<Vec<u32>>,
 }
