@@ -122,13 +122,13 @@ async fn run(
     tx.commit_as(Step::BeginSnapshot).await?;
     let (locks, (layers, change)) = locks.with(resolve(inner, id, change).await).await?;
     // Between here and the record of what came out, what the file looks like is open.
-    let mut tx = inner.store.begin().await?;
+    let mut tx = locks.begin().await?;
     refuse_changed_base(&mut tx, layers.first()).await?;
     tx.forget_stamps(locks.id).await?;
     tx.commit_as(Step::PrepareChanges).await?;
     let (files, limits, now) = (layers.clone(), inner.limits.clone(), inner.store.now());
     let changed = blocking(move || apply(&files, &change, &limits, now)).await;
-    let mut tx = inner.store.begin().await?;
+    let mut tx = locks.begin().await?;
     let snapshots = match changed {
         Ok((snapshots, facts)) => {
             tx.record_change(id, &facts, new_content).await?;

@@ -116,7 +116,7 @@ async fn send(
 
 async fn note(inner: &Inner, id: WebhookId, told: u64, keep: Duration) -> Result<()> {
     let mut tx = inner.store.begin().await?;
-    let until = tx.now.after(keep);
+    let until = tx.due_after(keep);
     tx.webhook_told(id, told, until).await?;
     tx.commit_as(Step::NoteDelivery).await
 }
