@@ -54,6 +54,12 @@ impl<'de> Deserialize<'de> for Timestamp {
 pub trait Clock: Send + Sync + 'static {
     /// The present moment.
     fn now(&self) -> Timestamp;
+
+    /// The moment that a transaction happens at, where the database has a clock of its own: that one, because the clocks of machines that
+    /// share a database differ, and a lease of one is judged by the others.
+    fn shared(&self, database: Timestamp) -> Timestamp {
+        database
+    }
 }
 
 /// The clock of the machine.
@@ -86,6 +92,10 @@ impl TestClock {
 impl Clock for TestClock {
     fn now(&self) -> Timestamp {
         Timestamp(self.0.load(Ordering::SeqCst))
+    }
+
+    fn shared(&self, _database: Timestamp) -> Timestamp {
+        self.now()
     }
 }
 

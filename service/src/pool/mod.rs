@@ -4,6 +4,7 @@
 mod change;
 mod names;
 mod open;
+mod owner;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use uuid::Uuid;
 
 pub use names::{FileName, check_file_name, check_image_name};
 pub use open::Access;
+pub use owner::{OWNER_FILE, Owner};
 
 use crate::error::{ErrorCode, Result, ServiceError};
 

@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::{PoolFolder, check_component, denied};
-use crate::error::Result;
+use crate::error::{ErrorCode, Result, ServiceError};
 
 /// How to open a file of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,22 @@ impl PoolFolder {
             return Err(denied(name, "has a second name (hard link) somewhere"));
         }
         Ok(File::from(file))
+    }
+
+    /// Opens a file, made when absent, for as long as nobody else has it open in this way: not even a process that stood still and does not
+    /// know that its turn is over. Where the file system has no such locks, the inventory's alone keep writers apart.
+    ///
+    /// # Errors
+    /// `image_busy`; as [`PoolFolder::open_file`].
+    pub fn open_alone(&self, name: &str) -> Result<File> {
+        let file = self.open_file(name, Access::Create)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {
+                let public = "the file is still being written by another request; try again";
+                Err(ServiceError::new(ErrorCode::ImageBusy, public))
+            }
+            _ => Ok(file),
+        }
     }
 
     fn open_beneath(&self, name: &str, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {

@@ -5,29 +5,24 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::adopt::adopt;
 use crate::error::Result;
 use crate::fault::Step;
 use crate::jobs::bring_back;
 use crate::model::{ImageId, ImageState};
 use crate::pool::{FileName, PoolFolder};
 use crate::service::{Inner, take_back};
-use crate::store::Database;
 use crate::store::images::ImageRecord;
+use crate::store::{Database, Tx};
 
 /// Makes dead jobs claimable, frees what dead requests and deliveries held, sweeps what is half made, notes what is missing.
 pub async fn recover(inner: &Inner) -> Result<()> {
     // On SQLite nobody else can be alive. On PostgreSQL leases and expiry times tell.
     let alone = inner.store.database() == Database::Sqlite;
-    if alone {
-        let mut tx = inner.store.begin().await?;
-        let dead = tx.expire_all_leases().await?;
-        tx.drop_all_request_locks().await?;
-        tx.give_back_all_webhooks().await?;
-        tx.commit_as(Step::ExpireLeases).await?;
-        if dead > 0 {
-            tracing::warn!(jobs = dead, "jobs of an ended process will run again");
-        }
+    for pool in inner.pools.values() {
+        adopt(inner, pool).await?;
     }
+    free(inner, alone).await?;
     for pool in inner.pools.values() {
         recover_pool(inner, pool, alone).await?;
     }
@@ -60,20 +55,58 @@ async fn note_unreachable(inner: &Inner, pool: &str) -> Result<()> {
     tx.commit_as(Step::NoteMissing).await
 }
 
+/// Ends what the dead held.
+async fn free(inner: &Inner, alone: bool) -> Result<()> {
+    let mut tx = inner.store.begin().await?;
+    tx.end_delays().await?;
+    tx.sweep_request_locks().await?;
+    let mut dead = 0;
+    if alone {
+        dead = tx.expire_all_leases().await?;
+        tx.drop_all_request_locks().await?;
+        tx.give_back_all_webhooks().await?;
+    }
+    tx.commit_as(Step::ExpireLeases).await?;
+    if dead > 0 {
+        tracing::warn!(jobs = dead, "jobs of an ended process will run again");
+    }
+    Ok(())
+}
+
+/// A pool as it was a moment ago. Other processes go on meanwhile: before anything is done about it, the inventory is asked again.
+pub struct Seen {
+    /// Names of the files.
+    pub names: Vec<String>,
+    /// Every record.
+    pub records: Vec<ImageRecord>,
+}
+
+impl Seen {
+    /// Looks at a pool: the names first, so that what has a name has a record already.
+    pub async fn look(inner: &Inner, pool: &PoolFolder) -> Result<Self> {
+        Ok(Self {
+            names: pool.file_names()?,
+            records: inner.store.pool_records(pool.name()).await?,
+        })
+    }
+}
+
 async fn recover_pool(inner: &Inner, pool: &Arc<PoolFolder>, alone: bool) -> Result<()> {
-    let records = inner.store.pool_records(pool.name()).await?;
-    let open_jobs = inner.store.open_jobs().await?;
+    let seen = Seen::look(inner, pool).await?;
+    bring_in_line(inner, pool, &seen, alone).await
+}
+
+/// Brings a pool's folder and its records in line.
+pub async fn bring_in_line(inner: &Inner, pool: &PoolFolder, seen: &Seen, alone: bool) -> Result<()> {
     let unfinished = inner.store.files_to_go_on_with(pool.name()).await?;
-    let by_id: HashMap<ImageId, &ImageRecord> = records.iter().map(|record| (record.image.id, record)).collect();
-    for name in pool.file_names()? {
-        let keep = match FileName::parse(&name) {
-            FileName::Staged { .. } if unfinished.contains(&name) => true,
-            FileName::Staged { maker, .. } => !alone && is_live(inner, maker, &open_jobs).await?,
-            FileName::Upload(image) => by_id
-                .get(&image)
-                .is_some_and(|record| record.image.state == ImageState::Uploading),
+    let by_id: HashMap<ImageId, &ImageRecord> = seen.records.iter().map(|record| (record.image.id, record)).collect();
+    for name in &seen.names {
+        let keep = match FileName::parse(name) {
+            FileName::Staged { .. } if unfinished.contains(name) => true,
+            FileName::Staged { maker, .. } => !alone && is_live(&mut inner.store.begin().await?, maker).await?,
+            FileName::Upload(image) => is_uploading(&mut inner.store.begin().await?, image).await?,
             FileName::Trash(file) => {
-                undelete(inner, pool, &name, &file, &records).await?;
+                undelete(inner, pool, name, &file).await?;
                 continue;
             }
             FileName::Published(image) => {
@@ -92,54 +125,57 @@ async fn recover_pool(inner: &Inner, pool: &Arc<PoolFolder>, alone: bool) -> Res
         };
         if !keep {
             tracing::info!(pool = pool.name(), file = name, "removing an unfinished file");
-            pool.remove(&name)?;
+            pool.remove(name)?;
         }
     }
-    drop_dead_reservations(inner, pool, &records, alone, &open_jobs).await?;
-    note_missing(inner, pool, &records).await
+    drop_dead_reservations(inner, pool, &seen.records).await?;
+    note_missing(inner, pool, &seen.records).await
 }
 
-/// A complete upload that has its name, but no record of that: one step back, so that its client can send it again.
+/// Whether a job or a request has not ended.
+async fn is_live(tx: &mut Tx, maker: Uuid) -> Result<bool> {
+    Ok(tx.holds_lock(maker).await? || tx.is_open_job(maker).await?)
+}
+
+/// Whether an image waits for its file.
+async fn is_uploading(tx: &mut Tx, image: ImageId) -> Result<bool> {
+    let record = tx.any_image(image).await?;
+    Ok(record.is_some_and(|record| record.image.state == ImageState::Uploading))
+}
+
+/// A complete upload that has its name, but no record of that: one step back, so that its client can send it again. The transaction keeps
+/// who may be completing it from doing so in between.
 async fn hide(inner: &Inner, pool: &PoolFolder, image: ImageId) -> Result<()> {
-    if is_locked(inner, image).await? {
+    let mut tx = inner.store.begin().await?;
+    if tx.is_locked_exclusively(image).await? || !is_uploading(&mut tx, image).await? {
         return Ok(());
     }
     take_back(pool, image)
 }
 
 /// A file on its way out comes back if its record is still there: the deletion had not been decided.
-async fn undelete(inner: &Inner, pool: &PoolFolder, trash: &str, file: &str, records: &[ImageRecord]) -> Result<()> {
-    let Some(record) = records.iter().find(|record| record.file == file) else {
-        return pool.remove(trash).map(drop);
-    };
-    bring_back(inner, pool, trash, record).await
-}
-
-/// Whether somebody alive changes an image.
-async fn is_locked(inner: &Inner, image: ImageId) -> Result<bool> {
-    inner.store.begin().await?.is_locked_exclusively(image).await
-}
-
-async fn is_live(inner: &Inner, maker: Uuid, open_jobs: &[Uuid]) -> Result<bool> {
-    if open_jobs.contains(&maker) {
-        return Ok(true);
+async fn undelete(inner: &Inner, pool: &PoolFolder, trash: &str, file: &str) -> Result<()> {
+    let record = inner.store.begin().await?.image_of_file(pool.name(), file).await?;
+    match record {
+        Some(record) => bring_back(inner, pool, trash, &record).await,
+        None => pool.remove(trash).map(drop),
     }
-    inner.store.begin().await?.holds_lock(maker).await
 }
 
 /// Rows that a dead request had reserved, and the file if it had its name already. Jobs keep theirs: they run again.
-async fn drop_dead_reservations(
-    inner: &Inner,
-    pool: &PoolFolder,
-    records: &[ImageRecord],
-    alone: bool,
-    open_jobs: &[Uuid],
-) -> Result<()> {
+async fn drop_dead_reservations(inner: &Inner, pool: &PoolFolder, records: &[ImageRecord]) -> Result<()> {
+    let open_jobs = inner.store.open_jobs().await?;
     for record in records {
         let Some(holder) = record.reserved_by.as_deref().and_then(|id| id.parse::<Uuid>().ok()) else {
             continue;
         };
-        if open_jobs.contains(&holder) || (!alone && is_live(inner, holder, open_jobs).await?) {
+        if open_jobs.contains(&holder) {
+            continue;
+        }
+        let mut tx = inner.store.begin().await?;
+        let now = tx.any_image(record.image.id).await?;
+        let still_reserved = now.is_some_and(|now| now.reserved_by == record.reserved_by);
+        if !still_reserved || is_live(&mut tx, holder).await? {
             continue;
         }
         // The file first: without the row nobody knew whose it is.
@@ -147,7 +183,6 @@ async fn drop_dead_reservations(
         if record.file == published {
             pool.remove(&published)?;
         }
-        let mut tx = inner.store.begin().await?;
         tx.delete_reserved(holder).await?;
         tx.forget_outcome(crate::store::idempotency::Outcome::Image(record.image.id))
             .await?;
@@ -157,24 +192,37 @@ async fn drop_dead_reservations(
 }
 
 async fn note_missing(inner: &Inner, pool: &PoolFolder, records: &[ImageRecord]) -> Result<()> {
-    for record in records.iter().filter(|record| record.reserved_by.is_none()) {
-        if pool.stat(&FileName::trash(&record.file))?.is_some() {
-            continue; // A job of an ended process put it aside: it runs again, and brings it back.
+    for record in records {
+        if changed_state(pool, record)?.is_none() {
+            continue;
         }
-        let there = pool.stat(&record.file)?.is_some();
-        let change = match record.image.state {
-            ImageState::Ready | ImageState::Busy if !there => {
-                Some((ImageState::Missing, Some("its file is gone from the pool")))
-            }
-            ImageState::Missing if there => Some((ImageState::Ready, None)),
-            _ => None,
+        let mut tx = inner.store.begin().await?;
+        let Some(record) = tx.any_image(record.image.id).await? else {
+            continue;
         };
-        if let Some((state, problem)) = change {
+        if let Some((state, problem)) = changed_state(pool, &record)? {
             tracing::warn!(image = %record.image.id, %state, "the state of an image changed while the service was down");
-            let mut tx = inner.store.begin().await?;
             tx.set_image_state(record.image.id, state, problem).await?;
             tx.commit_as(Step::NoteMissing).await?;
         }
     }
     Ok(())
+}
+
+/// The state that an image is in by its file, if its record says otherwise.
+fn changed_state(pool: &PoolFolder, record: &ImageRecord) -> Result<Option<(ImageState, Option<&'static str>)>> {
+    if record.reserved_by.is_some() {
+        return Ok(None);
+    }
+    let there = pool.stat(&record.file)?.is_some();
+    if pool.stat(&FileName::trash(&record.file))?.is_some() {
+        return Ok(None); // A job of an ended process put it aside: it runs again, and brings it back.
+    }
+    Ok(match record.image.state {
+        ImageState::Ready | ImageState::Busy if !there => {
+            Some((ImageState::Missing, Some("its file is gone from the pool")))
+        }
+        ImageState::Missing if there => Some((ImageState::Ready, None)),
+        _ => None,
+    })
 }

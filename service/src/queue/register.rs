@@ -264,7 +264,7 @@ mod tests {
         let holder = Holder::Request {
             id: Uuid::now_v7(),
             process: Uuid::now_v7(),
-            expires: tx.now.after(std::time::Duration::from_secs(60)),
+            expires: None,
         };
         tx.lock_images(holder, &[(base.id, LockMode::Exclusive)]).await.unwrap();
         tx.commit().await.unwrap();

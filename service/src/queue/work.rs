@@ -204,7 +204,7 @@ fn last_progress(control: &JobControl) -> JobProgress {
     progress
 }
 
-/// Renews the locks of this process's requests and forgets what is too old.
+/// Renews the locks of this process's requests, takes those of dead processes away and forgets what is too old.
 pub async fn housekeeping(inner: Arc<Inner>) {
     let mut beats: u32 = 0;
     loop {
@@ -224,6 +224,7 @@ async fn keep_house(inner: &Inner, prune: bool) -> Result<()> {
     let mut tx = inner.store.begin().await?;
     let expires = tx.now.after(inner.config.lease);
     tx.renew_request_locks(inner.process, expires).await?;
+    tx.sweep_request_locks().await?;
     if prune {
         tx.prune_events(inner.config.event_retention).await?;
         tx.prune_idempotency(inner.config.idempotency_retention).await?;

@@ -1,4 +1,5 @@
-//! Locks of requests: held while a request works on an image, let go when it ends, lapsing if the process dies.
+//! Locks of requests: held while a request works on an image, and let go when it ends. If the process dies or stands still, others may take
+//! them away after a while.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,11 +8,11 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::Inner;
-use crate::error::Result;
+use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
 use crate::model::ImageId;
-use crate::store::Tx;
 use crate::store::locks::{Holder, LockMode};
+use crate::store::{Database, Tx};
 
 /// How long who could not let go waits before trying again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -41,7 +42,8 @@ impl RequestLocks {
     /// # Errors
     /// `image_busy`.
     pub async fn take(&self, tx: &mut Tx, wanted: &[(ImageId, LockMode)]) -> Result<()> {
-        let expires = tx.now.after(self.inner.config.lease);
+        let shared = self.inner.store.database() == Database::Postgres;
+        let expires = shared.then(|| tx.now.after(self.inner.config.lease));
         let holder = Holder::Request {
             id: self.id,
             process: self.inner.process,
@@ -50,6 +52,19 @@ impl RequestLocks {
         tx.lock_images(holder, wanted).await?;
         self.held.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Starts a transaction that records what was done under the locks, or that does something which must not meet another holder.
+    ///
+    /// # Errors
+    /// `lease_lost` when the locks were taken away, because this process stood still for too long.
+    pub async fn begin(&self) -> Result<Tx> {
+        let mut tx = self.inner.store.begin().await?;
+        if tx.holds_lock(self.id).await? {
+            return Ok(tx);
+        }
+        let public = "the request was held up for so long that its image was given to others; try again";
+        Err(ServiceError::new(ErrorCode::LeaseLost, public))
     }
 
     /// Whether locks were taken, if the transaction that took them was carried out.
@@ -92,7 +107,7 @@ impl Drop for RequestLocks {
         if !self.held.load(Ordering::Relaxed) {
             return;
         }
-        // Without a runtime the process is ending, and the locks lapse by themselves.
+        // Without a runtime the process is ending: the next start, or another process, takes the locks away.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { unlock(&inner, id).await });
         }

@@ -10,18 +10,24 @@ mod images;
 mod imports;
 mod inspect;
 mod jobs;
+#[cfg(test)]
+mod lock_tests;
 mod locks;
 mod look;
 mod notice;
 mod open;
 mod paging;
 mod plans;
+#[cfg(test)]
+mod pool_tests;
 mod pools;
 #[cfg(test)]
 mod postgres_tests;
 #[cfg(test)]
 mod read_tests;
 mod receive;
+#[cfg(test)]
+mod recover_tests;
 mod secrets;
 mod snapshots;
 mod statistics;

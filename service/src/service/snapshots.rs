@@ -124,15 +124,16 @@ async fn run(
     // Between here and the record of what came out, what the file looks like is open.
     let holder = locks.id;
     let prepared = async {
-        let mut tx = inner.store.begin().await?;
+        let mut tx = locks.begin().await?;
         refuse_changed_base(&mut tx, layers.first()).await?;
         tx.forget_stamps(holder).await?;
         tx.commit_as(Step::PrepareChanges).await
-    };
-    let (locks, ()) = locks.with(prepared.await).await?;
+    }
+    .await;
+    let (locks, ()) = locks.with(prepared).await?;
     let (files, limits, now) = (layers.clone(), inner.limits.clone(), inner.store.now());
     let changed = blocking(move || apply(&files, &change, &limits, now)).await;
-    let mut tx = inner.store.begin().await?;
+    let mut tx = locks.begin().await?;
     let snapshots = match changed {
         Ok((snapshots, facts)) => {
             tx.record_change(id, &facts, new_content).await?;

@@ -1,5 +1,6 @@
 //! Files on their way in: parts are appended to a hidden file, which is looked at and shown when it is complete.
 
+use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -41,15 +42,30 @@ impl Service {
     {
         let (locks, record, digest) = self.begin_part(id, &part).await?;
         let pool = self.inner.pool(&record.image.pool)?;
-        let receiver = take_back(&pool, id).and_then(|()| Receiver::open(&self.inner, &pool, id, &part));
-        let (locks, receiver) = locks.with(receiver).await?;
+        let opened = self.open_part(&locks, &pool, id, &part).await;
+        let (locks, opened) = locks.with(opened).await?;
         let (feeder, feed) = feed();
         let inner = self.inner.clone();
         // On a task of its own: a transport may drop this future when the client goes away, and what arrived counts.
-        let work =
-            self.to_the_end(async move { take_part(&inner, locks, (record, digest), receiver, part, feed).await });
+        let work = self.to_the_end(async move { take_part(&inner, locks, (record, digest), opened, part, feed).await });
         let (outcome, ()) = tokio::join!(work, feeder.forward(body));
         outcome
+    }
+
+    /// Opens the file of an upload and cuts it to where a part starts. The transaction keeps others from taking the locks away until the
+    /// file is open for us alone.
+    async fn open_part(
+        &self,
+        locks: &RequestLocks,
+        pool: &PoolFolder,
+        id: ImageId,
+        part: &UploadPart,
+    ) -> Result<(File, Receiver)> {
+        let held = locks.begin().await?;
+        take_back(pool, id)?;
+        let alone = pool.open_alone(&FileName::upload(id))?;
+        drop(held);
+        Ok((alone, Receiver::open(&self.inner, pool, id, part)?))
     }
 
     /// How far an upload is.
@@ -127,17 +143,19 @@ async fn take_part(
     inner: &Arc<Inner>,
     locks: RequestLocks,
     (record, digest): (ImageRecord, Option<String>),
-    receiver: Receiver,
+    (alone, receiver): (File, Receiver),
     part: UploadPart,
     feed: Feed,
 ) -> Result<UploadStatus> {
     let (received, outcome) = receiver.receive(part, feed).await;
+    drop(alone);
     let recorded = async {
-        let mut tx = inner.store.begin().await?;
+        let mut tx = locks.begin().await?;
         tx.record_upload(record.image.id, received).await?;
         tx.commit_as(Step::NoteUpload).await
     };
-    let (locks, ()) = locks.with(recorded.await.and(outcome)).await?;
+    let recorded = recorded.await.and(outcome);
+    let (locks, ()) = locks.with(recorded).await?;
     let complete = match part.total {
         Some(total) => received == total,
         None => !part.more,
@@ -158,7 +176,7 @@ async fn complete_upload(
 ) -> Result<UploadStatus> {
     let id = record.image.id;
     let pool = inner.pool(&record.image.pool)?;
-    match accept(inner, &pool, &record, digest).await {
+    match accept(inner, &locks, &pool, &record, digest).await {
         Ok(()) => {
             locks.release().await;
             let image = inner.store.image(id).await?.image;
@@ -166,7 +184,7 @@ async fn complete_upload(
         }
         Err(error) if is_final(error.code) => {
             // The record first: while it says that bytes are stored, they are.
-            let mut tx = inner.store.begin().await?;
+            let mut tx = locks.begin().await?;
             tx.set_image_state(id, ImageState::Failed, Some(&error.public)).await?;
             tx.set_backing(id, None).await?;
             let refused = locks.release_and_commit(tx, Step::RefuseUpload).await;
@@ -212,20 +230,20 @@ fn is_final(code: ErrorCode) -> bool {
 
 async fn accept(
     inner: &Arc<Inner>,
+    locks: &RequestLocks,
     pool: &Arc<PoolFolder>,
     record: &ImageRecord,
     digest: Option<String>,
 ) -> Result<()> {
-    let Err(error) = show_and_record(inner, pool, record, digest).await else {
+    let Err(error) = show_and_record(inner, locks, pool, record, digest).await else {
         return Ok(());
     };
+    // Who has the locks now, if we have them no more, puts the file where it belongs.
+    let Ok(mut held) = locks.begin().await else {
+        return Err(error);
+    };
     // A commit that failed may have been carried out all the same: the record says where the file belongs.
-    match inner
-        .store
-        .image(record.image.id)
-        .await
-        .map(|record| record.image.state)
-    {
+    match held.image(record.image.id).await.map(|record| record.image.state) {
         Ok(ImageState::Ready) => return Ok(()),
         Ok(ImageState::Uploading) => {
             if let Err(error) = take_back(pool, record.image.id) {
@@ -254,6 +272,7 @@ pub fn take_back(pool: &PoolFolder, image: ImageId) -> Result<()> {
 
 async fn show_and_record(
     inner: &Arc<Inner>,
+    locks: &RequestLocks,
     pool: &Arc<PoolFolder>,
     record: &ImageRecord,
     digest: Option<String>,
@@ -286,7 +305,7 @@ async fn show_and_record(
         Ok(taken)
     });
     let taken = taken.await?;
-    let mut tx = inner.store.begin().await?;
+    let mut tx = locks.begin().await?;
     tx.finish_upload(id, &FileName::published(id, 1), &taken.facts).await?;
     if let (Some(base), Some(name)) = (record.image.backing_id, taken.backing_name) {
         // The overlay was made on what the base was when its upload began.

@@ -1,11 +1,12 @@
 //! Locks on images: shared for every layer that is read, exclusive for what is changed.
 //!
 //! A job takes its locks when it is queued and keeps them until it ends, so that what was checked then still holds
-//! when it runs. A request's locks expire unless its process renews them.
+//! when it runs. A request's locks last until it ends too. Where several processes share the database they have a time as well, which
+//! their process moves on: past it they are still held, but who wants the image may take them away. So a lock that is there is held, and
+//! who finds its own gone must not go on.
 
 use uuid::Uuid;
 
-use super::row::Columns;
 use super::{Store, Tx};
 use crate::clock::Timestamp;
 use crate::error::{ErrorCode, Result, ServiceError};
@@ -25,14 +26,14 @@ pub enum LockMode {
 pub enum Holder {
     /// A job, until it ends.
     Job(JobId),
-    /// A request of a process, until it is done or `expires`.
+    /// A request of a process, until it is done.
     Request {
         /// Id of this use.
         id: Uuid,
         /// The process that renews it.
         process: Uuid,
-        /// When it lapses.
-        expires: Timestamp,
+        /// From when on others may take it away; `None` where there are no others.
+        expires: Option<Timestamp>,
     },
 }
 
@@ -75,7 +76,11 @@ impl Tx {
         wanted.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
         wanted.dedup_by_key(|(image, _)| *image);
         for (image, mode) in wanted {
-            if self.is_lock_blocked(image, mode, holder.id()).await? {
+            let mut blocked = self.is_lock_blocked(image, mode, holder.id()).await?;
+            if blocked && self.sweep_request_locks().await? {
+                blocked = self.is_lock_blocked(image, mode, holder.id()).await?;
+            }
+            if blocked {
                 let public = format!("image {image} is in use by another job or request; wait for it to end");
                 return Err(ServiceError::new(ErrorCode::ImageBusy, public));
             }
@@ -88,18 +93,13 @@ impl Tx {
         // Who reads is not in the way of who reads, and there may be many.
         let sql = match mode {
             LockMode::Shared => {
-                "SELECT holder FROM image_locks WHERE image_id = $1 AND mode = 'exclusive' AND holder <> $2 \
-                 AND (expires_at IS NULL OR expires_at > $3) LIMIT 1"
+                "SELECT holder FROM image_locks WHERE image_id = $1 AND mode = 'exclusive' AND holder <> $2 LIMIT 1"
             }
-            LockMode::Exclusive => {
-                "SELECT holder FROM image_locks WHERE image_id = $1 AND holder <> $2 \
-                 AND (expires_at IS NULL OR expires_at > $3) LIMIT 1"
-            }
+            LockMode::Exclusive => "SELECT holder FROM image_locks WHERE image_id = $1 AND holder <> $2 LIMIT 1",
         };
         let blocker = sqlx::query(sql)
             .bind(image.to_string())
             .bind(holder.to_string())
-            .bind(self.now.0)
             .fetch_optional(&mut *self.inner)
             .await?;
         Ok(blocker.is_some())
@@ -108,7 +108,7 @@ impl Tx {
     async fn insert_lock(&mut self, holder: Holder, image: ImageId, mode: LockMode) -> Result<()> {
         let (job, process, expires) = match holder {
             Holder::Job(id) => (Some(id.to_string()), None, None),
-            Holder::Request { process, expires, .. } => (None, Some(process.to_string()), Some(expires.0)),
+            Holder::Request { process, expires, .. } => (None, Some(process.to_string()), expires.map(|at| at.0)),
         };
         let sql = "INSERT INTO image_locks (image_id, holder, mode, job_id, process, expires_at) \
              VALUES ($1, $2, $3, $4, $5, $6)";
@@ -134,19 +134,24 @@ impl Tx {
         Ok(())
     }
 
-    /// Prolongs the locks of a process's requests, and sweeps those that lapsed.
+    /// Prolongs the locks of a process's requests that nobody took away, however late it is.
     pub async fn renew_request_locks(&mut self, process: Uuid, expires: Timestamp) -> Result<()> {
-        sqlx::query("UPDATE image_locks SET expires_at = $1 WHERE process = $2 AND expires_at > $3")
+        sqlx::query("UPDATE image_locks SET expires_at = $1 WHERE process = $2 AND expires_at IS NOT NULL")
             .bind(expires.0)
             .bind(process.to_string())
-            .bind(self.now.0)
-            .execute(&mut *self.inner)
-            .await?;
-        sqlx::query("DELETE FROM image_locks WHERE expires_at <= $1")
-            .bind(self.now.0)
             .execute(&mut *self.inner)
             .await?;
         Ok(())
+    }
+
+    /// Takes away what the requests hold whose processes did not prolong it in time. The locks of a request are taken and prolonged
+    /// together, and so they go together.
+    pub async fn sweep_request_locks(&mut self) -> Result<bool> {
+        let swept = sqlx::query("DELETE FROM image_locks WHERE expires_at <= $1")
+            .bind(self.now.0)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(swept.rows_affected() > 0)
     }
 
     /// Lets go of every request's locks: only right when no other process can have any.
@@ -164,13 +169,10 @@ impl Tx {
 
     /// Whether a request's lock is still held.
     pub async fn holds_lock(&mut self, holder: Uuid) -> Result<bool> {
-        let sql =
-            "SELECT COUNT(*) AS held FROM image_locks WHERE holder = $1 AND (expires_at IS NULL OR expires_at > $2)";
-        let row = sqlx::query(sql)
+        let held = sqlx::query("SELECT image_id FROM image_locks WHERE holder = $1 LIMIT 1")
             .bind(holder.to_string())
-            .bind(self.now.0)
-            .fetch_one(&mut *self.inner)
+            .fetch_optional(&mut *self.inner)
             .await?;
-        Ok(row.number("held")? > 0)
+        Ok(held.is_some())
     }
 }

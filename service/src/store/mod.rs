@@ -34,12 +34,14 @@ pub use ballast::Ballast;
 pub use open::sqlite_url;
 use sqlx::{Any, AnyPool, Transaction};
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use uuid::Uuid;
 
 use crate::clock::{Clock, Timestamp};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Side, Step, reach};
 
 use self::news::{News, Touched};
+use self::row::Columns;
 
 /// How long who wants to use the database waits for the others.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,6 +61,7 @@ pub struct Store {
     readers: AnyPool,
     writer: AnyPool,
     database: Database,
+    id: Uuid,
     clock: Arc<dyn Clock>,
     news: Arc<News>,
     /// Where it is, for further connections.
@@ -86,7 +89,12 @@ impl Store {
         self.database
     }
 
-    /// The present moment, by the store's clock.
+    /// Tells this database from all others, and is the same after it was restored from a backup.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// The present moment, by the clock of this machine. Who may write is judged by [`Tx::now`].
     pub fn now(&self) -> Timestamp {
         self.clock.now()
     }
@@ -94,21 +102,16 @@ impl Store {
     /// Starts a write transaction; waits for the one before it.
     pub async fn begin(&self) -> Result<Tx> {
         let mut turn = None;
-        let inner = match self.database {
+        let (inner, now) = match self.database {
             Database::Sqlite => {
                 turn = Some(self.turn().await?);
-                self.begin_sqlite().await?
+                (self.begin_sqlite().await?, self.clock.now())
             }
-            Database::Postgres => {
-                let mut inner = self.writer.begin().await?;
-                let lock = "SELECT value FROM counters WHERE name = 'writer' FOR UPDATE";
-                sqlx::query(lock).fetch_one(&mut *inner).await?;
-                inner
-            }
+            Database::Postgres => self.begin_postgres().await?,
         };
         Ok(Tx {
             inner,
-            now: self.clock.now(),
+            now,
             news: self.news.clone(),
             touched: Touched::default(),
             ballast: self.ballast.clone(),
@@ -119,6 +122,15 @@ impl Store {
     async fn turn(&self) -> Result<OwnedMutexGuard<()>> {
         let waiting = tokio::time::timeout(PATIENCE, self.turns.clone().lock_owned()).await;
         waiting.map_err(|_| ServiceError::new(ErrorCode::Unavailable, "the database does not answer"))
+    }
+
+    /// The clock is read when the transactions before this one have ended.
+    async fn begin_postgres(&self) -> Result<(Transaction<'static, Any>, Timestamp)> {
+        let mut inner = self.writer.begin().await?;
+        let sql = "WITH turn AS (SELECT value FROM counters WHERE name = 'writer' FOR UPDATE) \
+             SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) AS now FROM turn";
+        let row = sqlx::query(sql).fetch_one(&mut *inner).await?;
+        Ok((inner, self.clock.shared(row.time("now")?)))
     }
 
     /// SQLite ends a transaction by itself when the disk is full or fails. The pool does not learn of it and the
@@ -166,6 +178,14 @@ impl Store {
 }
 
 impl Tx {
+    /// From when on something is due after a delay. What is due at once is so at every moment: clocks may be put back.
+    pub fn due_after(&self, delay: Duration) -> Timestamp {
+        match delay.is_zero() {
+            true => Timestamp(0),
+            false => self.now.after(delay),
+        }
+    }
+
     /// Makes the changes durable as one step, and wakes who waits for them.
     pub async fn commit_as(self, step: Step) -> Result<()> {
         reach(step, Side::Before)?;

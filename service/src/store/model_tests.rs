@@ -184,7 +184,7 @@ async fn enqueue(test: &TestStore, model: &mut Model, priority: i32) {
     let mut tx = test.store.begin().await.unwrap();
     tx.enqueue(&job, 1000).await.unwrap();
     tx.commit().await.unwrap();
-    let stand = Stand::Queued { from: model.now };
+    let stand = Stand::Queued { from: 0 };
     model.jobs.insert(
         job.id,
         ModelJob {

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use sqlx::any::AnyPoolOptions;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AnyPool, ConnectOptions, Connection, Executor, Row};
+use uuid::Uuid;
 
+use super::row::Columns;
 use super::{Database, PATIENCE, Store};
 use crate::clock::Clock;
 use crate::error::{ErrorCode, Result, ServiceError};
@@ -54,6 +56,7 @@ impl Store {
             .await
             .map_err(|error| unusable(format!("migrating the database: {error}")))?;
         Ok(Self {
+            id: identify(&writer).await?,
             readers,
             writer,
             database,
@@ -183,6 +186,16 @@ async fn quick_check(url: &str, limit: Duration) -> Result<bool> {
         return Err(unusable(format!("the database is damaged: {verdict}")));
     }
     Ok(true)
+}
+
+/// The id of the database, made when it is opened first.
+async fn identify(pool: &AnyPool) -> Result<Uuid> {
+    sqlx::query("INSERT INTO database_id (slot, id) VALUES (1, $1) ON CONFLICT (slot) DO NOTHING")
+        .bind(Uuid::now_v7().to_string())
+        .execute(pool)
+        .await?;
+    let row = sqlx::query("SELECT id FROM database_id").fetch_one(pool).await?;
+    row.id("id")
 }
 
 fn unusable(detail: String) -> ServiceError {

@@ -134,7 +134,7 @@ async fn send(
 /// Whether there still is such a webhook.
 async fn note(inner: &Inner, id: WebhookId, told: u64, keep: Duration) -> Result<bool> {
     let mut tx = inner.store.begin().await?;
-    let until = tx.now.after(keep);
+    let until = tx.due_after(keep);
     let is_there = tx.webhook_told(id, told, until).await?;
     tx.commit_as(Step::NoteDelivery).await?;
     Ok(is_there)

@@ -55,7 +55,7 @@ pub(super) async fn create(
         let secrets = inner.open_secrets(&request.secrets).await?;
         let (limits, now) = (inner.limits.clone(), inner.store.now());
         let facts = blocking(move || make_file(&plan, &request, holder, &limits, &secrets, now)).await?;
-        let mut tx = inner.store.begin().await?;
+        let mut tx = locks.begin().await?;
         tx.publish_image(id, holder, &FileName::published(id, 1), &facts)
             .await?;
         locks.release_and_commit(tx, Step::RecordImage).await?;

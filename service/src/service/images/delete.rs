@@ -27,7 +27,7 @@ pub(super) async fn delete(inner: &Arc<Inner>, id: ImageId) -> Result<()> {
     tx.commit_as(Step::BeginDelete).await?;
     let pool = inner.pool(&record.image.pool)?;
     let removed = async {
-        let tx = remove(inner, &pool, &record).await?;
+        let tx = remove(&locks, &pool, &record).await?;
         locks.release_and_commit(tx, Step::RecordDelete).await
     };
     if let Err(error) = removed.await {
@@ -75,14 +75,14 @@ fn unused(pool: &PoolFolder, file: &str) -> Result<Option<FileStorage>> {
 }
 
 /// Puts the file aside and takes the row out, in a transaction that is still open.
-async fn remove(inner: &Inner, pool: &PoolFolder, record: &ImageRecord) -> Result<Tx> {
+async fn remove(locks: &RequestLocks, pool: &PoolFolder, record: &ImageRecord) -> Result<Tx> {
     let _held = unused(pool, &record.file)?;
     let aside = || pool.rename(&record.file, &FileName::trash(&record.file), true);
     match around(Step::PutAside, aside) {
         Err(error) if error.code != ErrorCode::NotFound => return Err(error),
         _ => {}
     }
-    let mut tx = inner.store.begin().await?;
+    let mut tx = locks.begin().await?;
     tx.delete_image(record.image.id).await?;
     Ok(tx)
 }

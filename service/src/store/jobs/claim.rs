@@ -171,11 +171,18 @@ impl Tx {
              run_after = $2 WHERE id = $1";
         sqlx::query(sql)
             .bind(fence.job.to_string())
-            .bind(self.now.after(delay).0)
+            .bind(self.due_after(delay).0)
             .execute(&mut *self.inner)
             .await?;
         self.touch_queue();
         self.job_event(EventKind::JobState, fence.job).await.map(drop)
+    }
+
+    /// Makes every job in the queue due: those of which an older program, or a clock that ran ahead, says that they are to run later.
+    pub async fn end_delays(&mut self) -> Result<()> {
+        let sql = "UPDATE jobs SET run_after = 0 WHERE state = 'queued' AND run_after > $1";
+        sqlx::query(sql).bind(self.now.0).execute(&mut *self.inner).await?;
+        Ok(())
     }
 
     /// Makes every running job claimable at once: only right when no other process can run any.

@@ -46,7 +46,7 @@ impl Tx {
     async fn insert_job(&mut self, new: &NewJob) -> Result<()> {
         let sql = "INSERT INTO jobs (id, kind, state, wish, priority, rate_limit, pool, image_ids, request, payload, done_bytes, \
              attempt, token, run_after, version, created_at) \
-             VALUES ($1, $2, 'queued', 'run', $3, $4, $5, $6, $7, $8, 0, 0, 0, $9, 1, $9)";
+             VALUES ($1, $2, 'queued', 'run', $3, $4, $5, $6, $7, $8, 0, 0, 0, 0, 1, $9)";
         sqlx::query(sql)
             .bind(new.id.to_string())
             .bind(new.kind.as_str())

@@ -123,6 +123,16 @@ impl Tx {
         find(&mut *self.inner, id).await?.ok_or_else(|| not_found(id))
     }
 
+    /// Whether there is such a job, and it has not ended.
+    pub async fn is_open_job(&mut self, id: JobId) -> Result<bool> {
+        let sql = "SELECT id FROM jobs WHERE id = $1 AND state IN ('queued', 'running')";
+        let open = sqlx::query(sql)
+            .bind(id.to_string())
+            .fetch_optional(&mut *self.inner)
+            .await?;
+        Ok(open.is_some())
+    }
+
     /// Appends an event with the job as it is now, and returns the job.
     pub(super) async fn job_event(&mut self, kind: EventKind, id: JobId) -> Result<Job> {
         let job = self.job(id).await?;

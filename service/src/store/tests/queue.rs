@@ -21,6 +21,7 @@ on_both_databases! {
     cancelling_a_queued_job_frees_what_it_held,
     cancelling_a_running_job_asks_its_worker,
     a_handed_back_start_does_not_count,
+    what_is_queued_runs_whatever_the_clock_does,
     progress_gives_an_eta,
     rolled_back_work_leaves_nothing,
 }
@@ -207,6 +208,29 @@ async fn a_handed_back_start_does_not_count(TestStore { store, clock }: TestStor
     clock.advance(1_000);
     let second = claim().await.unwrap();
     assert_eq!((second.attempt, second.fence.token), (1, first.fence.token + 1));
+}
+
+async fn what_is_queued_runs_whatever_the_clock_does(TestStore { store, clock }: TestStore) {
+    add_job(&store, &new_job(0, &[])).await;
+    let claim = async || {
+        write(&store, async |tx| tx.claim(Uuid::now_v7(), LEASE).await)
+            .await
+            .unwrap()
+    };
+    let hand_back = async |fence, delay| {
+        write(&store, async |tx| tx.hand_back(fence, delay).await)
+            .await
+            .unwrap();
+    };
+    clock.advance(-3_600_000);
+    let first = claim().await.expect("it was queued before the clock was put back");
+    hand_back(first.fence, Duration::ZERO).await;
+    clock.advance(-3_600_000);
+    let second = claim().await.expect("it was handed back before the clock was put back");
+    hand_back(second.fence, Duration::from_secs(3600)).await;
+    assert!(claim().await.is_none());
+    write(&store, async |tx| tx.end_delays().await).await.unwrap();
+    claim().await.expect("at a start everything is due");
 }
 
 async fn progress_gives_an_eta(TestStore { store, .. }: TestStore) {
