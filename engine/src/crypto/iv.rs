@@ -23,7 +23,8 @@ pub enum IvKind {
 }
 
 impl IvKind {
-    /// Parses `plain64` or `essiv:sha256`.
+    /// Parses `plain64` or `essiv:sha256`. Behind `plain` and `plain64` a known hash may stand as well, which means nothing: QEMU
+    /// writes it where its option `ivgen-hash-alg` was given, and so do the programs that always give it.
     ///
     /// # Errors
     /// `Unsupported` for an unknown generator or hash, and for a hash where none belongs.
@@ -32,6 +33,10 @@ impl IvKind {
             .split_once(':')
             .map_or((text, None), |(name, hash)| (name, Some(hash)));
         match (name, hash) {
+            ("plain" | "plain64", Some(hash)) => {
+                HashAlgorithm::from_name(hash)?;
+                Self::parse(name)
+            }
             ("null", None) => Ok(Self::Null),
             ("plain", None) => Ok(Self::Plain),
             ("plain64", None) => Ok(Self::Plain64),
@@ -43,6 +48,11 @@ impl IvKind {
             )),
             _ => Err(Error::unsupported(format!("IV generator '{text}' is not supported"))),
         }
+    }
+
+    /// Whether a hash behind the name means nothing.
+    pub(crate) fn ignores_hash(self) -> bool {
+        matches!(self, Self::Plain | Self::Plain64)
     }
 
     /// The text that [`Self::parse`] reads.

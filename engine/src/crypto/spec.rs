@@ -188,6 +188,14 @@ mod tests {
     }
 
     #[test]
+    fn a_hash_behind_plain_and_plain64_means_nothing() {
+        for (mode, same) in [("xts-plain64:sha256", "xts-plain64"), ("cbc-plain:sha1", "cbc-plain")] {
+            let parse = |mode| CipherSpec::parse("aes", mode, 32).unwrap();
+            assert_eq!(parse(mode), parse(same));
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
         for (family, mode, key) in [
             ("cipher_null", "ecb", 32),
@@ -198,6 +206,9 @@ mod tests {
             ("aes", "cbc-essiv:sha1", 32),
             ("aes", "cbc-essiv:md5", 32),
             ("aes", "cbc-random", 32),
+            ("aes", "xts-plain64:md6", 64),
+            ("aes", "xts-plain64:", 64),
+            ("aes", "lrw-benbi:sha256", 48),
             ("aes", "lrw-benbi", 8),
             ("cast5", "xts-plain64", 32),
             ("cast5", "cbc-essiv:sha256", 16),

@@ -44,7 +44,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         name: "iterations",
         kind: OptionKind::Number,
         default: None,
-        help: "PBKDF2 iterations, in place of a time",
+        help: "PBKDF iterations, in place of a time",
     },
 ];
 
@@ -80,7 +80,7 @@ pub fn change_keys(
 /// Those of deriving keys and reading the slots, but for `WrongKey`.
 pub fn opened_by(slots: &dyn KeySlots, passphrase: &[u8], work: &KeyWork<'_>) -> Result<Vec<u32>> {
     let mut opened = Vec::new();
-    for slot in slots.list()?.iter().filter(|slot| slot.active) {
+    for slot in slots.list()?.iter().filter(|slot| slot.opens_data) {
         match slots.test(passphrase, Some(slot.number), work) {
             Ok(number) => opened.push(number),
             Err(error) if error.kind() == ErrorKind::WrongKey => {}
@@ -127,7 +127,6 @@ fn add(
 fn cost(options: &Options) -> Result<KdfCost> {
     match (options.number("iter-time")?, options.number("iterations")?) {
         (Some(_), Some(_)) => Err(Error::invalid("give 'iter-time' or 'iterations', not both")),
-        (Some(0), None) => Err(Error::invalid("option 'iter-time' takes at least 1 millisecond")),
         (Some(time), None) => Ok(KdfCost::Time(Duration::from_millis(time))),
         (None, Some(count)) => u32::try_from(count)
             .map(KdfCost::Iterations)

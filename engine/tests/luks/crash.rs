@@ -71,6 +71,71 @@ fn every_crash_of_a_key_change_leaves_the_other_keys() {
     }
 }
 
+/// The copy that counts is the last one to be written: until then the other one is worth nothing.
+#[test]
+fn a_crash_while_one_luks2_copy_is_weak_leaves_the_other() {
+    const COPY: usize = 0x4000;
+    let memory = Arc::new(MemoryStorage::empty());
+    let options = Options::new()
+        .with("version", "2")
+        .with("pbkdf", "pbkdf2")
+        .with("cipher-alg", "aes-128")
+        .with("iterations", "1000");
+    create_on(memory.clone(), 1 << 16, options, "first").unwrap();
+    let old = memory.contents();
+    change(memory.clone(), |header, limits| {
+        header.add_key(b"first", &new(b"second"), &key_env(limits)).map(|_| ())
+    })
+    .unwrap();
+    let good = memory.contents();
+    let with = |place: std::ops::Range<usize>, from: &[u8]| {
+        let mut bytes = good.clone();
+        bytes[place.clone()].copy_from_slice(&from[place]);
+        bytes
+    };
+    let zero = vec![0; 2 * COPY];
+    for (name, before) in [
+        ("first damaged", with(5000..5016, &zero)),
+        ("second damaged", with(COPY + 5000..COPY + 5016, &zero)),
+        ("first out of date", with(0..COPY, &old)),
+        ("second out of date", with(COPY..2 * COPY, &old)),
+    ] {
+        at_every_change(
+            &before,
+            &FAULTS,
+            |header, limits| header.add_key(b"first", &new(b"third"), &key_env(limits)).map(|_| ()),
+            |left, crash| assert!(opens(left, b"first") && opens(left, b"second"), "{name}: {crash}"),
+        );
+    }
+}
+
+/// A write that fails leaves a copy that is not to be relied on: the next change begins with it.
+#[test]
+fn a_change_after_one_that_failed_begins_with_the_copy_that_was_hit() {
+    let memory = Arc::new(MemoryStorage::empty());
+    let options = Options::new()
+        .with("version", "2")
+        .with("pbkdf", "pbkdf2")
+        .with("cipher-alg", "aes-128")
+        .with("iterations", "1000");
+    create_on(memory.clone(), 1 << 16, options, "first").unwrap();
+    let before = memory.contents();
+    // Key material, flush, a copy, flush, the other copy.
+    for failing in 0..5 {
+        for then in 0..6 {
+            let storage = Arc::new(FaultyStorage::new(before.clone()));
+            let _ = change(storage.clone(), |header, limits| {
+                storage.plan(failing, Fault::FailOnce(std::io::ErrorKind::StorageFull));
+                let env = key_env(limits);
+                let _ = header.add_key(b"first", &new(b"second"), &env);
+                storage.plan(then, Fault::Tear);
+                header.add_key(b"first", &new(b"third"), &env).map(|_| ())
+            });
+            assert!(opens(&storage.contents(), b"first"), "{failing} failed, {then} torn");
+        }
+    }
+}
+
 const FAULTS: [Fault; 3] = [
     Fault::Freeze,
     Fault::Tear,

@@ -1,6 +1,7 @@
 //! What create options do, and opening with a header of its own.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use e2e::tools::{arg, have, ok};
@@ -8,12 +9,14 @@ use tempfile::tempdir;
 use vdisk_engine::crypto::luks::{KdfCost, KeyWork, measure_argon2};
 use vdisk_engine::crypto::{Argon2Variant, Secret, legacy_qcow_cipher};
 use vdisk_engine::env::Secrets;
+use vdisk_engine::formats::MeasureSpec;
 use vdisk_engine::gate::{Gate, Node, Reference};
-use vdisk_engine::image::NothingBelow;
+use vdisk_engine::image::{NothingBelow, Preallocation, Resize};
 use vdisk_engine::options::Options;
+use vdisk_engine::storage::{Fault, FaultyStorage, MemoryStorage};
 use vdisk_engine::{Error, ErrorKind, Image, Limits, OpenEnv, Result, StorageRef, formats};
 
-use super::support::{One, create, create_new, create_on, file, open, pattern, read_all};
+use super::support::{One, create, create_new, create_on, file, open, open_on, pattern, read_all};
 
 /// Opens files beside each other.
 struct Folder<'a>(&'a Path);
@@ -121,6 +124,105 @@ fn full_preallocation_reads_as_zeroes() {
     );
 }
 
+/// What is written in parts of the last sector stands beside zeroes, not beside what zeroes decrypt to.
+#[test]
+fn a_disk_that_ends_inside_a_sector_reads_as_zeroes_behind_its_end() {
+    let dir = tempdir().unwrap();
+    for (number, (sector, more)) in [
+        ("1024", Options::new()),
+        ("2048", Options::new()),
+        ("4096", Options::new()),
+        ("4096", Options::new().with("preallocation", "falloc")),
+        ("4096", Options::new().with("preallocation", "full")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = dir.path().join(number.to_string());
+        let options = more.with("version", "2").with("pbkdf", "pbkdf2");
+        let options = options.with("sector-size", sector);
+        let size = (1 << 20) + 512;
+        create(&path, size, options.clone(), "letmein").unwrap();
+        let image = open(&path, "letmein").unwrap();
+        let data = pattern(size as usize, 4);
+        image.write(0, &data, &NothingBelow).unwrap();
+        let read = read_all(image.as_ref());
+        assert_eq!(read.len() % sector.parse::<usize>().unwrap(), 0);
+        assert!(
+            read.starts_with(&data) && read[data.len()..].iter().all(|byte| *byte == 0),
+            "{sector}"
+        );
+        let asked = MeasureSpec {
+            virtual_size: size,
+            data: &[],
+            options: &options,
+            backing: false,
+        };
+        let measured = formats::by_name("luks").unwrap().measure(&asked).unwrap();
+        assert_eq!(measured.required, std::fs::metadata(&path).unwrap().len(), "{sector}");
+    }
+}
+
+/// QEMU stores the hash that libvirt names for every IV generator; it means nothing to plain and plain64.
+#[test]
+fn a_hash_beside_an_iv_generator_without_one_is_stored_and_means_nothing() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("hash.luks");
+    let options = Options::new()
+        .with("ivgen-alg", "plain64")
+        .with("ivgen-hash-alg", "sha256");
+    let at_once = options.clone().with("iter-time", "0");
+    create_on(create_new(&path), 1 << 20, at_once, "letmein").unwrap();
+    let image = open(&path, "letmein").unwrap();
+    image.write(0, &pattern(1 << 20, 8), &NothingBelow).unwrap();
+    let specific = image.info().unwrap().specific.unwrap();
+    assert_eq!(specific["ivgen-alg"], "plain64");
+    assert!(!specific.contains_key("ivgen-hash-alg"));
+    drop(image);
+    let mut bytes = std::fs::read(&path).unwrap();
+    assert!(bytes[40..].starts_with(b"xts-plain64:sha256\0"));
+    // Without the hash it is the same volume.
+    bytes[40..72].fill(0);
+    bytes[40..51].copy_from_slice(b"xts-plain64");
+    std::fs::write(&path, bytes).unwrap();
+    assert!(read_all(open(&path, "letmein").unwrap().as_ref()) == pattern(1 << 20, 8));
+    let two = dir.path().join("two.luks");
+    let options = options.with("version", "2").with("pbkdf", "pbkdf2");
+    create(&two, 1 << 20, options, "letmein").unwrap();
+    open(&two, "letmein").unwrap();
+}
+
+#[test]
+fn growth_that_finds_no_space_leaves_the_volume_as_it_was() {
+    let memory = Arc::new(MemoryStorage::empty());
+    let options = Options::new().with("iterations", "1000").with("cipher-alg", "aes-128");
+    create_on(memory.clone(), 1 << 16, options, "letmein").unwrap();
+    let storage = Arc::new(FaultyStorage::new(memory.contents()));
+    let image = open_on(storage.clone(), b"letmein").unwrap();
+    for preallocation in [Preallocation::Full, Preallocation::Falloc] {
+        let to = Resize {
+            virtual_size: 1 << 20,
+            preallocation,
+            ..Resize::default()
+        };
+        // After the new length, the first zeroes or their space.
+        storage.plan(1, Fault::FailOnce(std::io::ErrorKind::StorageFull));
+        assert_eq!(
+            image.resize(&to).unwrap_err().kind(),
+            ErrorKind::Io,
+            "{preallocation:?}"
+        );
+        assert_eq!(image.virtual_size(), 1 << 16);
+        assert!(storage.contents() == memory.contents(), "{preallocation:?}");
+    }
+    let metadata = Resize {
+        virtual_size: 1 << 20,
+        preallocation: Preallocation::Metadata,
+        ..Resize::default()
+    };
+    assert_eq!(image.resize(&metadata).unwrap_err().kind(), ErrorKind::Unsupported);
+}
+
 #[test]
 fn options_that_make_no_sense_are_refused() {
     let dir = tempdir().unwrap();
@@ -130,10 +232,10 @@ fn options_that_make_no_sense_are_refused() {
         "cipher-mode=gcm",
         "ivgen-alg=random",
         "ivgen-alg=essiv,ivgen-hash-alg=sha1",
-        "ivgen-alg=plain64,ivgen-hash-alg=sha256",
+        "ivgen-alg=plain64,ivgen-hash-alg=md6",
+        "ivgen-alg=benbi,ivgen-hash-alg=sha256",
         "hash-alg=md5",
         "hash-alg=wp256",
-        "iter-time=0",
         "iterations=4294967296",
         "iterations=4294967295",
         "version=3",

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use vdisk_engine::image::{NothingBelow, Repair};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::MemoryStorage;
-use vdisk_engine::{ErrorKind, Limits};
+use vdisk_engine::{Control, ErrorKind, Limits};
 
-use super::support::{create_on, metadata, open_on};
+use super::support::{create_on, metadata, open_on, read_all};
 
 fn valid() -> Vec<u8> {
     let memory = Arc::new(MemoryStorage::empty());
@@ -128,19 +129,25 @@ fn a_volume_without_its_key_shows_metadata_and_no_data() {
 
 /// LUKS1 does not say how long its payload is: what is left of it can be read, and nothing behind it.
 #[test]
-fn a_truncated_payload_is_as_long_as_its_whole_sectors() {
+fn a_file_that_ends_inside_a_sector_reads_as_if_zeroes_followed() {
     let good = valid();
     let payload = good.len() - (1 << 20);
     let cut = |len: usize| Arc::new(MemoryStorage::new("cut", good[..len].to_vec()));
-    let image = open_on(cut(payload + 1000), b"letmein").unwrap();
-    assert_eq!(image.virtual_size(), 512);
-    let whole = open_on(cut(good.len()), b"letmein").unwrap();
-    let (mut found, mut expected) = ([0; 512], [0; 512]);
-    image.read(0, &mut found).unwrap();
-    whole.read(0, &mut expected).unwrap();
-    assert_eq!(found, expected);
-    let error = image.read(512, &mut found).unwrap_err();
+    let storage = cut(payload + 1000);
+    let image = open_on(storage.clone(), b"letmein").unwrap();
+    let mut padded = good[..payload + 1000].to_vec();
+    padded.resize(payload + 1024, 0);
+    let whole = open_on(Arc::new(MemoryStorage::new("whole", padded)), b"letmein").unwrap();
+    assert_eq!(image.virtual_size(), 1024);
+    assert!(read_all(image.as_ref()) == read_all(whole.as_ref()));
+    assert_eq!(image.check(Repair::No, &Control::default()).unwrap().corruptions, 0);
+    let error = image.read(1024, &mut [0; 512]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    for image in [&image, &whole] {
+        image.write(900, &[7; 100], &NothingBelow).unwrap();
+    }
+    assert_eq!(storage.contents().len(), payload + 1024);
+    assert!(read_all(image.as_ref()) == read_all(whole.as_ref()));
     let error = open_on(cut(payload - 1), b"letmein").err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
 }

@@ -205,7 +205,6 @@ fn amend_takes_qemus_options() {
         "state=active,new-secret=second,old-secret=first",
         "state=active,new-secret=second,iterations=1000,keyslot=4",
         "state=active,new-secret=second,iterations=1000,keyslot=9",
-        "state=active,new-secret=second,iter-time=0",
         "state=inactive",
         "state=inactive,keyslot=1",
         "state=inactive,new-secret=first,keyslot=4",

@@ -149,10 +149,27 @@ fn keys_go_both_ways_with_cryptsetup() {
     assert!(cryptsetup_opens(&path, "third") && cryptsetup_opens(&path, "first"));
     let fourth = NewKey {
         passphrase: b"fourth",
-        cost: KdfCost::Iterations(1000),
+        cost: KdfCost::Iterations(5),
         ..third
     };
     assert_eq!(slots.change(b"first", &fourth, &env).unwrap(), 3);
+    // As the slot that opened the volume.
+    let made = slots.list().unwrap().into_iter().find(|slot| slot.number == 3).unwrap();
+    assert_eq!((made.kdf, made.iterations, made.memory_kib), ("argon2id", 5, 1024));
+    let timed = NewKey {
+        passphrase: b"timed",
+        cost: KdfCost::Time(std::time::Duration::from_millis(1)),
+        ..third
+    };
+    let timed = slots.add(b"fourth", &timed, &env).unwrap();
+    let made = slots
+        .list()
+        .unwrap()
+        .into_iter()
+        .find(|slot| slot.number == timed)
+        .unwrap();
+    assert_eq!((made.kdf, made.memory_kib), ("argon2id", 1024));
+    assert_eq!(slots.erase(EraseKeys::Slot(timed), false, &env).unwrap(), [timed]);
     assert!(!cryptsetup_opens(&path, "first") && cryptsetup_opens(&path, "fourth"));
     assert_eq!(slots.erase(EraseKeys::Matching(b"third"), false, &env).unwrap(), [2]);
     assert!(!cryptsetup_opens(&path, "third") && cryptsetup_opens(&path, "second"));
@@ -231,4 +248,23 @@ fn a_key_change_mends_a_damaged_copy() {
         .unwrap();
     let image = open_on(storage, b"new").unwrap();
     assert_eq!(image.check(Repair::No, &Control::default()).unwrap().corruptions, 0);
+}
+
+#[test]
+fn a_header_that_lost_its_magic_is_still_luks_and_a_second_one_below_other_content_is_not() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("lost.luks");
+    create(&path, SIZE, luks2("pbkdf2"), "letmein").unwrap();
+    let good = std::fs::read(&path).unwrap();
+    let detected = |bytes: Vec<u8>| {
+        let found = vdisk_engine::formats::detect(&MemoryStorage::new("lost", bytes)).unwrap();
+        found.first().map(|(driver, _)| driver.name())
+    };
+    let (mut lost, mut reused) = (good.clone(), good.clone());
+    lost[..6].fill(0);
+    reused[..4096].fill(0);
+    assert_eq!(detected(good), Some("luks"));
+    assert_eq!(detected(lost.clone()), Some("luks"));
+    assert!(open_on(Arc::new(MemoryStorage::new("lost", lost)), b"letmein").is_ok());
+    assert_eq!(detected(reused), None);
 }

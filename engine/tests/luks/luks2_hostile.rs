@@ -13,7 +13,7 @@ use super::support::{create_on, metadata, open_on};
 
 const COPY: usize = 0x4000;
 
-fn valid() -> Vec<u8> {
+pub fn valid() -> Vec<u8> {
     let memory = Arc::new(MemoryStorage::empty());
     let options = Options::new()
         .with("version", "2")
@@ -24,7 +24,7 @@ fn valid() -> Vec<u8> {
 }
 
 /// Puts a text in place of the JSON of both copies and mends their checksums.
-fn with_text(image: &[u8], text: &[u8]) -> Vec<u8> {
+pub fn with_text(image: &[u8], text: &[u8]) -> Vec<u8> {
     let mut image = image.to_vec();
     for copy in [0, COPY] {
         image[copy + 4096..copy + COPY].fill(0);
@@ -36,7 +36,7 @@ fn with_text(image: &[u8], text: &[u8]) -> Vec<u8> {
     image
 }
 
-fn json_of(image: &[u8]) -> Value {
+pub fn json_of(image: &[u8]) -> Value {
     let text: Vec<_> = image[4096..COPY]
         .iter()
         .copied()
@@ -105,6 +105,10 @@ fn every_bad_member_has_its_error_at_once() {
             json!({"mandatory": ["something-new"]}),
             Unsupported,
         ),
+        ("/config/requirements", json!(["something-new"]), Corrupt),
+        ("/config/requirements", json!({"mandatory": "something-new"}), Corrupt),
+        ("/config/requirements", json!({"mandatory": [1]}), Corrupt),
+        ("/digests/0/type", json!("something-new"), Unsupported),
         ("/config/json_size", json!("4096"), Corrupt),
         ("/config/keyslots_size", json!("18446744073709547520"), Corrupt),
         ("/tokens", json!([]), Corrupt),

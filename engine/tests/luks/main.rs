@@ -9,6 +9,7 @@ mod hostile;
 mod keys;
 mod luks2;
 mod luks2_hostile;
+mod luks2_slots;
 mod mutations;
 mod peers;
 mod support;

@@ -61,7 +61,7 @@ pub struct KeyEnv<'a> {
 /// How long guessing a passphrase shall take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KdfCost {
-    /// This many PBKDF2 iterations.
+    /// This many PBKDF2 iterations; passes, for a new key of a volume that Argon2 opened.
     Iterations(u32),
     /// As many as this machine does in this time (`iter-time`).
     Time(Duration),

@@ -24,8 +24,10 @@ pub struct LuksInfo {
 pub struct LuksSlot {
     /// Its number.
     pub number: u32,
-    /// Whether it holds a key.
+    /// Whether something stands in it.
     pub active: bool,
+    /// Whether its key opens the data, as far as the header tells: a LUKS2 slot may hold another key, or one that nobody here can read.
+    pub opens_data: bool,
     /// Name of the derivation: `pbkdf2`, `argon2i`, `argon2id`, or `unknown`.
     pub kdf: &'static str,
     /// PBKDF2 iterations, or passes of Argon2; 0 when empty.
@@ -62,6 +64,7 @@ fn v1_info(header: &v1::Header) -> LuksInfo {
     let slots = header.slots.iter().zip(0..).map(|(slot, number)| LuksSlot {
         number,
         active: slot.iterations.is_some(),
+        opens_data: slot.iterations.is_some(),
         kdf: "pbkdf2",
         iterations: slot.iterations.unwrap_or(0),
         memory_kib: 0,

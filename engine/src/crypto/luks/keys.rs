@@ -29,21 +29,26 @@ pub enum EraseKeys<'a> {
 }
 
 impl LuksHeader {
-    /// Numbers of the slots that hold a key.
+    /// Numbers of the slots whose key opens the data.
     #[must_use]
     pub fn active_slots(&self) -> Vec<u32> {
-        self.info()
-            .slots
-            .iter()
-            .filter(|slot| slot.active)
-            .map(|slot| slot.number)
-            .collect()
+        let slots = self.info().slots;
+        let keys = slots.iter().filter(|slot| slot.opens_data);
+        keys.map(|slot| slot.number).collect()
+    }
+
+    /// Numbers of the slots that something stands in.
+    fn occupied_slots(&self) -> Vec<u32> {
+        match &self.form {
+            Form::V1(_) => self.active_slots(),
+            Form::V2(header) => header.occupied(),
+        }
     }
 
     /// Adds a key. `unlock` is a passphrase that opens the volume now. Gives the slot it went into.
     ///
     /// A crash on the way leaves the other slots as they were. A slot that is overwritten although it is the one that `unlock` opens has the
-    /// old key or the new one in some slot all the time, as in [`Self::change_key`].
+    /// old key or the new one in some slot all the time, as in [`Self::change_key`]. What is cancelled changed nothing.
     ///
     /// # Errors
     /// `WrongKey`; `InvalidArgument` for a slot that does not exist, holds a key, or when none is empty; those of deriving and writing.
@@ -80,7 +85,7 @@ impl LuksHeader {
     /// # Errors
     /// `InvalidArgument` for a slot without a key, and for what would leave no key; `WrongKey` when a passphrase matches nothing.
     pub fn erase_keys(&mut self, which: EraseKeys<'_>, force: bool, env: &KeyEnv<'_>) -> Result<Vec<u32>> {
-        let active = self.active_slots();
+        let (active, occupied) = (self.active_slots(), self.occupied_slots());
         let mut erase = match which {
             EraseKeys::Slot(slot) => vec![slot],
             EraseKeys::SlotMatching(slot, passphrase) => {
@@ -90,12 +95,12 @@ impl LuksHeader {
             EraseKeys::Matching(passphrase) => self.matching(&active, passphrase, &env.work)?,
         };
         if force {
-            erase.retain(|slot| active.contains(slot));
+            erase.retain(|slot| occupied.contains(slot));
         }
-        if let Some(empty) = erase.iter().find(|slot| !active.contains(slot)) {
+        if let Some(empty) = erase.iter().find(|slot| !occupied.contains(slot)) {
             return Err(Error::invalid(format!("key slot {empty} holds no key")).at(self.storage.name()));
         }
-        if erase.len() >= active.len() && !force {
+        if active.iter().all(|slot| erase.contains(slot)) && !force {
             let text = "this would erase the last key and with it all data; force it if that is what you want";
             return Err(Error::invalid(text).at(self.storage.name()));
         }
@@ -122,8 +127,8 @@ impl LuksHeader {
     }
 
     fn free_slot(&self) -> Option<u32> {
-        let active = self.active_slots();
-        (0..self.slot_count()).find(|slot| !active.contains(slot))
+        let occupied = self.occupied_slots();
+        (0..self.slot_count()).find(|slot| !occupied.contains(slot))
     }
 
     fn slot_count(&self) -> u32 {
@@ -144,31 +149,33 @@ impl LuksHeader {
             let last = self.slot_count() - 1;
             return Err(Error::invalid(format!("there is no key slot {slot}: they are 0 to {last}")).at(name()));
         }
-        if self.active_slots().contains(&slot) && !new.overwrite {
+        if self.occupied_slots().contains(&slot) && !new.overwrite {
             return Err(Error::invalid(format!("key slot {slot} holds a key: erase it first")).at(name()));
         }
         Ok(slot)
     }
 
-    /// Fills a slot. The one that opened the volume may be the only one: its new key is in an empty slot as well until it is stable.
+    /// Fills a slot. Deriving the key comes before all writes: an end of it leaves everything as it was.
     fn put(&mut self, slot: u32, unlocked: &UnlockedKey, new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<()> {
+        // The slot that opened the volume may hold its only key.
         let spare = self.free_slot().filter(|_| slot == unlocked.slot);
-        if let Some(spare) = spare {
-            self.fill(spare, &unlocked.key, new, env)?;
-        }
-        self.fill(slot, &unlocked.key, new, env)?;
-        spare.map_or(Ok(()), |spare| self.erase_slot(spare, env))
-    }
-
-    fn fill(&mut self, slot: u32, key: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<()> {
+        let storage = self.storage.as_ref();
         match &mut self.form {
             Form::V1(header) => {
                 let least = v1::MIN_SLOT_ITERATIONS;
-                let iterations = new.cost.iterations(header.hash, key.len(), 1, least, &env.work)?;
-                let storage = self.storage.as_ref();
-                header.fill_slot(storage, slot as usize, key, new.passphrase, iterations, env)
+                let iterations = new
+                    .cost
+                    .iterations(header.hash, unlocked.key.len(), 1, least, &env.work)?;
+                let sealed = header.seal(&unlocked.key, new.passphrase, iterations, env)?;
+                match spare {
+                    Some(spare) => header.replace_key(storage, slot as usize, spare as usize, &sealed, env.random),
+                    None => header.store_key(storage, slot as usize, &sealed),
+                }
             }
-            Form::V2(header) => header.fill_slot(self.storage.as_ref(), slot, key, new.passphrase, new.cost, env),
+            Form::V2(header) => {
+                let sealed = header.seal(&unlocked.key, new.passphrase, new.cost, Some(unlocked.slot), env)?;
+                header.store_key(storage, slot, &sealed, env)
+            }
         }
     }
 

@@ -29,6 +29,11 @@ use zeroize::Zeroizing;
 /// First bytes of every LUKS header.
 pub const LUKS_MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
 
+/// Whether the first bytes of a file are a LUKS2 header whose magic alone is lost, with a second header where it says.
+pub(crate) fn lost_its_magic(head: &[u8]) -> bool {
+    v2::lost_its_magic(head)
+}
+
 /// A volume key and the slot it came from.
 pub(crate) struct UnlockedKey {
     pub(crate) key: Zeroizing<Vec<u8>>,

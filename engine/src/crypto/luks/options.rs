@@ -24,9 +24,11 @@ pub fn new_luks(options: &Options, work: &KeyWork<'_>) -> Result<NewLuks> {
         let text = format!("LUKS{version} has no sectors of {sector_size} bytes");
         return Err(Error::invalid(text));
     }
+    let (spec, ignored_iv_hash) = spec(options)?;
     Ok(NewLuks {
         version,
-        spec: spec(options)?,
+        spec,
+        ignored_iv_hash,
         sector_size: sector_size as u32,
         hash,
         uuid: Uuid::nil(),
@@ -35,27 +37,31 @@ pub fn new_luks(options: &Options, work: &KeyWork<'_>) -> Result<NewLuks> {
     })
 }
 
-fn spec(options: &Options) -> Result<CipherSpec> {
+/// The cipher, and the hash of an IV generator that takes none. QEMU stores that one behind the generator's name, and libvirt asks for it.
+fn spec(options: &Options) -> Result<(CipherSpec, Option<HashAlgorithm>)> {
     let algorithm = CipherAlgorithm::from_name(options.get("cipher-alg").unwrap_or("aes-256"))?;
     let mode = CipherMode::from_name(options.get("cipher-mode").unwrap_or("xts"))?;
-    let iv = match (
-        options.get("ivgen-alg").unwrap_or("plain64"),
-        options.get("ivgen-hash-alg"),
-    ) {
-        ("essiv", hash) => IvKind::Essiv(HashAlgorithm::from_name(hash.unwrap_or("sha256"))?),
-        (name, None) => IvKind::parse(name)?,
-        (name, Some(_)) => {
-            return Err(Error::invalid(format!(
-                "IV generator '{name}' takes no hash; option 'ivgen-hash-alg' is for essiv"
-            )));
+    let hash = options
+        .get("ivgen-hash-alg")
+        .map(HashAlgorithm::from_name)
+        .transpose()?;
+    let (iv, ignored) = match options.get("ivgen-alg").unwrap_or("plain64") {
+        "essiv" => (IvKind::Essiv(hash.unwrap_or(HashAlgorithm::Sha256)), None),
+        name => {
+            let iv = IvKind::parse(name)?;
+            if hash.is_some() && !iv.ignores_hash() {
+                return Err(Error::invalid(format!(
+                    "IV generator '{name}' takes no hash; option 'ivgen-hash-alg' is for essiv, plain and plain64"
+                )));
+            }
+            (iv, hash)
         }
     };
-    CipherSpec::new(algorithm, mode, iv)
+    Ok((CipherSpec::new(algorithm, mode, iv)?, ignored))
 }
 
 fn cost(options: &Options, version: u16, work: &KeyWork<'_>) -> Result<KdfCost> {
     let time = match options.number("iter-time")? {
-        Some(0) => return Err(Error::invalid("option 'iter-time' takes at least 1 millisecond")),
         Some(_) if options.get("iterations").is_some() => {
             return Err(Error::invalid("give 'iter-time' or 'iterations', not both"));
         }

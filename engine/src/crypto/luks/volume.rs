@@ -39,6 +39,8 @@ pub struct NewLuks {
     pub version: u16,
     /// Cipher, mode and IV generator.
     pub spec: CipherSpec,
+    /// A hash that is to stand behind an IV generator that takes none: readers pass over it.
+    pub ignored_iv_hash: Option<HashAlgorithm>,
     /// Bytes of a sector: 512 in LUKS1, up to 4096 in LUKS2.
     pub sector_size: u32,
     /// Hash of PBKDF2 and of the anti-forensic splitter.
@@ -52,6 +54,15 @@ pub struct NewLuks {
 }
 
 impl NewLuks {
+    /// Mode and IV generator as the header will have them.
+    pub(super) fn mode_text(&self) -> String {
+        let text = self.spec.mode_text();
+        match self.ignored_iv_hash {
+            Some(hash) => format!("{text}:{}", hash.name()),
+            None => text,
+        }
+    }
+
     /// Bytes that the header with its key material will take: where the data may begin.
     ///
     /// # Errors

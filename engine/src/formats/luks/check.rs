@@ -18,9 +18,11 @@ pub(super) fn check(header: &LuksHeader, layout: &VolumeLayout, file: &StorageRe
         report.corruptions += 1;
         report
             .messages
-            .push("no key slot holds a key: the data is lost".to_owned());
+            .push("no key slot holds a key of the data that can be read here".to_owned());
     }
-    let ragged = file.len()?.saturating_sub(layout.payload_offset) % u64::from(layout.sector_size);
+    // A file counts in sectors of 512 bytes: what is missing of the last one reads as zeroes.
+    let data = file.len()?.saturating_sub(layout.payload_offset).div_ceil(512);
+    let ragged = data % u64::from(layout.sector_size / 512) * 512;
     if ragged != 0 {
         report.corruptions += 1;
         report.messages.push(format!(

@@ -1,5 +1,7 @@
 //! Creating: the header with one key, then the space for the data.
 
+use std::ops::Range;
+
 use uuid::Builder;
 
 use crate::crypto::luks::{KeyEnv, KeyWork, LuksVolume, NewLuks, new_luks};
@@ -25,11 +27,17 @@ pub(super) fn create(storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>
     let header_len = new.header_len()?;
     let data = reserve(&storage, &new, header_len, spec)?;
     let volume = LuksVolume::create(storage.clone(), &new, &passphrase, &work_env(work, env))?;
-    match spec.options.get("preallocation") {
-        Some("falloc") => storage.allocate(header_len, data),
-        Some("full") => fill(storage.as_ref(), &volume, header_len, data),
-        _ => Ok(()),
-    }
+    let whole = spec.virtual_size - spec.virtual_size % u64::from(new.sector_size);
+    let from = match spec.options.get("preallocation") {
+        Some("full") => 0,
+        Some("falloc") => {
+            storage.allocate(header_len, data)?;
+            whole
+        }
+        _ => whole,
+    };
+    // At the least the sector that the disk ends in: what is written to a part of it would stand beside the noise that zeroes decrypt to.
+    fill(storage.as_ref(), &volume, header_len, from..data)
 }
 
 fn work_env<'a>(work: KeyWork<'a>, env: &CreateEnv<'a>) -> KeyEnv<'a> {
@@ -39,15 +47,22 @@ fn work_env<'a>(work: KeyWork<'a>, env: &CreateEnv<'a>) -> KeyEnv<'a> {
     }
 }
 
-/// Gives the storage its final length. Gives the bytes of data in it: none where the header is detached.
+/// Bytes of the data in whole sectors: none where the header is detached.
+fn data_len(new: &NewLuks, virtual_size: u64) -> Result<u64> {
+    if new.detached {
+        return Ok(0);
+    }
+    let sectors = virtual_size.checked_next_multiple_of(u64::from(new.sector_size));
+    sectors.ok_or_else(too_large)
+}
+
+fn too_large() -> Error {
+    Error::limit("the virtual size is too large")
+}
+
+/// Gives the storage its final length. Gives the bytes of data in it.
 fn reserve(storage: &StorageRef, new: &NewLuks, header_len: u64, spec: &CreateSpec) -> Result<u64> {
-    let too_large = || Error::limit("the virtual size is too large");
-    let sectors = spec.virtual_size.checked_next_multiple_of(u64::from(new.sector_size));
-    let data = if new.detached {
-        0
-    } else {
-        sectors.ok_or_else(too_large)?
-    };
+    let data = data_len(new, spec.virtual_size)?;
     let len = header_len.checked_add(data).ok_or_else(too_large)?;
     if storage.can_resize() {
         storage.set_len(len)?;
@@ -58,12 +73,12 @@ fn reserve(storage: &StorageRef, new: &NewLuks, header_len: u64, spec: &CreateSp
     Ok(data)
 }
 
-/// Writes encrypted zeroes.
-fn fill(storage: &dyn Storage, volume: &LuksVolume, start: u64, len: u64) -> Result<()> {
-    let mut offset = 0;
+/// Writes encrypted zeroes into a range of the data, which begins at `start`.
+fn fill(storage: &dyn Storage, volume: &LuksVolume, start: u64, range: Range<u64>) -> Result<()> {
+    let mut offset = range.start;
     let mut piece = Vec::new();
-    while offset < len {
-        let now = (len - offset).min(1 << 20);
+    while offset < range.end {
+        let now = (range.end - offset).min(1 << 20);
         piece.clear();
         piece.resize(now as usize, 0);
         volume.cipher().encrypt(offset, &mut piece)?;
@@ -77,15 +92,8 @@ fn fill(storage: &dyn Storage, volume: &LuksVolume, start: u64, len: u64) -> Res
 pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
     let limits = Limits::default();
     let new = new_luks(spec.options, &KeyWork::within(&limits))?;
-    let data = if new.detached {
-        0
-    } else {
-        spec.virtual_size.next_multiple_of(512)
-    };
-    let bytes = new
-        .header_len()?
-        .checked_add(data)
-        .ok_or_else(|| Error::limit("the virtual size is too large"))?;
+    let data = data_len(&new, spec.virtual_size)?;
+    let bytes = new.header_len()?.checked_add(data).ok_or_else(too_large)?;
     Ok(Measurement {
         required: bytes,
         fully_allocated: bytes,

@@ -9,6 +9,7 @@ use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, ExtentKind, HostPlace, ImageInfo, KeySlots, Placement,
     Preallocation, Repair, Resize, Scratch,
 };
+use crate::storage::read_padded;
 use crate::{Control, Error, ErrorKind, Image, Result, StorageRef};
 
 /// Zeroes that are written at a time.
@@ -22,8 +23,18 @@ pub(super) struct LuksImage {
     cipher: Option<SectorCipher>,
     layout: VolumeLayout,
     size: AtomicU64,
+    /// Bytes of data that stood in the file in whole sectors when it was opened: what lies behind may end inside a sector.
+    whole: u64,
     /// Held while a sector is read, changed in part and written back.
     partial: Mutex<()>,
+}
+
+/// How much data an image has.
+pub(super) struct DataSize {
+    /// Bytes that the guest sees.
+    pub(super) bytes: u64,
+    /// Bytes of them that stand in the file in whole sectors.
+    pub(super) whole: u64,
 }
 
 impl LuksImage {
@@ -33,7 +44,7 @@ impl LuksImage {
         header: LuksHeader,
         cipher: Option<SectorCipher>,
         layout: VolumeLayout,
-        size: u64,
+        size: DataSize,
     ) -> Self {
         let header = RwLock::new(header);
         Self {
@@ -42,7 +53,8 @@ impl LuksImage {
             header,
             cipher,
             layout,
-            size: size.into(),
+            size: size.bytes.into(),
+            whole: size.whole,
             partial: Mutex::new(()),
         }
     }
@@ -73,10 +85,18 @@ impl LuksImage {
     fn decrypted<T>(&self, offset: u64, work: impl FnOnce(&EncryptedBytes<'_>, u64) -> Result<T>) -> Result<T> {
         let io = EncryptedBytes {
             cipher: self.cipher()?,
-            read: &|at, buf| self.file.read_at(self.host(at), buf),
+            read: &|at, buf| self.read_stored(at, buf),
             write: &|at, bytes| self.file.write_at(self.host(at), bytes),
         };
         work(&io, self.layout.iv_offset.wrapping_add(offset))
+    }
+
+    /// Stored bytes; zeroes, as QEMU has it, for what is missing of a last sector.
+    fn read_stored(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        if at + buf.len() as u64 > self.whole {
+            return read_padded(self.file.as_ref(), self.host(at), buf);
+        }
+        self.file.read_at(self.host(at), buf)
     }
 
     fn write_bytes(&self, offset: u64, buf: &[u8]) -> Result<()> {
@@ -190,16 +210,22 @@ impl Image for LuksImage {
                 "the size {size} is no multiple of the sector size {sector}"
             )));
         }
+        if to.preallocation == Preallocation::Metadata {
+            return Err(Error::unsupported("unsupported preallocation mode: metadata"));
+        }
+        let before = self.file.len()?;
         let len = self.layout.payload_offset.checked_add(to.virtual_size);
         self.file
             .set_len(len.ok_or_else(|| Error::limit("the virtual size is too large"))?)?;
-        match to.virtual_size.checked_sub(now) {
-            Some(more) => self.grow(to, now, more),
-            None => {
-                self.size.store(to.virtual_size, Ordering::Release);
-                Ok(())
-            }
+        if let Some(more) = to.virtual_size.checked_sub(now) {
+            self.grow(to, now, more).inspect_err(|_| {
+                // The first error is the one to tell.
+                self.size.store(now, Ordering::Release);
+                let _ = self.file.set_len(before);
+            })?;
         }
+        self.size.store(to.virtual_size, Ordering::Release);
+        Ok(())
     }
     fn check(&self, repair: Repair, _control: &Control) -> Result<CheckReport> {
         if repair != Repair::No {

@@ -15,6 +15,7 @@ mod image;
 mod open;
 mod options;
 
+use crate::crypto::luks::lost_its_magic;
 use crate::env::CreateSpec;
 use crate::formats::{Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
 use crate::options::{OptionSpec, Options};
@@ -65,6 +66,7 @@ impl FormatDriver for Luks {
         match probe.head {
             [b'L', b'U', b'K', b'S', 0xba, 0xbe, 0, 1 | 2, ..] => 100,
             [b'L', b'U', b'K', b'S', 0xba, 0xbe, ..] => 50,
+            head if lost_its_magic(head) => 40,
             _ => 0,
         }
     }

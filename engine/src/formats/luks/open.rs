@@ -1,6 +1,6 @@
 //! Opening: the header, the key, and where the data lies.
 
-use super::image::LuksImage;
+use super::image::{DataSize, LuksImage};
 use crate::crypto::SectorCipher;
 use crate::crypto::luks::{KeyWork, LuksHeader, LuksVolume, VolumeLayout};
 use crate::gate::{Reference, Role};
@@ -59,12 +59,12 @@ fn unlock(
     }
 }
 
-/// Bytes of data, in whole sectors.
-fn data_size(storage: &StorageRef, layout: &VolumeLayout, detached: bool, env: &OpenEnv<'_>) -> Result<u64> {
+/// Bytes of data, in whole sectors. A file counts in sectors of 512 bytes, as with QEMU: the last one of them may be there in part.
+fn data_size(storage: &StorageRef, layout: &VolumeLayout, detached: bool, env: &OpenEnv<'_>) -> Result<DataSize> {
     let len = storage.len()?;
     if layout.payload_offset == 0 && !detached {
         if env.metadata_only {
-            return Ok(0);
+            return Ok(DataSize { bytes: 0, whole: 0 });
         }
         let text = "the header is detached: open the file with the data, and name this one with option 'header'";
         return Err(Error::invalid(text).at(storage.name()));
@@ -82,14 +82,15 @@ fn data_size(storage: &StorageRef, layout: &VolumeLayout, detached: bool, env: &
             return Err(Error::corrupt(text).at(storage.name()));
         }
         Some(wanted) => wanted,
-        None => there,
+        None => there.saturating_add(there.wrapping_neg() % 512),
     };
-    let size = size - size % u64::from(layout.sector_size);
+    let sector = u64::from(layout.sector_size);
+    let (size, whole) = (size - size % sector, there - there % sector);
     if size > env.limits.virtual_size {
         return Err(Error::limit(format!(
             "the virtual size {size} exceeds the limit of {}",
             env.limits.virtual_size
         )));
     }
-    Ok(size)
+    Ok(DataSize { bytes: size, whole })
 }

@@ -12,7 +12,7 @@ const MIN_DIGEST_ITERATIONS: u32 = 1000;
 
 /// The header that `new` asks for, without anything written: to know its size.
 pub(crate) fn plan(new: &NewLuks) -> Result<Header> {
-    fresh(new.spec, new.hash, new.uuid, new.detached)
+    fresh(new)
 }
 
 /// Writes a header with one key slot. Gives the header and the volume key.
@@ -32,6 +32,7 @@ pub(crate) fn create(
     let slot = new
         .cost
         .iterations(new.hash, key.len(), 1, super::MIN_SLOT_ITERATIONS, &env.work)?;
-    header.fill_slot(storage, 0, &key, passphrase, slot, env)?;
+    let sealed = header.seal(&key, passphrase, slot, env)?;
+    header.store_key(storage, 0, &sealed)?;
     Ok((header, key))
 }

@@ -1,9 +1,9 @@
 //! A LUKS1 header that was checked.
 
-use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::layout::{ACTIVE, INACTIVE, MAGIC, RawHeader, RawSlot, SECTOR, SLOTS, STRIPES, field_of, text_of};
+use crate::crypto::luks::NewLuks;
 use crate::crypto::{CipherSpec, HashAlgorithm};
 use crate::{Error, Limits, Result, Storage};
 
@@ -183,16 +183,17 @@ fn check_places(slots: &[Slot; SLOTS], len: u64, payload: u64) -> Result<()> {
 }
 
 /// A new header without any key: fields that the caller chose, slots laid out as QEMU and cryptsetup do.
-pub(super) fn fresh(spec: CipherSpec, hash: HashAlgorithm, uuid: Uuid, detached: bool) -> Result<Header> {
+pub(super) fn fresh(new: &NewLuks) -> Result<Header> {
+    let (spec, hash) = (new.spec, new.hash);
     let too_long = || Error::invalid("a cipher, mode or hash name is too long for a LUKS1 header");
     let mut raw = RawHeader::zeroed();
     raw.magic = MAGIC;
     raw.version = 1.into();
     raw.cipher_name = field_of(spec.algorithm().family()).ok_or_else(too_long)?;
-    raw.cipher_mode = field_of(&spec.mode_text()).ok_or_else(too_long)?;
+    raw.cipher_mode = field_of(&new.mode_text()).ok_or_else(too_long)?;
     raw.hash_spec = field_of(hash.name()).ok_or_else(too_long)?;
     raw.key_bytes = u32::try_from(spec.key_len()).map_err(|_| too_long())?.into();
-    let uuid = uuid.hyphenated().to_string();
+    let uuid = new.uuid.hyphenated().to_string();
     raw.uuid = field_of(&uuid).ok_or_else(too_long)?;
     let len = material_len(spec.key_len()).next_multiple_of(ALIGN);
     let mut slots = [Slot {
@@ -207,7 +208,7 @@ pub(super) fn fresh(spec: CipherSpec, hash: HashAlgorithm, uuid: Uuid, detached:
         raw.key_offset = sectors(next)?.into();
         next += len;
     }
-    raw.payload_offset = if detached { 0.into() } else { sectors(next)?.into() };
+    raw.payload_offset = if new.detached { 0.into() } else { sectors(next)?.into() };
     Ok(Header {
         raw,
         spec,

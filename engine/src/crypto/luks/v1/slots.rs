@@ -9,6 +9,13 @@ use crate::crypto::{SectorCipher, af_merge, af_split, pbkdf2};
 use crate::storage::read_vec;
 use crate::{Error, Result, Storage};
 
+/// The volume key under a passphrase, for any slot.
+pub(crate) struct SealedKey {
+    iterations: u32,
+    salt: [u8; 32],
+    material: Zeroizing<Vec<u8>>,
+}
+
 impl Header {
     /// Tries a passphrase on the active slots in order, or on the given one alone; `None` when none opens.
     ///
@@ -83,20 +90,8 @@ impl Header {
         Ok(())
     }
 
-    /// Puts the volume key into a slot, under a passphrase.
-    ///
-    /// The order is: the slot is inactive in the stored header, key material, flush, header with the slot active, flush.
-    /// A crash before the end leaves the slot inactive and the others as they were.
-    pub(crate) fn fill_slot(
-        &mut self,
-        storage: &dyn Storage,
-        number: usize,
-        key: &[u8],
-        passphrase: &[u8],
-        iterations: u32,
-        env: &KeyEnv<'_>,
-    ) -> Result<()> {
-        let slot = *self.slots.get(number).ok_or_else(|| no_slot(number))?;
+    /// Puts the volume key under a passphrase. Nothing is written: this is the part that takes long and can be cancelled.
+    pub(crate) fn seal(&self, key: &[u8], passphrase: &[u8], iterations: u32, env: &KeyEnv<'_>) -> Result<SealedKey> {
         let mut salt = [0; 32];
         (env.random)(&mut salt);
         let mut stripes = Zeroizing::new(vec![0; self.split_len().saturating_sub(key.len())]);
@@ -106,14 +101,46 @@ impl Header {
         material.iter_mut().zip(split.iter()).for_each(|(to, from)| *to = *from);
         self.slot_cipher(passphrase, &salt, iterations, &env.work)?
             .encrypt(0, &mut material)?;
+        Ok(SealedKey {
+            iterations,
+            salt,
+            material,
+        })
+    }
+
+    /// Puts a sealed key into a slot.
+    ///
+    /// The order is: the slot is inactive in the stored header, key material, flush, header with the slot active, flush.
+    /// A crash before the end leaves the slot inactive and the others as they were.
+    pub(crate) fn store_key(&mut self, storage: &dyn Storage, number: usize, sealed: &SealedKey) -> Result<()> {
+        let slot = *self.slots.get(number).ok_or_else(|| no_slot(number))?;
         if slot.iterations.is_some() {
             self.set_slot(number, None, [0; 32]);
             self.write(storage)?;
         }
-        storage.write_at(slot.key_offset, &material)?;
+        storage.write_at(slot.key_offset, &sealed.material)?;
         storage.flush()?;
-        self.set_slot(number, Some(iterations), salt);
+        self.set_slot(number, Some(sealed.iterations), sealed.salt);
         self.write(storage)
+    }
+
+    /// Puts a sealed key into a slot in place of a key that may be the only one: the new key is in the empty slot `spare` as well until it
+    /// is stable.
+    pub(crate) fn replace_key(
+        &mut self,
+        storage: &dyn Storage,
+        number: usize,
+        spare: usize,
+        sealed: &SealedKey,
+        random: &dyn Fn(&mut [u8]),
+    ) -> Result<()> {
+        self.store_key(storage, spare, sealed).inspect_err(|_| {
+            // The first error is the one to tell.
+            let _ = self.erase_slot(storage, spare, random);
+        })?;
+        // When this fails the spare slot may hold the only key: it stays.
+        self.store_key(storage, number, sealed)?;
+        self.erase_slot(storage, spare, random)
     }
 
     /// Empties a slot for good: first the header forgets it and its salt, then its key material is overwritten.

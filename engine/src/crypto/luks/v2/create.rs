@@ -28,7 +28,8 @@ pub(crate) fn create(
     let digest_cost = new.cost.digest_iterations(new.hash, MIN_DIGEST_ITERATIONS, &env.work)?;
     let json = metadata(new, &key, digest_cost, env)?;
     let mut header = Header::fresh(json, SIZES.first().copied().unwrap_or(0x4000), new.uuid, &env.work)?;
-    header.fill_slot(storage, 0, &key, passphrase, new.cost, env)?;
+    let sealed = header.seal(&key, passphrase, new.cost, None, env)?;
+    header.store_key(storage, 0, &sealed, env)?;
     Ok((header, key))
 }
 
@@ -44,7 +45,7 @@ fn metadata(new: &NewLuks, key: &[u8], iterations: u32, env: &KeyEnv<'_>) -> Res
             "offset": offset.to_string(),
             "size": "dynamic",
             "iv_tweak": "0",
-            "encryption": format!("{}-{}", new.spec.algorithm().family(), new.spec.mode_text()),
+            "encryption": format!("{}-{}", new.spec.algorithm().family(), new.mode_text()),
             "sector_size": new.sector_size,
         } },
         "digests": { "0": {

@@ -6,8 +6,8 @@ use zeroize::Zeroizing;
 use super::header::Header;
 use super::metadata::{Kdf, STRIPES, SlotKey};
 use super::slots::slot_cipher;
-use crate::crypto::luks::{KdfCost, KeyEnv};
-use crate::crypto::{Argon2Variant, CipherSpec, af_split, to_base64};
+use crate::crypto::luks::{KdfCost, KeyEnv, KeyWork, measure_argon2};
+use crate::crypto::{Argon2Cost, Argon2Variant, CipherSpec, HashAlgorithm, af_split, to_base64};
 use crate::{Error, Result, Storage};
 
 /// Key material is given space in units of this.
@@ -17,79 +17,126 @@ pub(crate) const SLOTS: u32 = 32;
 /// Least iterations of a slot, as cryptsetup has it.
 const MIN_ITERATIONS: u32 = 1000;
 
-/// Where a new slot's key material goes.
+/// Where the key material of a slot lies.
+#[derive(Clone, Copy)]
 struct Place {
     offset: u64,
     size: u64,
 }
 
+/// The volume key under a passphrase, for any slot.
+pub(crate) struct SealedKey {
+    how: SlotKey,
+    material: Zeroizing<Vec<u8>>,
+}
+
 impl Header {
     /// Numbers of the slots that exist, whatever they hold.
-    pub(crate) fn active(&self) -> Vec<u32> {
+    pub(crate) fn occupied(&self) -> Vec<u32> {
         self.meta.slots.iter().map(|slot| slot.number).collect()
     }
 
-    /// Puts the volume key into a slot, under a passphrase.
+    /// Puts the volume key under a passphrase. Nothing is written: this is the part that takes long and can be cancelled.
     ///
-    /// The order is: an old key of that slot is forgotten, key material, flush, both headers. A crash before the end leaves the other
-    /// slots as they were.
-    pub(crate) fn fill_slot(
-        &mut self,
-        storage: &dyn Storage,
-        number: u32,
+    /// A cost that does not say Argon2 is one of the derivation by which `opened` holds the volume key: a new key is no easier to guess.
+    pub(crate) fn seal(
+        &self,
         key: &[u8],
         passphrase: &[u8],
         cost: KdfCost,
+        opened: Option<u32>,
         env: &KeyEnv<'_>,
-    ) -> Result<()> {
-        if self.active().contains(&number) {
-            self.erase_slot(storage, number, env)?;
-        }
-        let (slot, how) = self.new_slot(key.len(), cost, env)?;
-        let mut json = self.json.clone();
-        put(&mut json, &["keyslots"], &number.to_string(), slot_json(&slot, &how));
-        for digest in self.digest_names()? {
-            push(&mut json, &["digests", &digest, "keyslots"], number.to_string().into());
-        }
+    ) -> Result<SealedKey> {
+        let hash = self.digest()?.hash;
+        let mut salt = vec![0; 32];
+        (env.random)(&mut salt);
+        let how = SlotKey {
+            priority: 1,
+            len: key.len(),
+            af_hash: hash,
+            spec: CipherSpec::parse_joined("aes-xts-plain64", 64)?,
+            kdf: self.derivation(hash, key.len(), cost, opened, &env.work)?,
+            salt,
+        };
         let mut material = Zeroizing::new(vec![0; (key.len() * STRIPES as usize).next_multiple_of(512)]);
         let mut stripes = Zeroizing::new(vec![0; key.len() * (STRIPES as usize - 1)]);
         (env.random)(&mut stripes);
         let split = af_split(how.af_hash, key, STRIPES, stripes)?;
         material.iter_mut().zip(split.iter()).for_each(|(to, from)| *to = *from);
         slot_cipher(&how, passphrase, &env.work)?.encrypt(0, &mut material)?;
-        storage.write_at(slot.offset, &material)?;
-        storage.flush()?;
-        self.replace(storage, json, &env.work, env.random)
+        Ok(SealedKey { how, material })
     }
 
-    fn new_slot(&self, key_len: usize, cost: KdfCost, env: &KeyEnv<'_>) -> Result<(Place, SlotKey)> {
-        let hash = self.digest()?.hash;
-        let kdf = match cost {
-            KdfCost::Argon2(variant, cost) => {
-                cost.check(&env.work.argon2_limit())?;
-                Kdf::Argon2 { variant, cost }
+    fn derivation(
+        &self,
+        hash: HashAlgorithm,
+        key_len: usize,
+        cost: KdfCost,
+        opened: Option<u32>,
+        work: &KeyWork<'_>,
+    ) -> Result<Kdf> {
+        let opened = self.meta.slots.iter().find(|slot| Some(slot.number) == opened);
+        let like = opened.and_then(|slot| slot.key.as_ref().ok()).map(|key| key.kdf);
+        let cost = match (cost, like) {
+            (KdfCost::Time(time), Some(Kdf::Argon2 { variant, cost })) => {
+                measure_argon2(variant, cost.memory_kib, cost.lanes, time, work)?
             }
-            other => Kdf::Pbkdf2 {
+            (KdfCost::Iterations(time), Some(Kdf::Argon2 { variant, cost })) => {
+                KdfCost::Argon2(variant, Argon2Cost { time, ..cost })
+            }
+            (cost, _) => cost,
+        };
+        match cost {
+            KdfCost::Argon2(variant, cost) => {
+                cost.check(&work.argon2_limit())?;
+                Ok(Kdf::Argon2 { variant, cost })
+            }
+            other => Ok(Kdf::Pbkdf2 {
                 hash,
-                iterations: other.iterations(hash, key_len, 1, MIN_ITERATIONS, &env.work)?,
-            },
+                iterations: other.iterations(hash, key_len, 1, MIN_ITERATIONS, work)?,
+            }),
+        }
+    }
+
+    /// Puts a sealed key into a slot, in place of what stands in it.
+    ///
+    /// The order is: key material where nothing lies, flush, both headers, garbage over the old key material. A crash leaves the old key
+    /// in the slot or the new one. Where there is no other room than that of the old key, it is erased first.
+    pub(crate) fn store_key(
+        &mut self,
+        storage: &dyn Storage,
+        number: u32,
+        sealed: &SealedKey,
+        env: &KeyEnv<'_>,
+    ) -> Result<()> {
+        let size = (sealed.how.len as u64 * u64::from(STRIPES)).next_multiple_of(ALIGN);
+        let old = self.place(number);
+        let (place, replaced) = match (self.free_area(size), old) {
+            (Some(offset), old) => (Place { offset, size }, old),
+            (None, Some(old)) if old.size >= size => {
+                self.erase_slot(storage, number, env)?;
+                (old, None)
+            }
+            (None, _) => return Err(Error::limit("no room for the key material of another slot")),
         };
-        let size = (key_len as u64 * u64::from(STRIPES)).next_multiple_of(ALIGN);
-        let offset = self
-            .free_area(size)
-            .ok_or_else(|| Error::limit("no room for the key material of another slot"))?;
-        let mut salt = vec![0; 32];
-        (env.random)(&mut salt);
-        let spec = CipherSpec::parse_joined("aes-xts-plain64", 64)?;
-        let how = SlotKey {
-            priority: 1,
-            len: key_len,
-            af_hash: hash,
-            spec,
-            kdf,
-            salt,
-        };
-        Ok((Place { offset, size }, how))
+        let (mut json, name) = (self.json.clone(), number.to_string());
+        forget(&mut json, &name);
+        put(&mut json, &["keyslots"], &name, slot_json(&place, &sealed.how));
+        for digest in self.digest_names()? {
+            push(&mut json, &["digests", &digest, "keyslots"], name.as_str().into());
+        }
+        storage.write_at(place.offset, &sealed.material)?;
+        storage.flush()?;
+        self.replace(storage, json, &env.work, env.random)?;
+        replaced.map_or(Ok(()), |old| overwrite(storage, old, env.random))
+    }
+
+    fn place(&self, number: u32) -> Option<Place> {
+        let slot = self.meta.slots.iter().find(|slot| slot.number == number)?;
+        Some(Place {
+            offset: slot.offset,
+            size: slot.size,
+        })
     }
 
     /// First gap of `size` bytes between the areas of the slots.
@@ -113,37 +160,12 @@ impl Header {
 
     /// Empties a slot for good: first both headers forget it, then its key material is overwritten.
     pub(crate) fn erase_slot(&mut self, storage: &dyn Storage, number: u32, env: &KeyEnv<'_>) -> Result<()> {
-        let found = self.meta.slots.iter().find(|slot| slot.number == number);
-        let slot = found.ok_or_else(|| Error::invalid(format!("key slot {number} holds no key")))?;
-        let (offset, size) = (slot.offset, slot.size);
+        let place = self.place(number);
+        let place = place.ok_or_else(|| Error::invalid(format!("key slot {number} holds no key")))?;
         let mut json = self.json.clone();
-        let name = number.to_string();
-        if let Some(slots) = json.get_mut("keyslots").and_then(Value::as_object_mut) {
-            slots.shift_remove(&name);
-        }
-        for collection in ["digests", "tokens"] {
-            let members = json
-                .get_mut(collection)
-                .and_then(Value::as_object_mut)
-                .into_iter()
-                .flat_map(|map| map.values_mut());
-            for list in members
-                .filter_map(|member| member.get_mut("keyslots"))
-                .filter_map(Value::as_array_mut)
-            {
-                list.retain(|entry| entry.as_str() != Some(&name));
-            }
-        }
+        forget(&mut json, &number.to_string());
         self.replace(storage, json, &env.work, env.random)?;
-        let mut garbage = vec![0; 64 << 10];
-        let mut done = 0;
-        while done < size {
-            let now = (size - done).min(garbage.len() as u64);
-            (env.random)(&mut garbage);
-            storage.write_at(offset + done, garbage.get(..now as usize).unwrap_or_default())?;
-            done += now;
-        }
-        storage.flush()
+        overwrite(storage, place, env.random)
     }
 
     /// Names of the digests of the data's key in the JSON.
@@ -172,6 +194,39 @@ impl Header {
             .map(|(name, _)| name.clone())
             .collect())
     }
+}
+
+/// Takes a slot out of the JSON, and out of the digests and tokens that name it.
+fn forget(json: &mut Map<String, Value>, name: &str) {
+    if let Some(slots) = json.get_mut("keyslots").and_then(Value::as_object_mut) {
+        slots.shift_remove(name);
+    }
+    for collection in ["digests", "tokens"] {
+        let members = json
+            .get_mut(collection)
+            .and_then(Value::as_object_mut)
+            .into_iter()
+            .flat_map(|map| map.values_mut());
+        for list in members
+            .filter_map(|member| member.get_mut("keyslots"))
+            .filter_map(Value::as_array_mut)
+        {
+            list.retain(|entry| entry.as_str() != Some(name));
+        }
+    }
+}
+
+/// Garbage over key material.
+fn overwrite(storage: &dyn Storage, place: Place, random: &dyn Fn(&mut [u8])) -> Result<()> {
+    let mut garbage = vec![0; 64 << 10];
+    let mut done = 0;
+    while done < place.size {
+        let now = (place.size - done).min(garbage.len() as u64);
+        random(&mut garbage);
+        storage.write_at(place.offset + done, garbage.get(..now as usize).unwrap_or_default())?;
+        done += now;
+    }
+    storage.flush()
 }
 
 fn slot_json(place: &Place, slot: &SlotKey) -> Value {

@@ -1,5 +1,7 @@
 //! Both copies of a LUKS2 header: which of them counts, and how they are replaced.
 
+use std::cmp::Ordering;
+
 use serde_json::{Map, Value};
 use uuid::Uuid;
 use zerocopy::{FromBytes, IntoBytes};
@@ -21,6 +23,16 @@ pub(crate) struct Header {
     pub(crate) uuid: String,
     /// Which copy is damaged, and why.
     pub(crate) damaged_copy: Option<String>,
+    /// The copy that is not to be relied on, damaged or out of date, or the first one where both are good. It is written first: the
+    /// other one is whole until then.
+    weaker: Position,
+}
+
+/// Which copy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Position {
+    First,
+    Second,
 }
 
 impl Header {
@@ -34,17 +46,23 @@ impl Header {
             Ok(copy) => read_copy(storage, copy.raw.size.get()),
             Err(_) => find_second(storage),
         };
-        let (copy, damaged_copy) = match (first, second) {
-            (Ok(first), Ok(second)) if second.raw.sequence.get() > first.raw.sequence.get() => (second, None),
-            (Ok(first), Ok(_)) => (first, None),
-            (Ok(first), Err(error)) => (
-                first,
-                Some(format!("the second header copy is damaged: {}", error.what())),
-            ),
-            (Err(error), Ok(second)) => (
-                second,
-                Some(format!("the first header copy is damaged: {}", error.what())),
-            ),
+        let (copy, weaker, damaged_copy) = match (first, second) {
+            (Ok(first), Ok(second)) => {
+                let sequences = (first.raw.sequence.get(), second.raw.sequence.get());
+                match sequences.0.cmp(&sequences.1) {
+                    Ordering::Less => (second, Position::First, None),
+                    Ordering::Equal => (first, Position::First, None),
+                    Ordering::Greater => (first, Position::Second, None),
+                }
+            }
+            (Ok(first), Err(error)) => {
+                let damage = format!("the second header copy is damaged: {}", error.what());
+                (first, Position::Second, Some(damage))
+            }
+            (Err(error), Ok(second)) => {
+                let damage = format!("the first header copy is damaged: {}", error.what());
+                (second, Position::First, Some(damage))
+            }
             (Err(error), Err(_)) => return Err(error.at(storage.name())),
         };
         let meta = check(&copy.json, copy.raw.size.get(), work).map_err(|error| error.at(storage.name()))?;
@@ -55,10 +73,11 @@ impl Header {
             meta,
             uuid,
             damaged_copy,
+            weaker,
         })
     }
 
-    /// Replaces the JSON: the first copy, flush, the second, flush. A crash leaves one of them whole.
+    /// Replaces the JSON: the weaker copy, flush, the other one, flush. A crash leaves one of them whole, and so does a write that fails.
     ///
     /// # Errors
     /// `LimitExceeded` when the text does not fit, `Io`.
@@ -78,14 +97,25 @@ impl Header {
             .ok_or_else(|| Error::corrupt("the LUKS2 sequence number is at its end"))?;
         let mut raw = self.raw.clone();
         raw.sequence = sequence.into();
-        let size = raw.size.get();
-        for (magic, offset) in [(MAGIC, 0), (MAGIC_2ND, size)] {
+        let order = match self.weaker {
+            Position::First => [Position::First, Position::Second],
+            Position::Second => [Position::Second, Position::First],
+        };
+        for position in order {
+            let (magic, offset) = match position {
+                Position::First => (MAGIC, 0),
+                Position::Second => (MAGIC_2ND, raw.size.get()),
+            };
             (raw.magic, raw.offset) = (magic, offset.into());
             random(&mut raw.salt);
-            storage.write_at(offset, &encode(&mut raw, &json)?)?;
+            let bytes = encode(&mut raw, &json)?;
+            // What is being written is damaged until it is stable, and no later change takes the same number again.
+            (self.weaker, self.raw.sequence) = (position, sequence.into());
+            storage.write_at(offset, &bytes)?;
             storage.flush()?;
         }
         (self.raw, self.json, self.meta, self.damaged_copy) = (raw, json, meta, None);
+        self.weaker = Position::First;
         Ok(())
     }
 
@@ -105,6 +135,7 @@ impl Header {
             meta,
             uuid,
             damaged_copy: None,
+            weaker: Position::First,
         })
     }
 }
@@ -157,6 +188,19 @@ fn find_second(storage: &dyn Storage) -> Result<Copy> {
 /// Whether a second copy stands where one can, although the first one is gone.
 pub(crate) fn has_second(storage: &dyn Storage) -> bool {
     find_second(storage).is_ok()
+}
+
+/// Whether `head` begins with a header whose magic alone is lost, and holds the second copy where that says. A second copy alone is no
+/// reason to take a file for LUKS: it survives below other content.
+pub(crate) fn lost_its_magic(head: &[u8]) -> bool {
+    let raw = |at: usize| RawHeader::ref_from_prefix(head.get(at..)?).ok().map(|(raw, _)| raw);
+    let size = raw(0)
+        .filter(|first| first.version.get() == 2)
+        .map(|first| first.size.get());
+    let second = size
+        .filter(|size| SIZES.contains(size))
+        .and_then(|size| raw(usize::try_from(size).ok()?));
+    second.is_some_and(|second| second.magic == MAGIC_2ND && Some(second.size.get()) == size)
 }
 
 fn kind_or(error: Error, other: Error) -> Error {

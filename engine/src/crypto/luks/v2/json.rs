@@ -35,11 +35,14 @@ impl<'de> Deserialize<'de> for Strict {
 
 struct StrictVisitor;
 
+/// Below this a floating number tells whole numbers apart.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
 impl<'de> Visitor<'de> for StrictVisitor {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON without floating numbers and without a key twice")
+        f.write_str("JSON without a key twice")
     }
     fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
         Ok(value.into())
@@ -49,6 +52,14 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
     fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
         Ok(value.into())
+    }
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        // Whole numbers come here when they are larger than this program can keep, and would be written back as others.
+        if value.abs() < EXACT {
+            Ok(value.into())
+        } else {
+            Err(E::custom("a number with more digits than can be kept"))
+        }
     }
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
         Ok(value.into())
@@ -137,13 +148,17 @@ impl<'a> Object<'a> {
         self.need(name, "number as text", found.and_then(|t| t.parse().ok()))
     }
 
+    /// A list of texts.
+    pub(super) fn texts(&self, name: &str) -> Result<Vec<&'a str>> {
+        let list = self.need(name, "list", self.get(name).and_then(Value::as_array))?;
+        let texts = list.iter().map(Value::as_str).collect::<Option<Vec<_>>>();
+        self.need(name, "list of texts", texts)
+    }
+
     /// A list of numbers written as texts.
     pub(super) fn references(&self, name: &str) -> Result<Vec<u32>> {
-        let list = self.need(name, "list", self.get(name).and_then(Value::as_array))?;
-        let numbers = list
-            .iter()
-            .map(|value| value.as_str().and_then(number_of))
-            .collect::<Option<Vec<_>>>();
+        let texts = self.texts(name)?;
+        let numbers = texts.iter().map(|text| number_of(text)).collect::<Option<Vec<_>>>();
         self.need(name, "list of numbers", numbers)
     }
 }
@@ -173,6 +188,12 @@ mod tests {
     }
 
     #[test]
+    fn what_others_wrote_is_written_back() {
+        let text = r#"{"a":1.25,"b":[-0.5,{"c":18446744073709551615}],"d":-7}"#;
+        assert_eq!(serde_json::to_string(&parse(&area(text)).unwrap()).unwrap(), text);
+    }
+
+    #[test]
     fn keys_twice_deep_nesting_and_junk_are_refused() {
         let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
         for text in [
@@ -182,7 +203,8 @@ mod tests {
             "[]",
             "{",
             "",
-            r#"{"a":1.5}"#,
+            r#"{"a":18446744073709551616}"#,
+            r#"{"a":-1e300}"#,
             "{} x",
         ] {
             assert!(parse(&area(text)).is_err(), "{}", &text[..text.len().min(20)]);

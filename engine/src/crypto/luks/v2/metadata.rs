@@ -17,7 +17,7 @@ pub(super) const STRIPES: u32 = 4000;
 /// The checked content of a header.
 pub(crate) struct Metadata {
     pub(super) slots: Vec<Slot>,
-    pub(super) digests: Vec<KeyDigest>,
+    pub(super) digests: Vec<Digest>,
     /// What can be opened, or why nothing can.
     pub(super) segment: Result<Segment, String>,
     /// First and last byte plus one of the area for key material.
@@ -53,10 +53,18 @@ pub(super) enum Kdf {
     Argon2 { variant: Argon2Variant, cost: Argon2Cost },
 }
 
-/// How to tell a volume key, and which slots and segments it belongs to.
-pub(super) struct KeyDigest {
+/// A digest of any type.
+pub(super) struct Digest {
+    /// The slots that hold its key.
     pub(super) slots: Vec<u32>,
+    /// The segments that its key opens.
     pub(super) segments: Vec<u32>,
+    /// How to tell the key; or why this program cannot.
+    pub(super) how: Result<KeyDigest, String>,
+}
+
+/// How to tell a volume key.
+pub(super) struct KeyDigest {
     pub(super) hash: HashAlgorithm,
     pub(super) iterations: u32,
     pub(super) salt: Vec<u8>,
@@ -111,16 +119,11 @@ fn slot(number: u32, object: Object<'_>, area: (u64, u64), work: &KeyWork<'_>) -
         let text = format!("LUKS2 keyslot {number} lies at {offset:#x}+{size:#x}, not in its area");
         return Err(Error::corrupt(text));
     }
-    let key = match slot_key(number, object, size, work) {
-        Ok(key) => Ok(key),
-        Err(error) if error.kind() == ErrorKind::Unsupported => Err(error.what().to_owned()),
-        Err(error) => return Err(error),
-    };
     Ok(Slot {
         number,
         offset,
         size,
-        key,
+        key: usable_or_reason(slot_key(number, object, size, work))?,
     })
 }
 
@@ -219,7 +222,15 @@ fn check_apart(slots: &[Slot]) -> Result<()> {
     Ok(())
 }
 
-fn digest(object: Object<'_>, work: &KeyWork<'_>) -> Result<KeyDigest> {
+fn digest(object: Object<'_>, work: &KeyWork<'_>) -> Result<Digest> {
+    Ok(Digest {
+        slots: object.references("keyslots")?,
+        segments: object.references("segments")?,
+        how: usable_or_reason(key_digest(object, work))?,
+    })
+}
+
+fn key_digest(object: Object<'_>, work: &KeyWork<'_>) -> Result<KeyDigest> {
     if object.text("type")? != "pbkdf2" {
         return Err(Error::unsupported("a LUKS2 digest is not of type pbkdf2"));
     }
@@ -230,14 +241,20 @@ fn digest(object: Object<'_>, work: &KeyWork<'_>) -> Result<KeyDigest> {
     if digest.len() < 20 || digest.len() > hash.digest_len() {
         return Err(Error::corrupt(format!("a LUKS2 digest has {} bytes", digest.len())));
     }
+    let salt = from_base64(object.text("salt")?.as_bytes(), "salt of a LUKS2 digest").map_err(damage)?;
     Ok(KeyDigest {
-        slots: object.references("keyslots")?,
-        segments: object.references("segments")?,
         hash,
         iterations,
-        salt: from_base64(object.text("salt")?.as_bytes(), "salt of a LUKS2 digest")
-            .map_err(damage)?
-            .to_vec(),
+        salt: salt.to_vec(),
         digest,
     })
+}
+
+/// What is only not supported here is no reason to refuse the header: it may not be needed.
+fn usable_or_reason<T>(found: Result<T>) -> Result<Result<T, String>> {
+    match found {
+        Ok(found) => Ok(Ok(found)),
+        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(Err(error.what().to_owned())),
+        Err(error) => Err(error),
+    }
 }

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 pub(crate) use create::{DATA_OFFSET, create};
 pub(crate) use edit::SLOTS;
-pub(crate) use header::{Header, has_second};
+pub(crate) use header::{Header, has_second, lost_its_magic};
 
 impl Header {
     /// Where the data lies.
@@ -51,6 +51,7 @@ impl Header {
             LuksSlot {
                 number: slot.number,
                 active: true,
+                opens_data: digest.is_some() && slot.key.is_ok() && self.holders().contains(&slot.number),
                 kdf,
                 iterations,
                 memory_kib,

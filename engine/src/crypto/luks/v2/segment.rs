@@ -1,7 +1,7 @@
 //! Where a LUKS2 header says the data is (specification, section 3.4), and what it demands of its readers (3.6).
 
 use super::json::Object;
-use super::metadata::{KeyDigest, Slot};
+use super::metadata::{Digest, Slot};
 use crate::crypto::CipherSpec;
 use crate::{Error, Result};
 
@@ -22,10 +22,10 @@ pub(super) struct Segment {
 pub(super) fn segment(
     root: &Object<'_>,
     slots: &[Slot],
-    digests: &[KeyDigest],
+    digests: &[Digest],
     area_end: u64,
 ) -> Result<Result<Segment, String>> {
-    if let Some(reason) = requirement(root) {
+    if let Some(reason) = requirement(root)? {
         return Ok(Err(reason));
     }
     let segments = root.object("segments")?.numbered().collect::<Result<Vec<_>>>()?;
@@ -97,19 +97,21 @@ fn spec(text: &str, key_len: Option<usize>) -> Result<CipherSpec> {
 }
 
 /// Why a header that demands more of its reader is refused.
-fn requirement(root: &Object<'_>) -> Option<String> {
-    let mandatory = root
-        .object("config")
-        .ok()?
-        .get("requirements")?
-        .get("mandatory")?
-        .as_array()?;
-    let first = mandatory.first()?.as_str().unwrap_or("?");
-    if first.contains("reencrypt") {
-        return Some("the LUKS2 volume is being re-encrypted: finish that with cryptsetup first".to_owned());
+fn requirement(root: &Object<'_>) -> Result<Option<String>> {
+    let config = root.object("config")?;
+    if config.get("requirements").is_none() {
+        return Ok(None);
     }
-    Some(format!(
-        "the LUKS2 header requires '{}', which is not supported",
-        first.escape_debug()
-    ))
+    let requirements = config.object("requirements")?;
+    if requirements.get("mandatory").is_none() {
+        return Ok(None);
+    }
+    let mandatory = requirements.texts("mandatory")?;
+    Ok(mandatory.first().map(|first| {
+        if first.contains("reencrypt") {
+            return "the LUKS2 volume is being re-encrypted: finish that with cryptsetup first".to_owned();
+        }
+        let name = first.escape_debug();
+        format!("the LUKS2 header requires '{name}', which is not supported")
+    }))
 }

@@ -3,7 +3,7 @@
 use zeroize::Zeroizing;
 
 use super::header::Header;
-use super::metadata::{Kdf, KeyDigest, STRIPES, Slot, SlotKey};
+use super::metadata::{Digest, Kdf, KeyDigest, STRIPES, Slot, SlotKey};
 use crate::crypto::luks::{KeyEnv, KeyWork, UnlockedKey, same};
 use crate::crypto::{HashAlgorithm, SectorCipher, af_merge, argon2, pbkdf2};
 use crate::storage::read_vec;
@@ -21,9 +21,8 @@ impl Header {
         only: Option<u32>,
         work: &KeyWork<'_>,
     ) -> Result<Option<UnlockedKey>> {
-        let digest = self.digest()?;
-        let wanted =
-            |slot: &&Slot| digest.slots.contains(&slot.number) && only.is_none_or(|number| number == slot.number);
+        let (digest, holders) = (self.digest()?, self.holders());
+        let wanted = |slot: &&Slot| holders.contains(&slot.number) && only.is_none_or(|number| number == slot.number);
         let mut slots = Vec::new();
         let mut unusable = None;
         for slot in self.meta.slots.iter().filter(wanted) {
@@ -45,17 +44,23 @@ impl Header {
 
     /// The digest of the data's key.
     pub(super) fn digest(&self) -> Result<&KeyDigest> {
-        let segment = self
-            .meta
-            .segment
-            .as_ref()
-            .map_err(|reason| Error::unsupported(reason.clone()))?;
+        let segment = self.meta.segment.as_ref();
+        segment.map_err(|reason| Error::unsupported(reason.clone()))?;
         let found = self
-            .meta
-            .digests
-            .iter()
-            .find(|digest| digest.segments.contains(&segment.number));
-        found.ok_or_else(|| Error::corrupt("the data of the LUKS2 header belongs to no digest"))
+            .data_digest()
+            .ok_or_else(|| Error::corrupt("the data of the LUKS2 header belongs to no digest"))?;
+        found.how.as_ref().map_err(|reason| Error::unsupported(reason.clone()))
+    }
+
+    /// The slots that hold the data's key, as the header says.
+    pub(super) fn holders(&self) -> &[u32] {
+        self.data_digest().map_or(&[], |digest| &digest.slots)
+    }
+
+    fn data_digest(&self) -> Option<&Digest> {
+        let segment = self.meta.segment.as_ref().ok()?;
+        let mut digests = self.meta.digests.iter();
+        digests.find(|digest| digest.segments.contains(&segment.number))
     }
 }
 
@@ -90,6 +95,9 @@ pub(super) fn slot_cipher(slot: &SlotKey, passphrase: &[u8], work: &KeyWork<'_>)
                 &work.argon2_limit(),
                 &mut derived,
             )?;
+            if (work.cancelled)() {
+                return Err(Error::cancelled());
+            }
         }
     }
     SectorCipher::new(slot.spec, &derived, 512)
@@ -114,8 +122,6 @@ pub(super) fn new_digest(hash: HashAlgorithm, iterations: u32, key: &[u8], env: 
     (env.random)(&mut salt);
     let digest = Zeroizing::new(vec![0; hash.digest_len()]);
     let mut new = KeyDigest {
-        slots: Vec::new(),
-        segments: vec![0],
         hash,
         iterations,
         salt,

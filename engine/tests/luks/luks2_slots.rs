@@ -1,0 +1,177 @@
+//! Slots of LUKS2 that are no keys of the data, and new keys in the place of old ones.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+use vdisk_engine::crypto::luks::{EraseKeys, KdfCost, KeyEnv, KeyWork, LuksHeader, NewKey};
+use vdisk_engine::image::Repair;
+use vdisk_engine::options::Options;
+use vdisk_engine::storage::{FaultyStorage, MemoryStorage};
+use vdisk_engine::{Control, ErrorKind, Limits};
+
+use super::luks2_hostile::{json_of, valid, with_text};
+use super::support::{create_on, key_env, metadata, open_on, random};
+
+fn new(passphrase: &[u8]) -> NewKey<'_> {
+    NewKey {
+        passphrase,
+        slot: None,
+        cost: KdfCost::Iterations(1000),
+        overwrite: false,
+    }
+}
+
+/// A volume with a key in slot 0 and another one in slot 1, its JSON changed.
+fn changed(change: impl Fn(&mut Value)) -> Arc<MemoryStorage> {
+    let limits = Limits::default();
+    let storage = Arc::new(MemoryStorage::new("slots", valid()));
+    let mut header = LuksHeader::read(storage.clone(), &KeyWork::within(&limits)).unwrap();
+    header.add_key(b"letmein", &new(b"other"), &key_env(&limits)).unwrap();
+    let bytes = storage.contents();
+    let mut json = json_of(&bytes);
+    change(&mut json);
+    Arc::new(MemoryStorage::new(
+        "slots",
+        with_text(&bytes, json.to_string().as_bytes()),
+    ))
+}
+
+/// As `cryptsetup luksAddKey --unbound` leaves it: slot 1 holds the key of a digest of its own, which opens no segment.
+fn unbound(json: &mut Value) {
+    let mut digest = json["digests"]["0"].clone();
+    (digest["keyslots"], digest["segments"]) = (json!(["1"]), json!([]));
+    json["digests"]["1"] = digest;
+    json["digests"]["0"]["keyslots"] = json!(["0"]);
+}
+
+#[test]
+fn the_last_key_of_the_data_is_not_erased_beside_slots_that_do_not_open_it() {
+    let limits = Limits::default();
+    let unknown_type = |json: &mut Value| json["keyslots"]["1"]["type"] = json!("something-new");
+    let unknown_kdf = |json: &mut Value| json["keyslots"]["1"]["kdf"]["type"] = json!("scrypt");
+    let changes: [(&str, &dyn Fn(&mut Value)); 3] =
+        [("unbound", &unbound), ("type", &unknown_type), ("kdf", &unknown_kdf)];
+    for (name, change) in changes {
+        let storage = changed(change);
+        let image = metadata(storage.clone(), &limits).unwrap();
+        let (slots, env) = (image.key_slots().unwrap(), key_env(&limits));
+        let listed: Vec<_> = slots.list().unwrap().iter().map(|s| (s.active, s.opens_data)).collect();
+        assert_eq!(listed, [(true, true), (true, false)], "{name}");
+        for last in [EraseKeys::Slot(0), EraseKeys::Matching(b"letmein")] {
+            let refused = slots.erase(last, false, &env).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{name}: {refused}");
+        }
+        assert_eq!(image.check(Repair::No, &Control::default()).unwrap().corruptions, 0);
+        // The slot is in use all the same.
+        assert_eq!(slots.add(b"letmein", &new(b"third"), &env).unwrap(), 2, "{name}");
+        assert_eq!(slots.erase(EraseKeys::Slot(0), false, &env).unwrap(), [0], "{name}");
+        assert_eq!(slots.erase(EraseKeys::Slot(1), false, &env).unwrap(), [1], "{name}");
+        assert!(open_on(storage.clone(), b"third").is_ok(), "{name}");
+        slots.erase(EraseKeys::Slot(2), true, &env).unwrap();
+        assert_eq!(image.check(Repair::No, &Control::default()).unwrap().corruptions, 1);
+    }
+}
+
+#[test]
+fn a_digest_of_an_unknown_type_that_opens_nothing_is_kept() {
+    let stranger = json!({"type": "something-new", "keyslots": [], "segments": [], "share": 0.5});
+    let storage = changed(|json| json["digests"]["7"] = stranger.clone());
+    let limits = Limits::default();
+    let mut header = LuksHeader::read(storage.clone(), &KeyWork::within(&limits)).unwrap();
+    header.add_key(b"other", &new(b"third"), &key_env(&limits)).unwrap();
+    assert_eq!(json_of(&storage.contents())["digests"]["7"], stranger);
+    assert!(open_on(storage, b"third").is_ok());
+}
+
+fn one_key(version: &str) -> Vec<u8> {
+    let memory = Arc::new(MemoryStorage::empty());
+    let options = Options::new()
+        .with("version", version)
+        .with("pbkdf", "pbkdf2")
+        .with("cipher-alg", "aes-128")
+        .with("iterations", "1000");
+    create_on(memory.clone(), 1 << 16, options, "first").unwrap();
+    memory.contents()
+}
+
+fn in_place<'a>(slot: u32, passphrase: &'a [u8]) -> NewKey<'a> {
+    NewKey {
+        slot: Some(slot),
+        overwrite: true,
+        ..new(passphrase)
+    }
+}
+
+#[test]
+fn a_forced_key_that_is_cancelled_while_it_is_derived_changes_nothing() {
+    let limits = Limits::default();
+    for version in ["1", "2"] {
+        let before = one_key(version);
+        for slot in [0, 1] {
+            let storage = Arc::new(MemoryStorage::new("cancelled", before.clone()));
+            let mut header = LuksHeader::read(storage.clone(), &KeyWork::within(&limits)).unwrap();
+            header.add_key(b"first", &new(b"second"), &key_env(&limits)).unwrap();
+            let two = storage.contents();
+            // The salt of the new key is the first random number after the volume was opened.
+            let begun = AtomicBool::new(false);
+            let cancelled = || begun.load(Ordering::SeqCst);
+            let env = KeyEnv {
+                work: KeyWork {
+                    cancelled: &cancelled,
+                    ..KeyWork::within(&limits)
+                },
+                random: &|buf| {
+                    begun.store(true, Ordering::SeqCst);
+                    random(buf);
+                },
+            };
+            let error = header.add_key(b"first", &in_place(slot, b"third"), &env).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Cancelled, "LUKS{version} slot {slot}");
+            assert!(storage.contents() == two, "LUKS{version} slot {slot}");
+        }
+    }
+}
+
+#[test]
+fn a_forced_key_that_is_being_written_is_not_cancelled_half_way() {
+    let limits = Limits::default();
+    for version in ["1", "2"] {
+        let storage = Arc::new(FaultyStorage::new(one_key(version)));
+        let cancelled = || storage.changes() > 0;
+        let env = KeyEnv {
+            work: KeyWork {
+                cancelled: &cancelled,
+                ..KeyWork::within(&limits)
+            },
+            random: &random,
+        };
+        let mut header = LuksHeader::read(storage.clone(), &KeyWork::within(&limits)).unwrap();
+        header.add_key(b"first", &in_place(0, b"third"), &env).unwrap();
+        assert_eq!(header.active_slots(), [0], "LUKS{version}");
+        let left = || Arc::new(MemoryStorage::new("left", storage.contents()));
+        assert!(
+            open_on(left(), b"third").is_ok() && open_on(left(), b"first").is_err(),
+            "LUKS{version}"
+        );
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_the_key_that_was_to_be_replaced() {
+    use vdisk_engine::storage::Fault;
+    let limits = Limits::default();
+    for version in ["1", "2"] {
+        let storage = Arc::new(FaultyStorage::new(one_key(version)));
+        let mut header = LuksHeader::read(storage.clone(), &KeyWork::within(&limits)).unwrap();
+        storage.plan(0, Fault::FailOnce(std::io::ErrorKind::StorageFull));
+        assert!(
+            header
+                .add_key(b"first", &in_place(0, b"third"), &key_env(&limits))
+                .is_err()
+        );
+        assert_eq!(header.active_slots(), [0], "LUKS{version}");
+        let left = Arc::new(MemoryStorage::new("left", storage.contents()));
+        assert!(open_on(left, b"first").is_ok(), "LUKS{version}");
+    }
+}
