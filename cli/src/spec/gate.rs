@@ -125,9 +125,7 @@ impl CliGate<'_> {
         };
         let from = reference.from.name();
         let given = self.trail.take_below(from).unwrap_or_default();
-        let resolved = self
-            .opener
-            .resolve_over(full, given.clone(), reference.format, &access);
+        let resolved = self.opener.resolve_over(full, given.clone(), reference.format, &access);
         // The layer may have other names: its options are for the one that is there.
         let mut resolved = resolved.inspect_err(|_| self.trail.note_below(vec![(from.to_owned(), given)]))?;
         self.trail.note_below(std::mem::take(&mut resolved.below));

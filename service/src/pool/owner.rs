@@ -1,18 +1,18 @@
-//! Whose the folder is: a hidden file bears the id of the database that knows the images in it.
+//! Whose the folder is: an extended attribute of it bears the id of the database that knows the images in it. A file would be one more for
+//! those who look into the folder.
 
-use std::io::{Read, Write};
-
-use rustix::fs::{Access as Permission, AtFlags};
+use rustix::fs::{Access as Permission, AtFlags, XattrFlags};
+use rustix::io::Errno;
 use uuid::Uuid;
 
-use super::{Access, PoolFolder};
-use crate::error::{ErrorCode, Result};
+use super::PoolFolder;
+use crate::error::Result;
 
-/// The file's name.
-pub const OWNER_FILE: &str = ".vdiskd-pool";
+/// The attribute's name.
+pub const OWNER: &str = "user.vdiskd.database";
 
-/// Bytes of the file that are looked at.
-const LONGEST: u64 = 100;
+/// Bytes of the attribute that are looked at.
+const LONGEST: usize = 100;
 
 /// Who a folder belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,24 +21,28 @@ pub enum Owner {
     Nobody,
     /// The database of this id.
     Database(Uuid),
-    /// Somebody whom the file does not name in our way.
+    /// Somebody whom the attribute does not name in our way.
     Unknown,
+    /// The file system keeps no attributes.
+    Untold,
 }
 
 impl PoolFolder {
     /// Who the folder belongs to.
     ///
     /// # Errors
-    /// As [`PoolFolder::open_file`].
+    /// `io_error`.
     pub fn owner(&self) -> Result<Owner> {
-        let file = match self.open_file(OWNER_FILE, Access::Read) {
-            Ok(file) => file,
-            Err(error) if error.code == ErrorCode::NotFound => return Ok(Owner::Nobody),
-            Err(error) => return Err(error),
+        let mut value = [0_u8; LONGEST];
+        let len = match rustix::fs::fgetxattr(&self.folder, OWNER, &mut value[..]) {
+            Ok(len) => len,
+            Err(Errno::NODATA) => return Ok(Owner::Nobody),
+            Err(Errno::RANGE) => return Ok(Owner::Unknown),
+            Err(Errno::OPNOTSUPP) => return Ok(Owner::Untold),
+            Err(errno) => return Err(self.failed("read an attribute of", ".", errno.into())),
         };
-        let mut text = String::new();
-        let read = file.take(LONGEST).read_to_string(&mut text);
-        Ok(match read.ok().and_then(|_| text.trim().parse().ok()) {
+        let text = value.get(..len).and_then(|value| std::str::from_utf8(value).ok());
+        Ok(match text.and_then(|text| text.trim().parse().ok()) {
             Some(database) => Owner::Database(database),
             None => Owner::Unknown,
         })
@@ -49,17 +53,17 @@ impl PoolFolder {
         rustix::fs::accessat(&self.folder, ".", Permission::WRITE_OK, AtFlags::EACCESS).is_ok()
     }
 
-    /// Gives the folder to a database, unless it belongs to one by then.
+    /// Gives the folder to a database, unless it belongs to one by then: who it belongs to afterwards.
     ///
     /// # Errors
-    /// `name_taken`; what the folder says.
-    pub fn give_to(&self, database: Uuid) -> Result<()> {
-        let draft = format!("{OWNER_FILE}.{}", Uuid::now_v7());
-        let mut file = self.open_file(&draft, Access::Create)?;
-        let written = writeln!(file, "{database}").and_then(|()| file.sync_all());
-        let given = written
-            .map_err(|error| self.failed("write", OWNER_FILE, error))
-            .and_then(|()| self.rename(&draft, OWNER_FILE, false));
-        given.inspect_err(|_| drop(self.remove(&draft)))
+    /// What the folder says.
+    pub fn give_to(&self, database: Uuid) -> Result<Owner> {
+        let value = database.to_string();
+        match rustix::fs::fsetxattr(&self.folder, OWNER, value.as_bytes(), XattrFlags::CREATE) {
+            Ok(()) => Ok(Owner::Database(database)),
+            Err(Errno::EXIST) => self.owner(),
+            Err(Errno::OPNOTSUPP) => Ok(Owner::Untold),
+            Err(errno) => Err(self.failed("write an attribute of", ".", errno.into())),
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::ImageState;
-use crate::pool::{FileName, OWNER_FILE, Owner, PoolFolder};
+use crate::pool::{FileName, OWNER, Owner, PoolFolder};
 use crate::service::Inner;
 use crate::store::images::ImageRecord;
 
@@ -12,10 +12,9 @@ use crate::store::images::ImageRecord;
 /// # Errors
 /// `unavailable` when it is another database's, or has none of the images that it should have.
 pub async fn adopt(inner: &Inner, pool: &PoolFolder) -> Result<()> {
-    match pool.owner()? {
-        Owner::Database(owner) if owner == inner.store.id() => return Ok(()),
-        Owner::Nobody => {}
-        _ => return Err(foreign(pool)),
+    let owner = pool.owner()?;
+    if owner != Owner::Nobody {
+        return require_ours(inner, pool, owner);
     }
     let records = inner.store.pool_records(pool.name()).await?;
     if is_another_folder(pool, &records)? {
@@ -25,16 +24,21 @@ pub async fn adopt(inner: &Inner, pool: &PoolFolder) -> Result<()> {
         return Ok(());
     }
     match pool.give_to(inner.store.id()) {
-        Err(error) if error.code == ErrorCode::NameTaken => match pool.owner()? {
-            Owner::Database(owner) if owner == inner.store.id() => Ok(()),
-            _ => Err(foreign(pool)),
-        },
+        Ok(owner) => require_ours(inner, pool, owner),
         // A full pool can still be read, and be made room in.
         Err(error) if error.code == ErrorCode::InsufficientStorage => {
             tracing::warn!(pool = pool.name(), %error, "the pool's folder was not marked as ours; the next start tries again");
             Ok(())
         }
-        given => given,
+        Err(error) => Err(error),
+    }
+}
+
+fn require_ours(inner: &Inner, pool: &PoolFolder, owner: Owner) -> Result<()> {
+    match owner {
+        Owner::Database(id) if id == inner.store.id() => Ok(()),
+        Owner::Untold => Ok(()),
+        _ => Err(foreign(pool)),
     }
 }
 
@@ -67,7 +71,8 @@ fn foreign(pool: &PoolFolder) -> ServiceError {
     let public = format!("pool '{}' belongs to a service with another database", pool.name());
     let folder = pool.path().display();
     ServiceError::new(ErrorCode::Unavailable, public).with_internal(format!(
-        "{folder}: use another folder; if that database is lost, remove {folder}/{OWNER_FILE}, start again and scan the pool"
+        "{folder}: use another folder; if that database is lost, take the folder's mark away (setfattr -x {OWNER} {folder}), start \
+         again and scan the pool"
     ))
 }
 
@@ -78,7 +83,7 @@ fn not_mounted(inner: &Inner, pool: &PoolFolder) -> ServiceError {
     );
     let (folder, id) = (pool.path().display(), inner.store.id());
     ServiceError::new(ErrorCode::Unavailable, public).with_internal(format!(
-        "{folder}: is its disk mounted? If the files are gone for good, write {id} to {folder}/{OWNER_FILE} and start again: \
-         the images will be missing"
+        "{folder}: is its disk mounted? If the files are gone for good, mark the folder (setfattr -n {OWNER} -v {id} \
+         {folder}) and start again: the images will be missing"
     ))
 }

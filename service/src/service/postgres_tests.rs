@@ -8,7 +8,6 @@ use zeroize::Zeroizing;
 
 use crate::config::{MasterKey, ServiceConfig};
 use crate::model::{Job, JobState};
-use crate::pool::OWNER_FILE;
 use crate::request::{Call, CreateImage, UpdateJob, WaitUntil};
 use crate::service::Service;
 use crate::store::testing::Postgres;
@@ -236,7 +235,6 @@ async fn a_node_that_was_stopped_for_longer_than_its_lease_is_fenced() {
     let files: Vec<_> = std::fs::read_dir(dir.path().join("pool"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
-        .filter(|name| name != OWNER_FILE)
         .collect();
     assert_eq!(files.len(), 2, "the source and one copy: {files:?}");
     for service in [front, back] {

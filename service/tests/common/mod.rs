@@ -75,12 +75,11 @@ impl Lab {
         self.dir.path().join("pools/default")
     }
 
-    /// Names in the pool's folder, but for the one that says whose it is.
+    /// Names in the pool's folder.
     pub fn files(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.pool()).unwrap();
         let mut names: Vec<_> = entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name != ".vdiskd-pool")
             .collect();
         names.sort();
         names

@@ -104,7 +104,7 @@ pub fn folder() -> TempDir {
     }
 }
 
-/// Every file below the pools, but for those that say whose they are.
+/// Every file below the pools.
 pub fn pool_files(data: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut folders = vec![data.join("pools")];
@@ -112,7 +112,7 @@ pub fn pool_files(data: &Path) -> Vec<PathBuf> {
         for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
             if path.is_dir() {
                 folders.push(path)
-            } else if !path.ends_with(".vdiskd-pool") {
+            } else {
                 found.push(path)
             }
         }
