@@ -16,6 +16,8 @@ pub struct JournalEntry {
     pub filling: Option<FillingEntry>,
     /// Digest of what the guest saw before the job began, in hex.
     pub digest_before: Option<String>,
+    /// Key slots that were in use before the job added a key.
+    pub slots_before: Option<Vec<u32>>,
     /// Key slots that are being erased.
     pub erasing: Option<Vec<u32>>,
 }
