@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::{Lab, OVERLAY, code, json, quick_config, sample, tool};
 use serde_json::{Value, json};
 use vdisk_service::config::MasterKey;
-use vdisk_service::model::{ImageId, Job, SecretId};
+use vdisk_service::model::{ImageId, Job, JobState, SecretId};
 use vdisk_service::request::Call;
 use vdisk_service::{ErrorCode, Result, Service};
 
@@ -374,6 +374,98 @@ async fn a_change_that_was_half_done_is_ended() {
         );
         assert!(lab.data(image).await == bytes);
     }
+}
+
+/// States of the key slots of a LUKS1 file.
+fn luks1_slots(lab: &Lab, image: ImageId) -> Vec<bool> {
+    let file = lab
+        .files()
+        .into_iter()
+        .find(|name| name.starts_with(&image.to_string()));
+    let bytes = std::fs::read(lab.pool().join(file.unwrap())).unwrap();
+    (0..8)
+        .map(|slot| bytes[208 + 48 * slot..].starts_with(&[0x00, 0xac, 0x71, 0xf3]))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_cancelled_takes_its_new_key_back_and_keeps_its_secrets_until_then() {
+    let lab = Lab::new().await;
+    let bytes = sample(1 << 20, 23);
+    let (one, two) = (secret(&lab, "one").await, secret(&lab, "two").await);
+    let [(image, role), _] = both_forms(&lab, &bytes, one).await;
+    // Enough to be cancelled in the proof of the new key, which comes when it is stored.
+    let request = json!({"change": "change", "new_secret": two, "iterations": 400_000});
+    let job = rekey(&lab, image, request).await.unwrap();
+    lab.until_running(&job).await;
+    assert_eq!(code(lab.service.delete_secret(two).await), ErrorCode::SecretInUse);
+    for _ in 0..20_000 {
+        if luks1_slots(&lab, image)[1] || lab.service.job(job.id).await.unwrap().is_finished() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    lab.service.cancel_job(job.id, &NONE).await.unwrap();
+    let ended = lab.finish(job).await;
+    assert_eq!(ended.state, JobState::Cancelled, "{ended:?}");
+    assert_eq!(
+        luks1_slots(&lab, image),
+        [true, false, false, false, false, false, false, false]
+    );
+    assert_eq!(named(&lab, image, role).await, one);
+    assert!(lab.data(image).await == bytes);
+    lab.service.delete_secret(two).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_does_not_open_the_data_is_no_key() {
+    if tool("cryptsetup").is_none() {
+        return;
+    }
+    let lab = Lab::new().await;
+    let file = lab.dir.path().join("unbound.luks");
+    let (first, second) = (lab.dir.path().join("first"), lab.dir.path().join("second"));
+    std::fs::write(&file, vec![0; 17 << 20]).unwrap();
+    std::fs::write(&first, "one").unwrap();
+    std::fs::write(&second, "two").unwrap();
+    let cryptsetup = |args: &[&std::ffi::OsStr]| {
+        let cheap = [
+            "-q",
+            "--disable-locks",
+            "--pbkdf",
+            "pbkdf2",
+            "--pbkdf-force-iterations",
+            "1000",
+        ];
+        let done = tool("cryptsetup").unwrap().args(cheap).args(args).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    cryptsetup(&[
+        "luksFormat".as_ref(),
+        "--type=luks2".as_ref(),
+        file.as_ref(),
+        first.as_ref(),
+    ]);
+    let unbound = [
+        "luksAddKey",
+        "--unbound",
+        "--key-size=512",
+        "--key-slot=1",
+        "--key-file",
+    ]
+    .map(std::ffi::OsStr::new);
+    cryptsetup(&[&unbound[..], &[first.as_ref(), file.as_ref(), second.as_ref()]].concat());
+    let image = lab
+        .upload("unbound", Some("luks"), &std::fs::read(&file).unwrap())
+        .await
+        .unwrap()
+        .id;
+    let request = json!({"change": "erase", "slot": 0});
+    let job = rekey(&lab, image, request).await.unwrap();
+    assert_eq!(lab.fail(job).await, ErrorCode::InvalidArgument, "the last key");
+    let erased = rekey(&lab, image, json!({"change": "erase", "slot": 1})).await.unwrap();
+    let result = lab.succeed(erased).await.result.unwrap();
+    assert_eq!((&result["erased"], &result["active_slots"]), (&json!([1]), &json!([0])));
 }
 
 #[tokio::test(flavor = "multi_thread")]

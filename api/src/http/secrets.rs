@@ -64,7 +64,7 @@ async fn get_secret(State(service): State<Service>, SecretPath(id): SecretPath) 
 
 /// Delete a secret.
 ///
-/// Refused with the images while some name it as their key. Jobs that still need it will fail.
+/// Refused with the images while some name it as their key, and while jobs that have not ended name it.
 #[utoipa::path(delete, path = "/v1/secrets/{id}", operation_id = "delete_secret", tag = "secrets", params(SecretPath),
     responses((status = 204, description = "It is gone."), DeleteProblems))]
 async fn delete_secret(State(service): State<Service>, SecretPath(id): SecretPath) -> Answer<StatusCode> {

@@ -3,9 +3,11 @@
 //! At every moment some key opens the image, and the secret that the image names is one of them: a new key is stable, and proved by
 //! opening with it, before the inventory names it, and the inventory names it before the old one is erased. The slots to erase are
 //! noted before the first one is emptied; an attempt that finds them noted empties what is left of them. A key that opens already
-//! is not added again. The format sees to it that each slot holds a key or is empty after a crash at any write.
+//! is not added again. The slots in use are noted before a key is added: a job that fails or is cancelled before the inventory names
+//! the new key takes it away again. The format sees to it that each slot holds a key or is empty after a crash at any write.
 
 mod foresee;
+mod journal;
 
 use std::time::Duration;
 
@@ -13,13 +15,13 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::runtime::Handle;
 use vdisk_engine::crypto::luks::{EraseKeys, KdfCost, KeyEnv, KeyWork, NewKey};
 use vdisk_engine::env::Secrets;
 use vdisk_engine::image::KeySlots;
 use vdisk_engine::ops::keys::opened_by;
 use vdisk_engine::{Control, ErrorKind, Limits};
 
+use self::journal::Journal;
 use super::context::open_patiently;
 use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts, fill_random};
@@ -150,10 +152,7 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     let work = Work {
         secrets: context.secrets(&refs).await?,
         limits: context.inner.limits.clone(),
-        journal: Journal {
-            context: context.clone(),
-            runtime: Handle::current(),
-        },
+        journal: Journal::of(&context).await?,
         layers,
         payload,
     };
@@ -161,41 +160,6 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     context.require_lease().await?;
     // One piece on one thread: the file stays locked from the first look to the last change.
     context.blocking(move |control| work.run(control)).await
-}
-
-/// What the work notes on its way.
-struct Journal {
-    context: JobContext,
-    runtime: Handle,
-}
-
-impl Journal {
-    fn step(&self, text: &str) -> Result<()> {
-        self.runtime.block_on(self.context.step(text))
-    }
-
-    /// The slots that an earlier attempt had begun to erase.
-    fn doomed(&self) -> Result<Option<Vec<u32>>> {
-        Ok(self.runtime.block_on(self.context.journal())?.erasing)
-    }
-
-    /// Notes the slots that will be erased: from here on there is no way back.
-    fn doom(&self, slots: &[u32]) -> Result<()> {
-        self.runtime.block_on(async {
-            let mut entry = self.context.journal().await?;
-            entry.erasing = Some(slots.to_vec());
-            self.context.keep(&entry).await?;
-            self.context.require_lease().await
-        })
-    }
-
-    fn rename(&self, payload: &Payload) -> Result<()> {
-        let (Some(old), Some(new)) = (payload.old, payload.request.new_secret) else {
-            return Ok(());
-        };
-        self.runtime
-            .block_on(self.context.name_secret(payload.image, &payload.role, old, new))
-    }
 }
 
 struct Work {
@@ -229,16 +193,24 @@ impl Work {
             work,
             random: &fill_random,
         };
-        let filled = match self.payload.request.change {
-            KeyChange::Erase => None,
-            KeyChange::Add | KeyChange::Change => Some(self.fill(slots, &env)?),
+        let to_the_end = KeyEnv {
+            work: KeyWork {
+                cancelled: &|| false,
+                ..env.work
+            },
+            ..env
         };
-        let erased = match self.payload.request.change {
-            KeyChange::Add => Vec::new(),
-            KeyChange::Change | KeyChange::Erase => self.erase(slots, &env)?,
-        };
+        let (filled, doomed) = self.prepare(slots, &env).inspect_err(|_| {
+            let undone = self.take_back(slots, &to_the_end);
+            if let Err(error) = undone {
+                tracing::warn!(image = %self.payload.image, %error, "a key that a failed job added was not taken away again");
+            }
+        })?;
+        if let Some(doomed) = &doomed {
+            self.erase(slots, doomed, &to_the_end)?;
+        }
         image.close()?;
-        let id = self.payload.image;
+        let (id, erased) = (self.payload.image, doomed.unwrap_or_default());
         let result = json!({"image_id": id, "slot": filled, "erased": erased, "active_slots": active(slots)?});
         let facts = file_facts(image, &layer.pool, &layer.record.file)?;
         let changed = Effect::Changed {
@@ -257,6 +229,38 @@ impl Work {
         self.secrets.0.get(name).map(|value| value.as_slice())
     }
 
+    /// All that comes before the first slot is erased: the slot that was filled, and the slots to erase, where some are.
+    fn prepare(&self, slots: &dyn KeySlots, env: &KeyEnv<'_>) -> Result<(Option<u32>, Option<Vec<u32>>)> {
+        let change = self.payload.request.change;
+        let filled = match change {
+            KeyChange::Erase => None,
+            KeyChange::Add | KeyChange::Change => Some(self.fill(slots, env)?),
+        };
+        if change == KeyChange::Add {
+            return Ok((filled, None));
+        }
+        let doomed = match self.journal.doomed() {
+            Some(noted) => noted,
+            None => self.choose(slots, &env.work)?,
+        };
+        self.journal.last_question()?;
+        if change == KeyChange::Change {
+            self.journal.rename(&self.payload)?;
+        }
+        Ok((filled, Some(doomed)))
+    }
+
+    /// Erases the key that this job added, if that can be undone. Nobody else fills slots meanwhile: the image is locked.
+    fn take_back(&self, slots: &dyn KeySlots, env: &KeyEnv<'_>) -> Result<()> {
+        let Some(before) = self.journal.undo(&self.payload)? else {
+            return Ok(());
+        };
+        for slot in occupied(slots)?.iter().filter(|slot| !before.contains(slot)) {
+            slots.erase(EraseKeys::Slot(*slot), false, env)?;
+        }
+        Ok(())
+    }
+
     /// Sees to it that the new passphrase opens the image. Gives its slot.
     fn fill(&self, slots: &dyn KeySlots, env: &KeyEnv<'_>) -> Result<u32> {
         let request = &self.payload.request;
@@ -273,6 +277,7 @@ impl Work {
             return Ok(slot);
         }
         self.journal.step("adding the new key")?;
+        self.journal.note_slots(&occupied(slots)?)?;
         let key = NewKey {
             passphrase: new,
             slot: request.slot,
@@ -283,42 +288,28 @@ impl Work {
         Ok(slots.test(new, Some(slot), &env.work)?)
     }
 
-    /// Erases what is to be erased. Gives the slots.
-    fn erase(&self, slots: &dyn KeySlots, env: &KeyEnv<'_>) -> Result<Vec<u32>> {
-        let doomed = match self.journal.doomed()? {
-            Some(noted) => noted,
-            None => self.choose(slots, &env.work)?,
-        };
-        if self.payload.request.change == KeyChange::Change {
-            self.journal.rename(&self.payload)?;
-        }
+    /// Erases what is to be erased, to the end.
+    fn erase(&self, slots: &dyn KeySlots, doomed: &[u32], env: &KeyEnv<'_>) -> Result<()> {
         self.journal.step("erasing the old key")?;
-        self.journal.doom(&doomed)?;
-        let to_the_end = KeyEnv {
-            work: KeyWork {
-                cancelled: &|| false,
-                ..env.work
-            },
-            ..*env
-        };
-        for slot in &doomed {
+        self.journal.doom(doomed)?;
+        for slot in doomed {
             // Forced: it was checked that this is wanted, and a slot that is empty by now was emptied by an earlier attempt.
-            slots.erase(EraseKeys::Slot(*slot), true, &to_the_end)?;
+            slots.erase(EraseKeys::Slot(*slot), true, env)?;
         }
-        Ok(doomed)
+        Ok(())
     }
 
     /// The slots to erase, by what was asked for.
     fn choose(&self, slots: &dyn KeySlots, work: &KeyWork<'_>) -> Result<Vec<u32>> {
         let request = &self.payload.request;
-        let active = active(slots)?;
+        let occupied = occupied(slots)?;
         let doomed = match (request.change, request.slot, self.secret(OLD)) {
             (KeyChange::Erase, Some(slot), None) => vec![slot],
             (KeyChange::Erase, Some(slot), Some(old)) => vec![slots.test(old, Some(slot), work)?],
             (_, _, Some(old)) => opened_by(slots, old, work)?,
             (_, _, None) => Vec::new(),
         };
-        if let Some(empty) = doomed.iter().find(|slot| !active.contains(slot)) {
+        if let Some(empty) = doomed.iter().find(|slot| !occupied.contains(slot)) {
             return Err(ServiceError::invalid("slot", format!("key slot {empty} holds no key")));
         }
         if request.change == KeyChange::Change {
@@ -330,20 +321,21 @@ impl Work {
             );
         }
         if !request.force {
-            self.refuse_losses(slots, &active, &doomed, work)?;
+            self.refuse_losses(slots, &doomed, work)?;
         }
         Ok(doomed)
     }
 
     /// What nobody could undo is not done by mistake.
-    fn refuse_losses(&self, slots: &dyn KeySlots, active: &[u32], doomed: &[u32], work: &KeyWork<'_>) -> Result<()> {
-        let lost = |slots: &[u32]| !slots.is_empty() && slots.iter().all(|slot| doomed.contains(slot));
-        if lost(active) {
+    fn refuse_losses(&self, slots: &dyn KeySlots, doomed: &[u32], work: &KeyWork<'_>) -> Result<()> {
+        let lost = |slots: &[u32]| slots.iter().all(|slot| doomed.contains(slot));
+        if lost(&active(slots)?) {
             let public = "this would erase the last key and with it all data; set 'force' if that is what you want";
             return Err(ServiceError::invalid("force", public));
         }
         let Some(own) = self.secret(OWN) else { return Ok(()) };
-        if lost(&opened_by(slots, own, work)?) {
+        let opened = opened_by(slots, own, work)?;
+        if !opened.is_empty() && lost(&opened) {
             let public = "the secret that the image names would not open it any more: name another one first, change the key, \
                 or set 'force'";
             return Err(ServiceError::invalid("force", public));
@@ -352,7 +344,15 @@ impl Work {
     }
 }
 
+/// The slots whose key opens the image.
 fn active(slots: &dyn KeySlots) -> Result<Vec<u32>> {
+    let list = slots.list()?;
+    let keys = list.iter().filter(|slot| slot.opens_data);
+    Ok(keys.map(|slot| slot.number).collect())
+}
+
+/// The slots that something stands in.
+fn occupied(slots: &dyn KeySlots) -> Result<Vec<u32>> {
     let list = slots.list()?;
     Ok(list.iter().filter(|slot| slot.active).map(|slot| slot.number).collect())
 }

@@ -97,7 +97,7 @@ pub struct RekeyRequest {
     pub slot: Option<u32>,
     /// Milliseconds that deriving the new key is to take on this machine; 2000 when neither this nor `iterations` is given.
     pub iter_time: Option<u64>,
-    /// PBKDF2 iterations of the new key, in place of a time.
+    /// PBKDF2 iterations of the new key, or passes where Argon2 opened the image, in place of a time.
     pub iterations: Option<u32>,
     /// Erase even the last key, or the last one that the image's own secret opens; nobody can read the data without a key.
     #[serde(default)]

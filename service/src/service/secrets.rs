@@ -82,10 +82,10 @@ impl Service {
         self.inner.store.secret(id).await
     }
 
-    /// Deletes a secret. Jobs that still need it will fail.
+    /// Deletes a secret.
     ///
     /// # Errors
-    /// `not_found`; `secret_in_use` while images name it as their key.
+    /// `not_found`; `secret_in_use` while images name it as their key, or jobs that have not ended.
     pub async fn delete_secret(&self, id: SecretId) -> Result<()> {
         let mut tx = self.inner.store.begin().await?;
         tx.delete_secret(id).await?;

@@ -60,7 +60,7 @@ impl Tx {
     /// Deletes a secret.
     ///
     /// # Errors
-    /// `not_found`; `secret_in_use` with the images that it opens.
+    /// `not_found`; `secret_in_use` with the images that it opens, and while jobs that have not ended name it.
     pub async fn delete_secret(&mut self, id: SecretId) -> Result<()> {
         let sql = "SELECT DISTINCT image_id FROM image_secrets WHERE secret_id = $1 ORDER BY image_id";
         let rows = sqlx::query(sql)
@@ -75,6 +75,7 @@ impl Tx {
             );
             return Err(ServiceError::new(ErrorCode::SecretInUse, public).with_dependents(images));
         }
+        self.refuse_named_by_jobs(id).await?;
         let sql = "DELETE FROM secrets WHERE id = $1";
         match sqlx::query(sql)
             .bind(id.to_string())
@@ -84,6 +85,27 @@ impl Tx {
         {
             0 => Err(ServiceError::not_found("secret", id)),
             _ => Ok(()),
+        }
+    }
+}
+
+impl Tx {
+    /// A job may be half way between two secrets. Ids are unlike any other text in what a job was given.
+    async fn refuse_named_by_jobs(&mut self, id: SecretId) -> Result<()> {
+        let sql = "SELECT id FROM jobs WHERE state IN ('queued', 'running') AND payload LIKE $1 ORDER BY id LIMIT 1";
+        let row = sqlx::query(sql)
+            .bind(format!("%{id}%"))
+            .fetch_optional(&mut *self.inner)
+            .await?;
+        match row {
+            None => Ok(()),
+            Some(row) => {
+                let public = format!(
+                    "job {} needs secret {id}; wait for its end or cancel it",
+                    row.text("id")?
+                );
+                Err(ServiceError::new(ErrorCode::SecretInUse, public))
+            }
         }
     }
 }

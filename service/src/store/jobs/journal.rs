@@ -18,6 +18,8 @@ pub struct JournalEntry {
     pub digest_before: Option<String>,
     /// Virtual size of the image before the job began.
     pub size_before: Option<u64>,
+    /// Key slots that were in use before the job added a key.
+    pub slots_before: Option<Vec<u32>>,
     /// Key slots that are being erased.
     pub erasing: Option<Vec<u32>>,
 }
