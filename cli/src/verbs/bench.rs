@@ -106,12 +106,11 @@ pub fn run(args: &Args) -> Outcome {
         tell_start(&load);
     }
     let start = Instant::now();
-    load.run(&image.chain)
-        .map_err(|e| Failure::new(app::reason(&e)).context("Failed request"))?;
+    let done = load.run(&image.chain);
     let seconds = start.elapsed().as_secs_f64();
-    if args.write {
-        image.chain.top().close()?;
-    }
+    let closed = if args.write { image.chain.top().close() } else { Ok(()) };
+    done.map_err(|e| Failure::new(app::reason(&e)).context("Failed request"))?;
+    closed?;
     if format.is_json() {
         output::json(&json!({"requests": load.count, "bytes": load.count * load.bytes, "seconds": seconds}));
     } else if !args.quiet {

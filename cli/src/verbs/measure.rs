@@ -123,20 +123,24 @@ fn data_of(args: &Args, text: &str, cluster: u64) -> Result<Data, Failure> {
     let opener = args.common.opener()?;
     let image = opener.open(spec, Access::read(args.force_share).keyless())?;
     let control = Meter::new(false, None, &opener.cancel).control();
-    // A snapshot has the bitmaps of the image.
-    let bitmaps = match image.chain.top().bitmaps().filter(|b| b.possible()) {
-        None => None,
-        Some(bitmaps) => {
-            let list = bitmaps.list()?;
-            Some(target::bitmap_space(&list, image.chain.virtual_size(), cluster))
+    let (chain, active) = match args.snapshot.as_deref() {
+        None => (image.chain, None),
+        Some(selector) => {
+            let (chain, active) = target::snapshot(image.chain, selector)?;
+            (chain, Some(active))
         }
-    };
-    let chain = match args.snapshot.as_deref() {
-        None => image.chain,
-        Some(selector) => target::snapshot(image.chain, selector)?,
     };
     let source: &dyn GuestSource = &chain;
     let data = measure::data_ranges(source, &control)?;
+    // A snapshot has no bitmaps of its own: they are those of the image now.
+    let owner = active.as_deref().unwrap_or(chain.top());
+    let bitmaps = match owner.bitmaps().filter(|b| b.possible()) {
+        None => None,
+        Some(bitmaps) => {
+            let list = bitmaps.list()?;
+            Some(target::bitmap_space(&list, owner.virtual_size(), cluster))
+        }
+    };
     Ok((data, source.len(), bitmaps))
 }
 

@@ -7,7 +7,7 @@ use vdisk_engine::env::{CreateSpec, Secrets as _};
 use vdisk_engine::image::{BitmapInfo, Bitmaps};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{CacheMode, FileId};
-use vdisk_engine::{Chain, CreateEnv, StorageRef};
+use vdisk_engine::{Chain, CreateEnv, Image, StorageRef};
 
 use crate::app::{self, Failure};
 use crate::spec::gate::{CliGate, Trail};
@@ -132,8 +132,9 @@ pub fn random(buf: &mut [u8]) {
     }
 }
 
-/// The chain as it was when a snapshot was taken. `selector` is an id, a name, or `snapshot.id=..,snapshot.name=..`.
-pub fn snapshot(chain: Chain, selector: &str) -> Result<Chain, Failure> {
+/// The chain as it was when a snapshot was taken, and its top as it is now, which alone has the bitmaps. `selector` is an id, a name, or
+/// `snapshot.id=..,snapshot.name=..`.
+pub fn snapshot(chain: Chain, selector: &str) -> Result<(Chain, Box<dyn Image>), Failure> {
     let failed = |why: &str| Failure::new(format!("Failed to load snapshot: {why}"));
     let pairs = crate::spec::keyval::parse(selector, Some("name"));
     let dotted = selector.starts_with("snapshot.");
@@ -168,8 +169,8 @@ pub fn snapshot(chain: Chain, selector: &str) -> Result<Chain, Failure> {
     };
     let id = found.ok_or_else(|| failed("Can't find snapshot"))?.id.clone();
     let image = snapshots.open(&id).map_err(|e| failed(&app::sentence(&e)))?;
-    layers[0] = image;
-    Ok(Chain::from_layers(layers)?)
+    let active = std::mem::replace(&mut layers[0], image);
+    Ok((Chain::from_layers(layers)?, active))
 }
 
 /// Bytes that the bitmaps take in a qcow2 image: tables and data in whole clusters, and the directory.

@@ -4,14 +4,15 @@ use super::resize::hide_longer_base;
 use crate::options::Options;
 use crate::{Chain, Control, Result};
 
-/// Changes options. Where the image grows by it, the new part reads as zeroes, also where a longer layer below has data.
+/// Changes options, and closes the image. Where the image grows by it, the new part reads as zeroes, also where a longer layer below has data.
 ///
 /// # Errors
 /// What the format says of the options.
 pub fn amend(chain: &Chain, options: &Options, force: bool, control: &Control) -> Result<()> {
     let image = chain.top();
     let old_size = image.virtual_size();
-    // After an error too: the size may have changed before it.
     let done = image.amend(options, force, control);
-    done.and(hide_longer_base(chain, old_size))
+    // After an error too, where the size changed before it.
+    let hidden = hide_longer_base(chain, old_size);
+    super::closed(image, done.and(hidden))
 }

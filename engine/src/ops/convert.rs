@@ -12,7 +12,7 @@ pub fn convert(source: &dyn GuestSource, target: &dyn Image, options: &CopyOptio
     convert_into(source, &CopyTarget::fresh(target, None)?, options, control)
 }
 
-/// As [`convert`], for targets that exist, that have a layer below, or that do not read as zeroes.
+/// As [`convert`], for targets that exist, that have a layer below, or that do not read as zeroes. One that existed is closed after an error too.
 ///
 /// # Errors
 /// As [`convert`].
@@ -22,8 +22,12 @@ pub fn convert_into(
     options: &CopyOptions,
     control: &Control,
 ) -> Result<()> {
-    pipeline::copy(source, target, options, control)?;
-    target.image.close()
+    let done = pipeline::copy(source, target, options, control);
+    if target.fresh {
+        done?;
+        return target.image.close();
+    }
+    super::closed(target.image, done)
 }
 
 /// As [`convert_into`], with marks from which another process can go on, where the target allows it.

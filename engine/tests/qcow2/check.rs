@@ -24,6 +24,12 @@ fn put(bytes: &mut [u8], at: usize, value: u64) {
     bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
 }
 
+/// A cluster of the file that only its refcount says is used.
+fn leak(bytes: &mut Vec<u8>) {
+    bytes.resize(21 << 16, 0);
+    bytes[0x2_0000 + 2 * 20 + 1] = 1;
+}
+
 type Damage = (&'static str, fn(&mut Vec<u8>), bool);
 
 const L2: usize = 0x40000;
@@ -31,7 +37,7 @@ const COPIED: u64 = 1 << 63;
 
 /// What is broken, how, and whether that can be mended without guessing where data is.
 const DAMAGES: &[Damage] = &[
-    ("a leak", |b| b[0x2_0000 + 2 * 20 + 1] = 1, true),
+    ("a leak", leak, true),
     ("a refcount too low", |b| b[0x2_0000 + 2 * 6 + 1] = 0, true),
     ("a refcount too high", |b| b[0x2_0000 + 2 * 6 + 1] = 9, true),
     ("all refcounts lost", |b| b[0x2_0000..0x3_0000].fill(0), true),
@@ -139,7 +145,7 @@ fn repair_mends_what_needs_no_guess_at_once_and_qemu_agrees() {
 #[test]
 fn repairing_leaks_leaves_corruptions_alone() {
     let mut bytes = sample();
-    bytes[0x2_0000 + 2 * 20 + 1] = 1;
+    leak(&mut bytes);
     let files = Files::default();
     let storage = Arc::new(MemoryStorage::new("m", bytes));
     let image = files.open_on(storage.clone(), true).unwrap();
@@ -230,4 +236,82 @@ fn wider_refcounts_mend_what_narrow_ones_cannot_count() {
     assert!(after[..512].iter().all(|b| *b == 9));
     after[..512].fill(3);
     assert!(after == before, "the other user of the cluster was changed");
+}
+
+/// What qemu-img says of an image: its exit code and its end.
+fn qemu_verdict(scratch: &Scratch, bytes: &[u8]) -> (Option<i32>, Option<u64>) {
+    let path = scratch.file("judged.qcow2");
+    std::fs::write(&path, bytes).unwrap();
+    let out = e2e::tools::run("qemu-img", &["check", "--output=json", e2e::tools::arg(&path)]);
+    let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    (out.status.code(), report["image-end-offset"].as_u64())
+}
+
+#[test]
+fn refcounts_past_the_end_of_the_file_are_no_leaks() {
+    let mut bytes = sample();
+    let end = bytes.len() as u64;
+    bytes[0x2_0000 + 2 * 15 + 1] = 1;
+    bytes[0x2_0000 + 2 * 30_000 + 1] = 1;
+    let storage = Arc::new(MemoryStorage::new("m", bytes.clone()));
+    let image = Files::default().open_on(storage.clone(), true).unwrap();
+    let found = image.check(Repair::No, &Control::default()).unwrap();
+    assert_eq!(
+        (found.leaks, found.corruptions, found.image_end_offset),
+        (0, 0, Some(end))
+    );
+    if e2e::tools::have(&["qemu-img"]) {
+        assert_eq!(qemu_verdict(&Scratch::new(), &bytes), (Some(0), Some(end)));
+    }
+    // Nothing is given out there that the refcounts call used.
+    image.write(700_000, &[9; 100_000], &NothingBelow).unwrap();
+    image.close().unwrap();
+    let now = image.check(Repair::No, &Control::default()).unwrap();
+    assert_eq!(
+        (now.leaks, now.corruptions),
+        (1, 0),
+        "cluster 15 is a part of the file now"
+    );
+    let mut all = read_all(&*image);
+    assert!(all.drain(700_000..800_000).all(|b| b == 9));
+    assert!(all[..10 << 16].iter().all(|b| *b == 3) && all[10 << 16..].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn an_incomplete_snapshot_entry_is_told_and_completed() {
+    let storage = Arc::new(MemoryStorage::new("m", sample()));
+    let files = Files::default();
+    let image = files.open_on(storage.clone(), true).unwrap();
+    image.snapshots().unwrap().create("x", (0, 0)).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let mut bytes = storage.contents();
+    let table = |bytes: &[u8]| u64::from_be_bytes(bytes[64..72].try_into().unwrap()) as usize;
+    let extra = |bytes: &[u8], len: u32| bytes[table(bytes) + 36..][..4] == len.to_be_bytes();
+    assert!(extra(&bytes, 24));
+    // As versions of QEMU before 1.1 wrote it: no extra data, then id and name.
+    let at = table(&bytes);
+    bytes[at + 36..at + 40].fill(0);
+    bytes[at + 40..at + 48].copy_from_slice(b"1x\0\0\0\0\0\0");
+    let storage = Arc::new(MemoryStorage::new("m", bytes.clone()));
+    let image = files.open_on(storage.clone(), true).unwrap();
+    let check = |repair| {
+        let report = image.check(repair, &Control::default()).unwrap();
+        (report.corruptions, report.corruptions_fixed, report.leaks)
+    };
+    assert_eq!(check(Repair::No), (1, 0, 0));
+    assert_eq!(check(Repair::Leaks), (1, 0, 0));
+    assert!(storage.contents() == bytes);
+    assert_eq!(check(Repair::All), (0, 1, 0));
+    assert!(extra(&storage.contents(), 24));
+    assert_eq!(check(Repair::No), (0, 0, 0));
+    let list = image.snapshots().unwrap().list().unwrap();
+    assert_eq!((list[0].name.as_str(), list[0].virtual_size), ("x", 1 << 20));
+    drop(image);
+    assert_clean(&*files.open_on(storage.clone(), false).unwrap());
+    if e2e::tools::have(&["qemu-img"]) {
+        let scratch = Scratch::new();
+        assert_eq!(qemu_verdict(&scratch, &bytes).0, Some(2));
+        assert_qemu_clean(&storage.contents(), &scratch, false, "completed");
+    }
 }

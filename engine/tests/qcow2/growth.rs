@@ -8,7 +8,7 @@ use vdisk_engine::image::{NothingBelow, Preallocation, Repair, Resize};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{Fault, FaultyStorage, LoggedOp, MemoryStorage};
 
-use crate::support::{Files, Scratch, read_all};
+use crate::support::{Files, Scratch, assert_clean, read_all};
 
 /// Whichever write finds no space: nothing is reserved, nothing leaks, and what was there is there.
 #[test]
@@ -106,4 +106,35 @@ fn a_data_file_that_ends_before_its_data_is_corrupt() {
         .set_len(640 << 10)
         .unwrap();
     assert_eq!(check().corruptions, 6);
+}
+
+/// Free clusters that the growth takes first hold old bytes, and what lies behind the end of the file does not.
+#[test]
+fn a_free_cluster_before_the_end_is_all_that_is_zeroed() {
+    let scratch = Scratch::new();
+    let path = scratch.file("grown.qcow2");
+    for (how, least, most) in [
+        (Preallocation::Metadata, 0, 2 << 20),
+        (Preallocation::Falloc, 32 << 20, 34 << 20),
+    ] {
+        scratch.create(&path, 1 << 20, Options::new());
+        let image = scratch.open_writable(&path);
+        image.write(0, &[7; 64 << 10], &NothingBelow).unwrap();
+        let snapshots = image.snapshots().unwrap();
+        snapshots.create("s", (0, 0)).unwrap();
+        snapshots.delete("s").unwrap();
+        image.close().unwrap();
+        let to = Resize {
+            virtual_size: 33 << 20,
+            preallocation: how,
+            ..Resize::default()
+        };
+        image.resize(&to).unwrap();
+        image.close().unwrap();
+        let space = std::fs::metadata(&path).unwrap().blocks() * 512;
+        assert!((least..most).contains(&space), "{how:?}: {space} bytes of space");
+        let bytes = read_all(&*image);
+        assert!(bytes[..64 << 10].iter().all(|b| *b == 7) && bytes[64 << 10..].iter().all(|b| *b == 0));
+        assert_clean(&*image);
+    }
 }

@@ -1,11 +1,11 @@
 //! The steps of a conversion: check the command line, open the sources, make the target, copy, copy bitmaps.
 
-use vdisk_engine::Chain;
 use vdisk_engine::formats::FormatDriver;
-use vdisk_engine::image::Below;
+use vdisk_engine::image::{Below, Bitmaps};
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, convert_into};
 use vdisk_engine::ops::{Concatenation, GuestSource};
 use vdisk_engine::options::Options;
+use vdisk_engine::{Chain, Image};
 
 use super::Args;
 use super::sources::{Located, Salvage, TopLayer};
@@ -155,6 +155,8 @@ fn check_backing_support(args: &Args, driver: &dyn FormatDriver) -> Result<(), F
 /// The open source images.
 struct Sources {
     images: Vec<OpenImage>,
+    /// The image as it is now, where a snapshot of it is read.
+    active: Option<Box<dyn Image>>,
     /// Lives as long as the image that reads it.
     _stdin: Option<Spool>,
 }
@@ -175,22 +177,36 @@ impl Sources {
             let spec = Spec::new(text, args.source_format.as_deref(), args.image_opts)?;
             images.push(opener.open(spec, access)?);
         }
+        let mut active = None;
         if let Some(selector) = args.snapshot.as_deref() {
-            images = vec![at_snapshot(images, selector)?];
+            let (image, now) = at_snapshot(images, selector)?;
+            (images, active) = (vec![image], Some(now));
         }
-        Ok(Self { images, _stdin: stdin })
+        Ok(Self {
+            images,
+            active,
+            _stdin: stdin,
+        })
+    }
+    /// The bitmaps of the first one. A snapshot has none of its own: as with QEMU they are those of the image now.
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        match (&self.active, self.images.first()) {
+            (Some(active), _) => active.bitmaps(),
+            (None, first) => first?.chain.top().bitmaps(),
+        }
     }
     fn len(&self) -> u64 {
         self.images.iter().map(|i| i.chain.virtual_size()).sum()
     }
 }
 
-fn at_snapshot(mut images: Vec<OpenImage>, selector: &str) -> Result<OpenImage, Failure> {
+/// The one image as it was when a snapshot was taken, and as it is now.
+fn at_snapshot(mut images: Vec<OpenImage>, selector: &str) -> Result<(OpenImage, Box<dyn Image>), Failure> {
     match (images.pop(), images.is_empty()) {
-        (Some(image), true) => Ok(OpenImage {
-            chain: target::snapshot(image.chain, selector)?,
-            ..image
-        }),
+        (Some(image), true) => {
+            let (chain, active) = target::snapshot(image.chain, selector)?;
+            Ok((OpenImage { chain, ..image }, active))
+        }
         _ => Err(Failure::new("No support for concatenating multiple snapshot")),
     }
 }
@@ -243,18 +259,15 @@ impl Job<'_> {
         if !self.args.bitmaps {
             return Ok(());
         }
-        let [source] = sources.images.as_slice() else {
+        if sources.images.len() != 1 {
             return Err(Failure::new("Copying bitmaps only possible with single source"));
-        };
-        let Some(bitmaps) = source.chain.top().bitmaps().filter(|b| b.possible()) else {
+        }
+        let Some(bitmaps) = sources.bitmaps().filter(|b| b.possible()) else {
             return Err(Failure::new("Source lacks bitmap support"));
         };
         let driver = crate::verbs::driver(self.target_format)?;
         if !driver.capabilities().bitmaps {
-            return Err(Failure::new(format!(
-                "Format driver '{}' does not support bitmaps",
-                driver.name()
-            )));
+            return Err(no_bitmaps(driver.name()));
         }
         if !self.args.skip_broken_bitmaps {
             target::refuse_broken_bitmaps(bitmaps)?;
@@ -358,6 +371,10 @@ impl Job<'_> {
             return Err(Failure::new("output file is smaller than input file"));
         }
         if self.args.bitmaps {
+            // An old version of the format has none.
+            if target.chain.top().bitmaps().is_none_or(|b| !b.possible()) {
+                return Err(no_bitmaps(driver.name()));
+            }
             refuse_unfit_bitmaps(sources, target)?;
         }
         Ok(())
@@ -414,8 +431,7 @@ impl Job<'_> {
     }
 
     fn copy_bitmaps(&self, sources: &Sources, target: &Chain) -> Result<(), Failure> {
-        let from = sources.images.first().and_then(|i| i.chain.top().bitmaps());
-        if let (Some(from), Some(to)) = (from, target.top().bitmaps()) {
+        if let (Some(from), Some(to)) = (sources.bitmaps(), target.top().bitmaps()) {
             target::copy_bitmaps(from, to, self.args.skip_broken_bitmaps)?;
             target.top().close()?;
         }
@@ -423,13 +439,20 @@ impl Job<'_> {
     }
 }
 
+fn no_bitmaps(format: &str) -> Failure {
+    Failure::new(format!("Format driver '{format}' does not support bitmaps"))
+}
+
 /// Refuses a target of another size than the bitmaps of the source are for, before anything is written to it.
 fn refuse_unfit_bitmaps(sources: &Sources, target: &OpenImage) -> Result<(), Failure> {
-    let from = sources.images.first().and_then(|i| i.chain.top().bitmaps());
-    let list = from.map_or(Ok(Vec::new()), |bitmaps| bitmaps.list())?;
+    let list = sources.bitmaps().map_or(Ok(Vec::new()), |bitmaps| bitmaps.list())?;
+    let size = sources
+        .active
+        .as_ref()
+        .map_or(sources.len(), |active| active.virtual_size());
     match list.iter().find(|b| !b.in_use) {
         None => Ok(()),
-        Some(bitmap) => target::refuse_other_size(target.chain.virtual_size(), sources.len())
+        Some(bitmap) => target::refuse_other_size(target.chain.virtual_size(), size)
             .map_err(|f| f.context(format!("Failed to populate bitmap {}", bitmap.name))),
     }
 }

@@ -39,21 +39,25 @@ impl Qcow2 {
             Some(other) => return Err(Error::invalid(format!("compatibility level '{other}' is not known"))),
         };
         self.refuse_too_old(options, version)?;
+        let width = options.get("refcount_bits").map(|_| refcount_order(options, 3));
+        let (width, size) = (width.transpose()?, options.size("size")?);
+        if version < 3 && width.is_some_and(|order| order != 4) {
+            return Err(Error::invalid(
+                "refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
+            ));
+        }
+        if version < now {
+            self.refuse_downgrade(width, size)?;
+        }
         if version > now {
             self.upgrade()?;
         }
-        if options.get("refcount_bits").is_some() {
-            let order = refcount_order(options, 3)?;
-            if version < 3 && order != 4 {
-                return Err(Error::invalid(
-                    "refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
-                ));
-            }
+        if let Some(order) = width {
             self.change_refcount_width(order, control)?;
         }
         self.change_flags(options)?;
         self.change_names(options)?;
-        if let Some(size) = options.size("size")? {
+        if let Some(size) = size {
             self.change_size(&Resize {
                 virtual_size: size,
                 shrink: true,

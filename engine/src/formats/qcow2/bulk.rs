@@ -93,9 +93,10 @@ impl Qcow2 {
         };
         let end = at + count * size;
         if !geometry.data_file {
-            if !writer.refcounts.is_fresh(at) {
+            let old = writer.refcounts.old_part(at, count * size);
+            if old > 0 {
                 // Callers may leave zero parts out, and never store what lies past the virtual size.
-                self.host.file.write_zeroes(at, count * size, false)?;
+                self.host.file.write_zeroes(at, old, false)?;
             }
             writer.refcounts.no_longer_fresh(end);
             self.host.reach(end);

@@ -29,7 +29,7 @@ impl Qcow2 {
     /// # Errors
     /// `Unsupported` when it holds what version 2 has no place for.
     pub fn downgrade(&self, control: &Control) -> Result<()> {
-        self.refuse_downgrade()?;
+        self.refuse_downgrade(None, None)?;
         self.read_metadata().refuse_conflicts()?;
         let snapshots = self.read_shared().snapshots.clone();
         let done = self.marked(&snapshots, |writer| self.expand_zeroes(writer, &snapshots, control));
@@ -46,15 +46,20 @@ impl Qcow2 {
         self.host.flush()
     }
 
-    fn refuse_downgrade(&self) -> Result<()> {
+    /// # Errors
+    /// `Unsupported` when the image holds what version 2 has no place for, also after its refcounts got another width (log2 of bits) and the
+    /// disk another size.
+    pub fn refuse_downgrade(&self, width: Option<u32>, virtual_size: Option<u64>) -> Result<()> {
         let shared = self.read_shared();
         let header = &shared.header;
+        let width = width.unwrap_or(header.refcount_order);
+        let virtual_size = virtual_size.unwrap_or(header.virtual_size);
         let bitmaps = shared.extensions.bitmaps().is_some() && header.autoclear & Autoclear::BITMAPS != 0;
-        let differs = |size: Option<u64>| size.is_some_and(|size| size != header.virtual_size);
+        let differs = |size: Option<u64>| size.is_some_and(|size| size != virtual_size);
         let snapshots = shared.snapshots.iter();
         let hindrance = [
             (self.geometry.data_file, "cannot downgrade an image with a data file"),
-            (header.refcount_order != 4, "compat=0.10 requires refcount_bits=16"),
+            (width != 4, "compat=0.10 requires refcount_bits=16"),
             (
                 self.geometry.extended_l2,
                 "cannot downgrade an image with incompatible features 0x10 set",

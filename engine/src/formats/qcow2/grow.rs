@@ -110,8 +110,11 @@ impl Qcow2 {
             return Ok(());
         }
         let mut reserved = Reserved::default();
+        let promised = self.host.promised();
         let done = self.reserve_rows(writer, from..to, how, &mut reserved);
         done.and_then(|()| self.write_back(writer)).inspect_err(|_| {
+            // It may be the length that was refused: nothing could be written back before it is wanted no more.
+            self.host.promise(promised);
             // The first error is the one to tell; what cannot be taken back is a leak.
             let _ = self.take_back(writer, &reserved);
         })
@@ -222,14 +225,18 @@ impl Qcow2 {
                 Preallocation::Full => write_zero_bytes(data.as_ref(), at, len),
             };
         }
-        let fresh = writer.refcounts.is_fresh(at);
+        let old = writer.refcounts.old_part(at, len);
         writer.refcounts.no_longer_fresh(at + len);
         self.host.reach(at + len);
+        if how == Preallocation::Full {
+            return write_zero_bytes(data.as_ref(), at, len);
+        }
+        if old > 0 {
+            data.write_zeroes(at, old, how != Preallocation::Falloc)?;
+        }
         match how {
-            Preallocation::Full => write_zero_bytes(data.as_ref(), at, len),
-            _ if !fresh => data.write_zeroes(at, len, false),
-            Preallocation::Falloc => data.allocate(at, len),
-            Preallocation::Off | Preallocation::Metadata => Ok(()),
+            Preallocation::Falloc if old < len => data.allocate(at + old, len - old),
+            _ => Ok(()),
         }
     }
 }

@@ -44,7 +44,7 @@ impl Host {
     }
     /// Cuts the main file: nothing behind is used.
     pub fn cut(&self, end: u64) -> Result<()> {
-        self.wanted_len.store(0, Ordering::Relaxed);
+        self.promise(0);
         self.forget_len();
         self.file.set_len(end)
     }
@@ -52,9 +52,17 @@ impl Host {
     pub fn reach(&self, end: u64) {
         self.wanted_len.fetch_max(end, Ordering::Relaxed);
     }
+    /// How far the main file has to reach.
+    pub fn promised(&self) -> u64 {
+        self.wanted_len.load(Ordering::Relaxed)
+    }
+    /// Takes back what was promised past `end`: nothing there is used.
+    pub fn promise(&self, end: u64) {
+        self.wanted_len.store(end, Ordering::Relaxed);
+    }
     /// Makes the main file as long as was promised.
     pub fn grow(&self) -> Result<()> {
-        let wanted = self.wanted_len.load(Ordering::Relaxed);
+        let wanted = self.promised();
         if wanted > 0 && self.grows && self.file.len()? < wanted {
             self.file.set_len(wanted)?;
         }

@@ -55,7 +55,15 @@ impl Qcow2 {
         self.host.flush()?;
         self.change_header(&writer, |s| s.header.virtual_size = new)?;
         self.host.flush()?;
-        self.save_bitmaps(&mut writer)
+        self.save_resized_bitmaps(&mut writer)
+    }
+
+    /// Saves the bitmaps after the size changed; when that fails, it is told that it did.
+    pub fn save_resized_bitmaps(&self, writer: &mut Writer) -> Result<()> {
+        self.save_bitmaps(writer).map_err(|error| {
+            let what = "the image has its new size, but its dirty bitmaps could not be saved and must be removed";
+            Error::new(error.kind(), what).because(error)
+        })
     }
 
     fn grow(&self, writer: &mut Writer, old: u64, to: &Resize) -> Result<()> {

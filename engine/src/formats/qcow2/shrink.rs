@@ -26,8 +26,8 @@ struct Places {
 }
 
 impl Qcow2 {
-    /// Order: everything pending; new tables and their refcounts, flush; header (size and place of the L1 table in one write), flush; bitmaps;
-    /// what lies past the end is given back; files are cut.
+    /// Order: everything pending; new tables and their refcounts, flush; header (size and place of the L1 table in one write), flush; what lies
+    /// past the end is given back; bitmaps, for which there is room then; files are cut.
     pub fn shrink(&self, writer: &mut Writer, old: u64, to: &Resize) -> Result<()> {
         let new = to.virtual_size;
         if !to.shrink {
@@ -42,8 +42,8 @@ impl Qcow2 {
         let mut cut = self.cut_tables(writer, new)?;
         let places = self.write_cut(writer, &mut cut)?;
         self.switch_to(writer, new, cut, &places)?;
-        self.save_bitmaps(writer)?;
         self.write_back(writer)?;
+        self.save_resized_bitmaps(writer)?;
         if self.geometry.data_file && self.host.data().can_resize() {
             self.host.data().set_len(new)?;
             self.host.forget_len();

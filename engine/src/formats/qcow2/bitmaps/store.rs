@@ -28,7 +28,8 @@ impl LiveBitmaps {
 impl Qcow2 {
     /// Saves all bitmaps that are held, and holds them no longer.
     ///
-    /// Order: bits and tables and directory to new places with their refcounts, flush, header, flush, then the old places are free.
+    /// Order: bits and tables and directory to new places with their refcounts, flush, header, flush, then the old places are free. Where no
+    /// bits changed, the marks of being in use go from the directory where it is, which takes no space.
     pub fn save_bitmaps(&self, writer: &mut Writer) -> Result<()> {
         self.fit_bitmaps(writer);
         let Some(mut live) = writer.live.take() else {
@@ -39,8 +40,14 @@ impl Qcow2 {
             self.save_bits(writer, &mut live, index)?;
         }
         let entries: Vec<Bitmap> = live.list.iter().map(|l| l.entry.clone()).collect();
-        if self.bitmap_directory()? == entries {
+        let stored = self.bitmap_directory()?;
+        if stored == entries {
             return Ok(());
+        }
+        if let Some(extension) = before.filter(|_| same_but_for_marks(&stored, &entries)) {
+            let bytes = bitmap_table::encode(&entries);
+            self.host.file.write_at(extension.directory_offset, &bytes)?;
+            return self.host.flush();
         }
         let after = self.write_directory(writer, &entries)?;
         self.stabilise_refcounts(writer)?;
@@ -158,4 +165,13 @@ impl Qcow2 {
             directory_offset: self.write_new(writer, &bytes)?,
         }))
     }
+}
+
+/// Whether two directories differ at most in which bitmaps are in use.
+fn same_but_for_marks(a: &[Bitmap], b: &[Bitmap]) -> bool {
+    let unmarked = |bitmap: &Bitmap| Bitmap {
+        in_use: false,
+        ..bitmap.clone()
+    };
+    a.iter().map(unmarked).eq(b.iter().map(unmarked))
 }

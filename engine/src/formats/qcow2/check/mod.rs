@@ -38,6 +38,7 @@ impl Qcow2 {
         walk.run(&self.read_shared(), control)?;
         self.compare_refcounts(&mut walk, Repair::No)?;
         self.check_flags(&mut walk, None)?;
+        walk.note_incomplete(false);
         Ok(walk.report)
     }
 
@@ -139,6 +140,7 @@ fn compare_block(
     let mut changed = false;
     let mut last = None;
     let count = width.count(block.len() as u64);
+    let file_end = walk.file_clusters();
     let mut slot = 0;
     while slot < count {
         let cluster = start.saturating_add(slot);
@@ -150,7 +152,8 @@ fn compare_block(
         let this = slot;
         slot += 1;
         let (stored, found) = (width.get(block, this as usize), walk.counts.get(cluster));
-        if stored == 0 && found == 0 {
+        // Past the end of the file a refcount takes no space; the cluster is not given out either.
+        if found == 0 && (stored == 0 || cluster >= file_end) {
             continue;
         }
         last = Some(cluster);

@@ -59,6 +59,11 @@ impl Qcow2 {
             self.host.flush()?;
             self.reload(writer)?;
         }
+        let complete = repair == Repair::All && walk.report.corruptions == 0 && !walk.incomplete.is_empty();
+        if complete {
+            self.rewrite_snapshot_table(writer)?;
+        }
+        walk.note_incomplete(complete);
         walk.report.corruptions_fixed += fixed;
         messages.append(&mut walk.report.messages);
         walk.report.messages = messages;

@@ -99,6 +99,10 @@ impl Refcounts {
     pub fn is_fresh(&self, at: u64) -> bool {
         at >= self.fresh_from
     }
+    /// How many bytes at the start of a host range may hold old ones. Those behind them are fresh.
+    pub fn old_part(&self, at: u64, len: u64) -> u64 {
+        self.fresh_from.saturating_sub(at).min(len)
+    }
     /// Everything up to `end` may hold old bytes from now on.
     pub fn no_longer_fresh(&mut self, end: u64) {
         self.fresh_from = self.fresh_from.max(end);

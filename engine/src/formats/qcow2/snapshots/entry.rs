@@ -13,6 +13,8 @@ const FIXED: usize = 40;
 const MAX_EXTRA: u32 = 1024;
 /// The extra data that we know and write: size of the VM state, virtual size, instruction count.
 pub(super) const KNOWN_EXTRA: usize = 24;
+/// What an entry of version 3 must have of it: size of the VM state, virtual size.
+const NEEDED_EXTRA: usize = 16;
 
 /// One internal snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -54,6 +56,10 @@ impl Snapshot {
     }
     fn extra_len(&self) -> usize {
         self.known_extra + self.unknown_extra.len()
+    }
+    /// Whether an entry of version 3 lacks what each must have.
+    pub fn is_incomplete(&self) -> bool {
+        self.known_extra < NEEDED_EXTRA
     }
     /// Bytes of its L1 table.
     pub fn l1_bytes(&self) -> u64 {

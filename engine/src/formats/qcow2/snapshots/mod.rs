@@ -67,7 +67,7 @@ impl Qcow2 {
         if name.len() > usize::from(u16::MAX) || name.contains('\0') {
             return Err(Error::invalid("a snapshot name has at most 65535 bytes and no NUL"));
         }
-        if shared.header.refcount_order == 0 {
+        if shared.header.refcount_order == 0 && shared.l1.iter().any(|raw| *raw != 0) {
             return Err(Error::unsupported("refcounts of 1 bit have no room for snapshots"));
         }
         let last = shared.snapshots.iter().filter_map(|s| s.id.parse::<u64>().ok()).max();

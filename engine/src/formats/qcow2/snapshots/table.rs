@@ -68,6 +68,14 @@ fn encode(list: &[Snapshot], virtual_size: u64) -> Vec<u8> {
 }
 
 impl Qcow2 {
+    /// Writes the snapshot table anew, with all that an entry should have.
+    pub fn rewrite_snapshot_table(&self, writer: &mut Writer) -> Result<()> {
+        let list = self.read_shared().snapshots.clone();
+        self.replace_snapshot_table(writer, list)?;
+        self.write_back(writer)?;
+        self.host.flush()
+    }
+
     /// Writes a new snapshot table and points the header at it.
     ///
     /// Order: table with its refcounts, flush, header (count and offset in one write), flush, then the old table is free.

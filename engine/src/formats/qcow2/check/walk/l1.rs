@@ -14,8 +14,11 @@ impl Walk<'_> {
         self.add(shared.header.l1_offset, shared.l1.len() as u64 * 8, 1);
         let mut sound = Vec::new();
         let (mut len, mut bytes) = (0, 0u64);
-        for snapshot in &shared.snapshots {
+        for (index, snapshot) in shared.snapshots.iter().enumerate() {
             len += snapshot.stored_len();
+            if self.version >= 3 && snapshot.is_incomplete() {
+                self.incomplete.push(index);
+            }
             match snapshot.check(&self.geometry) {
                 Ok(()) if self.add(snapshot.l1_offset, snapshot.l1_bytes(), 1) => {
                     bytes = bytes.saturating_add(snapshot.l1_bytes());

@@ -59,6 +59,8 @@ pub(super) struct Walk<'a> {
     tables: BTreeMap<u64, Users>,
     /// Clusters that hold compressed data.
     packed: ClusterSet,
+    /// Entries of the snapshot table, by number, without what version 3 wants.
+    pub incomplete: Vec<usize>,
     /// Whether some copied flag may be wrong: else nobody need look at them again.
     pub flags_matter: bool,
     /// Clusters with more users than a refcount can say.
@@ -84,6 +86,7 @@ impl<'a> Walk<'a> {
             blocks: BTreeMap::new(),
             tables: BTreeMap::new(),
             packed: ClusterSet::default(),
+            incomplete: Vec::new(),
             flags_matter: false,
             too_many_users: 0,
             told: false,
@@ -167,12 +170,31 @@ impl<'a> Walk<'a> {
         self.say(|| format!("{verb} OFLAG_COPIED {}", place()));
     }
 
+    /// Counts the incomplete snapshot entries, which say enough to be read, and take nothing from anybody.
+    pub fn note_incomplete(&mut self, mended: bool) {
+        for index in std::mem::take(&mut self.incomplete) {
+            let verb = if mended {
+                self.report.corruptions_fixed += 1;
+                "Repairing"
+            } else {
+                self.report.corruptions += 1;
+                "ERROR"
+            };
+            self.say(|| format!("{verb} snapshot table entry {index} is incomplete"));
+        }
+    }
+
     fn past_end(&mut self, at: u64, len: u64) {
         self.corruption(|| {
             format!(
                 "ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset {at:#x} size {len:#x}"
             )
         });
+    }
+
+    /// Clusters of the file.
+    pub fn file_clusters(&self) -> u64 {
+        self.geometry.clusters(self.file_len)
     }
 
     /// Counts references to a host range; false when it lies past the end of the file.
