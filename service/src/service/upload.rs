@@ -20,7 +20,7 @@ use crate::pool::{Access, FileName, PoolFolder};
 use crate::request::{Checksum, UploadPart, UploadStatus};
 use crate::secrets::hex;
 use crate::store::Tx;
-use crate::store::images::{Backing, ImageRecord};
+use crate::store::images::{Announced, Backing, ImageRecord};
 use crate::store::locks::LockMode;
 
 const BUFFER: usize = 1 << 20;
@@ -33,12 +33,12 @@ impl Service {
     /// `upload_offset_mismatch`, `upload_interrupted`, `limit_exceeded`, `insufficient_storage` (the part is dropped),
     /// and when the file is complete `checksum_mismatch`, `format_mismatch`, `corrupt_image`, `denied` (it refers to
     /// other files), `unsupported`. After the last five the file is gone and the image is in state `failed`.
-    pub async fn upload<S, E>(&self, id: ImageId, part: UploadPart, body: S) -> Result<UploadStatus>
+    pub async fn upload<S, E>(&self, id: ImageId, mut part: UploadPart, body: S) -> Result<UploadStatus>
     where
         S: Stream<Item = Result<Bytes, E>> + Send + Unpin,
         E: std::fmt::Display + Send,
     {
-        let (locks, record, digest) = self.begin_part(id, &part).await?;
+        let (locks, record, digest) = self.begin_part(id, &mut part).await?;
         let pool = self.inner.pool(&record.image.pool)?;
         let receiver = take_back(&pool, id).and_then(|()| Receiver::open(&self.inner, &pool, id, &part));
         let (locks, receiver) = locks.with(receiver).await?;
@@ -66,8 +66,12 @@ impl Service {
         }
     }
 
-    /// The locks, the image and the digest that was announced for its file.
-    async fn begin_part(&self, id: ImageId, part: &UploadPart) -> Result<(RequestLocks, ImageRecord, Option<String>)> {
+    /// The locks, the image and the digest that was announced for its file. The part has the length of the whole, once one was announced.
+    async fn begin_part(
+        &self,
+        id: ImageId,
+        part: &mut UploadPart,
+    ) -> Result<(RequestLocks, ImageRecord, Option<String>)> {
         let locks = RequestLocks::new(&self.inner);
         let mut tx = self.inner.store.begin().await?;
         let record = tx.image(id).await?;
@@ -82,6 +86,8 @@ impl Service {
             );
             return Err(ServiceError::new(ErrorCode::UploadOffsetMismatch, public).with_range_total(received));
         }
+        let announced = announced_with(&mut tx, id, part).await?;
+        part.total = announced.total;
         let limit = self.inner.config.limits.upload_bytes;
         let end = part
             .length
@@ -97,28 +103,35 @@ impl Service {
             ));
         }
         locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
-        let digest = announce(&mut tx, id, part).await?;
+        tx.announce(id, &announced).await?;
         tx.commit_as(Step::LockUpload).await?;
-        Ok((locks, record, digest))
+        Ok((locks, record, announced.sha256))
     }
 }
 
-/// Keeps the digest that comes with a part until the file is complete, and gives the one that counts. A file that starts anew has none yet.
-async fn announce(tx: &mut Tx, id: ImageId, part: &UploadPart) -> Result<Option<String>> {
-    let new = part.checksum.map(|Checksum::Sha256(digest)| hex(&digest));
+/// What is announced of a file once this part has said what it knows: the same as earlier parts. A file that starts anew has none yet.
+async fn announced_with(tx: &mut Tx, id: ImageId, part: &UploadPart) -> Result<Announced> {
     let known = match part.offset {
-        0 => None,
-        _ => tx.announced_digest(id).await?,
+        0 => Announced::default(),
+        _ => tx.announced(id).await?,
     };
-    if let (Some(new), Some(known)) = (&new, &known)
+    let digest = part.checksum.map(|Checksum::Sha256(digest)| hex(&digest));
+    if let (Some(new), Some(known)) = (&digest, &known.sha256)
         && new != known
     {
         let public = format!("an earlier part announced the SHA-256 {known} for the whole file");
         return Err(ServiceError::invalid("checksum", public));
     }
-    let digest = new.or(known);
-    tx.announce_digest(id, digest.as_deref()).await?;
-    Ok(digest)
+    if let (Some(new), Some(known)) = (part.total, known.total)
+        && new != known
+    {
+        let public = format!("expected the total {known} that an earlier part announced, found {new}; a file of another length starts anew at 0");
+        return Err(ServiceError::invalid("content_range", public));
+    }
+    Ok(Announced {
+        sha256: digest.or(known.sha256),
+        total: part.total.or(known.total),
+    })
 }
 
 /// Stores a part, notes how far the file is, and completes it if that was the last one.
@@ -157,7 +170,7 @@ async fn complete_upload(
 ) -> Result<UploadStatus> {
     let id = record.image.id;
     let pool = inner.pool(&record.image.pool)?;
-    match accept(inner, &pool, &record, digest).await {
+    match accept(inner, &locks, &pool, &record, digest).await {
         Ok(()) => {
             locks.release().await;
             let image = inner.store.image(id).await?.image;
@@ -211,11 +224,12 @@ fn is_final(code: ErrorCode) -> bool {
 
 async fn accept(
     inner: &Arc<Inner>,
+    locks: &RequestLocks,
     pool: &Arc<PoolFolder>,
     record: &ImageRecord,
     digest: Option<String>,
 ) -> Result<()> {
-    let Err(error) = show_and_record(inner, pool, record, digest).await else {
+    let Err(error) = show_and_record(inner, locks, pool, record, digest).await else {
         return Ok(());
     };
     // A commit that failed may have been carried out all the same: the record says where the file belongs.
@@ -253,6 +267,7 @@ pub fn take_back(pool: &PoolFolder, image: ImageId) -> Result<()> {
 
 async fn show_and_record(
     inner: &Arc<Inner>,
+    locks: &RequestLocks,
     pool: &Arc<PoolFolder>,
     record: &ImageRecord,
     digest: Option<String>,
@@ -301,7 +316,7 @@ async fn show_and_record(
         };
         tx.set_backing(id, Some(&backing)).await?;
     }
-    tx.commit_as(Step::RecordUpload).await
+    locks.release_and_commit(tx, Step::RecordUpload).await
 }
 
 fn verify(pool: &PoolFolder, file: &str, expected: Option<&str>) -> Result<()> {

@@ -126,12 +126,12 @@ impl Tx {
 
     /// Lets go of everything a holder has.
     pub async fn unlock(&mut self, holder: Uuid) -> Result<()> {
-        let sql = "DELETE FROM image_locks WHERE holder = $1";
-        sqlx::query(sql)
+        let sql = "DELETE FROM image_locks WHERE holder = $1 RETURNING image_id, mode";
+        let freed = sqlx::query(sql)
             .bind(holder.to_string())
-            .execute(&mut *self.inner)
+            .fetch_all(&mut *self.inner)
             .await?;
-        Ok(())
+        self.tell_freed(&freed).await
     }
 
     /// Prolongs the locks of a process's requests, and sweeps those that lapsed.
@@ -142,19 +142,19 @@ impl Tx {
             .bind(self.now.0)
             .execute(&mut *self.inner)
             .await?;
-        sqlx::query("DELETE FROM image_locks WHERE expires_at <= $1")
+        let lapsed = sqlx::query("DELETE FROM image_locks WHERE expires_at <= $1 RETURNING image_id, mode")
             .bind(self.now.0)
-            .execute(&mut *self.inner)
+            .fetch_all(&mut *self.inner)
             .await?;
-        Ok(())
+        self.tell_freed(&lapsed).await
     }
 
     /// Lets go of every request's locks: only right when no other process can have any.
     pub async fn drop_all_request_locks(&mut self) -> Result<()> {
-        sqlx::query("DELETE FROM image_locks WHERE job_id IS NULL")
-            .execute(&mut *self.inner)
+        let freed = sqlx::query("DELETE FROM image_locks WHERE job_id IS NULL RETURNING image_id, mode")
+            .fetch_all(&mut *self.inner)
             .await?;
-        Ok(())
+        self.tell_freed(&freed).await
     }
 
     /// Whether anybody is changing an image.
