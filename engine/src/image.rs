@@ -1,6 +1,7 @@
 //! One open layer.
 
 use std::any::Any;
+use std::ops::Range;
 
 use serde_json::{Map, Value};
 
@@ -287,6 +288,12 @@ pub trait Image: Send + Sync {
     /// Drops all guest data of this layer, so that everything shows the layer below.
     fn make_empty(&self) -> Result<()> {
         Err(self.cannot("empty"))
+    }
+    /// Takes the whole clusters of some ranges, in ascending order, out of this layer, so that what is below shows there again, and gives the
+    /// space back, the end of the file that nothing uses with it. A driver that cannot do that keeps them: right only where what is below
+    /// shows the same.
+    fn forget(&self, _ranges: &[Range<u64>]) -> Result<()> {
+        Ok(())
     }
     /// Checks, and mends what `repair` allows.
     fn check(&self, _repair: Repair, _control: &Control) -> Result<CheckReport> {

@@ -31,6 +31,26 @@ async fn an_image_is_made_shown_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn new_files_are_not_for_everybody() {
+    use std::os::unix::fs::MetadataExt;
+    let lab = Lab::new().await;
+    let created = lab.create("created", "qcow2", MIB).await.id;
+    let uploaded = lab.upload("uploaded", Some("raw"), &[1; 4096]).await.unwrap().id;
+    let request = json(json!({"name": "converted", "format": "raw"}));
+    let job = lab.service.convert_image(created, request, &Call::default()).await;
+    let converted = lab.succeed(job.unwrap()).await.result_image_id().unwrap();
+    for image in [created, uploaded, converted] {
+        let name = lab.service.image(image).await.unwrap().name;
+        let file = lab
+            .files()
+            .into_iter()
+            .find(|file| file.starts_with(&image.to_string()));
+        let mode = std::fs::metadata(lab.pool().join(file.unwrap())).unwrap().mode();
+        assert_eq!(mode & 0o7, 0, "{name}: {mode:o}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_requests_are_refused_and_leave_nothing() {
     let lab = Lab::new().await;
     lab.create("taken", "raw", MIB).await;

@@ -138,6 +138,57 @@ async fn a_file_that_starts_anew_forgets_the_digest_of_the_one_before() {
     assert!(matches!(whole, UploadStatus::Complete(_)), "{whole:?}");
 }
 
+/// Sends the part of these bytes.
+async fn send(lab: &Lab, image: ImageId, part: UploadPart, bytes: &[u8]) -> Result<UploadStatus> {
+    let (start, length) = (part.offset as usize, part.length.unwrap() as usize);
+    let body = body(&bytes[start..start + length], 100);
+    lab.service.upload(image, part, body).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_parts_agree_on_the_length_of_the_whole() {
+    let lab = Lab::new().await;
+    let bytes = sample(3072, 4);
+    let image = raw(&lab).await;
+    send(&lab, image, part(0, 1024, 3072), &bytes).await.unwrap();
+    for total in [2048, 4096] {
+        let refused = send(&lab, image, part(1024, 1024, total), &bytes).await;
+        assert_eq!(code(refused), ErrorCode::InvalidArgument, "{total}");
+    }
+    // A part that does not say is one of them, and not the last for that.
+    let silent = UploadPart {
+        total: None,
+        ..part(1024, 1024, 0)
+    };
+    let status = send(&lab, image, silent, &bytes).await.unwrap();
+    assert!(
+        matches!(status, UploadStatus::Incomplete { received: 2048 }),
+        "{status:?}"
+    );
+    let beyond = UploadPart {
+        length: Some(1025),
+        ..silent
+    };
+    let beyond = UploadPart { offset: 2048, ..beyond };
+    let refused = lab.service.upload(image, beyond, body(&[0; 1025], 100)).await;
+    assert_eq!(code(refused), ErrorCode::InvalidArgument);
+    match send(&lab, image, part(2048, 1024, 3072), &bytes).await.unwrap() {
+        UploadStatus::Complete(image) => assert_eq!(image.virtual_size, 3072),
+        more => panic!("{more:?}"),
+    }
+    assert!(lab.data(image).await == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_starts_anew_may_have_another_length() {
+    let lab = Lab::new().await;
+    let bytes = sample(2048, 5);
+    let image = raw(&lab).await;
+    send(&lab, image, part(0, 1024, 3072), &bytes).await.unwrap();
+    let whole = send(&lab, image, part(0, 2048, 2048), &bytes).await.unwrap();
+    assert!(matches!(whole, UploadStatus::Complete(_)), "{whole:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_overlay_is_not_uploaded_over_a_base_that_a_job_changes() {
     let lab = Lab::new().await;

@@ -21,6 +21,10 @@ pub fn commit(chain: &Chain, base: usize, empty_top: bool, options: &CopyOptions
         return Err(Error::invalid(format!("there is no layer at depth {base}")));
     };
     let done = write_into(chain, base, image, &source, empty_top, options, control);
+    if done.is_err() {
+        // What is in the base stays; room that was taken for more does not.
+        let _ = image.forget(&[]);
+    }
     super::closed(chain.top(), super::closed(image, done))
 }
 

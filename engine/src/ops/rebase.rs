@@ -1,5 +1,8 @@
 //! rebase: puts an overlay on another base.
 
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
 use super::convert::CopyOptions;
 use super::pipeline::{self, CopyTarget};
 use super::source::Walk;
@@ -36,7 +39,7 @@ const FLUSH_EVERY: u64 = 56 << 20;
 /// content is copied into the top first.
 ///
 /// Order of writes: data, flush, tables, flush, and only then the header. A crash before the header changed leaves the old
-/// base with extra copies in the top; after it everything is in place.
+/// base with extra copies in the top; after it everything is in place. A copy that fails is taken back, where the driver can do that.
 ///
 /// # Errors
 /// What the layers say; `Cancelled`, which leaves the image on its old base.
@@ -45,6 +48,21 @@ pub fn rebase(
     new_base: Option<&Chain>,
     backing: Option<&BackingReference>,
     options: &CopyOptions,
+    control: &Control,
+) -> Result<()> {
+    rebase_or_keep(chain, new_base, backing, options, &|| false, control)
+}
+
+/// As [`rebase`]; what was copied before it failed stays where `keep` says so, for a rebase that is begun anew to pass over.
+///
+/// # Errors
+/// As [`rebase`].
+pub fn rebase_or_keep(
+    chain: &Chain,
+    new_base: Option<&Chain>,
+    backing: Option<&BackingReference>,
+    options: &CopyOptions,
+    keep: &dyn Fn() -> bool,
     control: &Control,
 ) -> Result<()> {
     let top = chain.top();
@@ -59,6 +77,7 @@ pub fn rebase(
         old,
         new: new_base,
         unit,
+        copied: Mutex::default(),
     };
     let target = CopyTarget {
         image: top,
@@ -72,9 +91,12 @@ pub fn rebase(
         ..*options
     };
     top.content_stays(true);
-    let done = pipeline::copy(&source, &target, &options, control)
-        .and_then(|()| top.flush())
-        .and_then(|()| top.set_backing_over(backing, new_base.map(Chain::top)));
+    let copied = pipeline::copy(&source, &target, &options, control).and_then(|()| top.flush());
+    if copied.is_err() && !keep() {
+        // The old base shows it all. What the copy failed for is what there is to tell.
+        let _ = top.forget(&source.copied());
+    }
+    let done = copied.and_then(|()| top.set_backing_over(backing, new_base.map(Chain::top)));
     let done = super::closed(top, done);
     top.content_stays(false);
     done
@@ -103,12 +125,36 @@ struct Difference<'a> {
     old: BelowOverlay<'a>,
     new: Option<&'a Chain>,
     unit: u64,
+    /// What was found to differ so far, and is in the top by now or about to be: whole units, in ascending order.
+    copied: Mutex<Vec<Range<u64>>>,
 }
+
+/// So many ranges are remembered: a copy of more pieces is taken back in part.
+const MOST_RANGES: usize = 1 << 20;
 
 /// Guest bytes compared at once.
 const STEP: u64 = 1 << 20;
 
 impl Difference<'_> {
+    fn copied(&self) -> Vec<Range<u64>> {
+        std::mem::take(&mut *self.copied.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The top has nothing in any unit that a difference touches.
+    fn note(&self, offset: u64, len: u64) {
+        let (start, end) = (
+            offset / self.unit * self.unit,
+            (offset + len).next_multiple_of(self.unit),
+        );
+        let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+        let more = copied.len() < MOST_RANGES;
+        match copied.last_mut() {
+            Some(last) if last.end >= start => last.end = last.end.max(end),
+            _ if more => copied.push(start..end),
+            _ => {}
+        }
+    }
+
     /// How a range of at most `STEP` bytes differs: the leading run of units that are the same, or that differ.
     fn compare(&self, offset: u64, len: u64, old_zero: bool, new_zero: bool) -> Result<SourceExtent> {
         let (mut old, mut new) = (vec![0; len as usize], vec![0; len as usize]);
@@ -181,6 +227,16 @@ impl DifferenceWalk<'_> {
 
 impl Walk for DifferenceWalk<'_> {
     fn extent(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {
+        let found = self.find(offset, len)?;
+        if found.kind != SourceKind::Absent {
+            self.difference.note(offset, found.len.min(len));
+        }
+        Ok(found)
+    }
+}
+
+impl DifferenceWalk<'_> {
+    fn find(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {
         let own = self.difference.chain.top().extent(offset, len)?;
         if own.kind != ExtentKind::Unallocated {
             return Ok(SourceExtent::of(own.len, SourceKind::Absent));

@@ -5,6 +5,7 @@ mod direct;
 mod faulty;
 mod file;
 mod http;
+mod likeness;
 mod lock;
 mod memory;
 mod nbd;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, fsync, openat, renameat, renameat_with, statat, unlinkat};
 use rustix::io::Errno;
 
+use super::likeness::resemble;
 use super::{FileId, FileOptions, FileStorage, Storage, StorageRef};
 use crate::{Error, Result};
 
@@ -24,7 +25,7 @@ pub struct NewFile {
 }
 
 impl NewFile {
-    /// Starts a file that will be `path`. `token` makes the temporary name unique and recognisable: `.{name}.{token}.part`.
+    /// Starts a file that will be `path`, with mode 0644 less the umask. `token` makes the temporary name unique and recognisable: `.{name}.{token}.part`.
     ///
     /// # Errors
     /// `Io` when the folder cannot be opened or the temporary file exists, `InvalidArgument` for a path without a file name.
@@ -39,19 +40,20 @@ impl NewFile {
         let Some(name) = path.file_name() else {
             return Err(Error::invalid("the path names no file").at(path.display().to_string()));
         };
-        Self::create_in(folder, name.to_owned(), path.to_owned(), token)
+        Self::create_in(folder, name.to_owned(), path.to_owned(), token, 0o644)
     }
 
-    /// As [`create`](Self::create), for a file `name` in a folder that is open already; `shown` is its name in messages.
+    /// As [`create`](Self::create), for a file `name` in a folder that is open already; `shown` is its name in messages, and `mode` is
+    /// what its mode is, less the umask.
     ///
     /// # Errors
     /// `Io`.
-    pub fn create_in(folder: OwnedFd, name: OsString, shown: PathBuf, token: &str) -> Result<Self> {
+    pub fn create_in(folder: OwnedFd, name: OsString, shown: PathBuf, token: &str, mode: u32) -> Result<Self> {
         let mut temporary = OsString::from(".");
         temporary.push(&name);
         temporary.push(format!(".{token}.part"));
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(&folder, &temporary, flags, Mode::from_raw_mode(0o644))
+        let fd = openat(&folder, &temporary, flags, Mode::from_raw_mode(mode))
             .map_err(|e| Error::io("cannot create a temporary file", e).at(shown.display().to_string()))?;
         let storage = FileStorage::from_file(File::from(fd), shown.display().to_string(), FileOptions::write())?;
         Ok(Self {
@@ -109,13 +111,18 @@ impl NewFile {
         self.storage.clone()
     }
 
-    /// Syncs the file, gives it its name and syncs the folder: afterwards it is there, complete, whatever happens.
+    /// Syncs the file, gives it its name and syncs the folder: afterwards it is there, complete, whatever happens. A file that is replaced
+    /// leaves it its owner, mode, access list and labels, as far as the system allows.
     ///
     /// # Errors
     /// `Io`; kind `AlreadyExists` when the name is taken and `replace` is false. The temporary file is removed then.
     pub fn publish(mut self, replace: bool) -> Result<()> {
         let failed = |what: &str, e: Errno, shown: &Path| Error::io(what, e).at(shown.display().to_string());
         self.storage.flush()?;
+        if replace {
+            self.resemble_replaced()
+                .map_err(|e| failed("cannot keep who may use the file", e, &self.shown))?;
+        }
         if let Some((file, _)) = self.storage.host_file() {
             file.sync_all()
                 .map_err(|e| Error::io("cannot sync", e).at(self.shown.display().to_string()))?;
@@ -134,6 +141,19 @@ impl NewFile {
         renamed.map_err(|e| failed("cannot put the new file in place", e, &self.shown))?;
         self.published = true;
         fsync(self.folder.as_fd()).map_err(|e| failed("cannot sync the folder", e, &self.shown))
+    }
+
+    fn resemble_replaced(&self) -> std::result::Result<(), Errno> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let old = match openat(&self.folder, &self.target, flags, Mode::empty()) {
+            Ok(old) => File::from(old),
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
+        match self.storage.host_file() {
+            Some((new, _)) => resemble(new, &old),
+            None => Ok(()),
+        }
     }
 }
 
@@ -185,6 +205,34 @@ mod tests {
             (std::fs::read(&path).unwrap(), names(dir.path()).len()),
             (b"new!".to_vec(), 1)
         );
+    }
+
+    #[test]
+    fn what_takes_the_place_of_a_file_is_open_to_the_same_users() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, b"old").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(101), Some(104)).unwrap();
+        }
+        let noted = b"by its owner";
+        let notes = rustix::fs::setxattr(&path, "user.note", noted, rustix::fs::XattrFlags::empty()).is_ok();
+        let users = || {
+            let found = std::fs::metadata(&path).unwrap();
+            (found.mode() & 0o7777, found.uid(), found.gid())
+        };
+        let before = users();
+        let new = NewFile::create(&path, "t").unwrap();
+        new.storage().write_at(0, b"new!").unwrap();
+        new.publish(true).unwrap();
+        assert_eq!((users(), std::fs::read(&path).unwrap()), (before, b"new!".to_vec()));
+        let mut note = [0; 12];
+        if notes {
+            rustix::fs::getxattr(&path, "user.note", &mut note[..]).unwrap();
+            assert_eq!(&note, noted);
+        }
     }
 
     #[test]

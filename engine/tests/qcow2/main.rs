@@ -16,3 +16,4 @@ mod model;
 mod shape;
 mod snapshots;
 mod support;
+mod taken_back;

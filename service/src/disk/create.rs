@@ -10,7 +10,7 @@ use super::{Layer, OpenSecrets};
 use crate::clock::Timestamp;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Step, around, watched};
-use crate::pool::PoolFolder;
+use crate::pool::{NEW_FILE_MODE, PoolFolder};
 
 /// A new image file to start.
 pub struct NewDisk<'a> {
@@ -65,6 +65,7 @@ pub fn stage(pool: &PoolFolder, file: &str, token: &str) -> Result<NewFile> {
             file.into(),
             PathBuf::from(file),
             token,
+            NEW_FILE_MODE,
         )?)
     })
 }

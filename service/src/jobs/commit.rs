@@ -146,10 +146,14 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
         }
         false => None,
     };
-    context.step("writing into the base").await?;
-    context.require_lease().await?;
     let depth = payload.depth;
     let base = layers.get(depth).ok_or_else(|| ServiceError::internal("no base"))?;
+    let (chain, bounds) = (layers.clone(), limits.clone());
+    let bytes = context
+        .blocking(move |control| foresee::needs(&chain, depth, &bounds, &control.uncounted()))
+        .await?;
+    context.reserve(&base.pool, bytes, "writing into the base").await?;
+    context.require_lease().await?;
     context.begin_new_content(base.record.image.id).await?;
     let work = Work {
         layers,

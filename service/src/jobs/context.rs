@@ -140,8 +140,8 @@ impl JobContext {
         tx.commit_as(Step::WriteJournal).await
     }
 
-    /// Makes sure that a new file has room in a pool beside what other jobs there were promised and have not written yet, and adds to
-    /// the job's log what is done with it.
+    /// Makes sure that what the job writes has room in a pool beside what other jobs there were promised and have not written yet, and adds
+    /// to the job's log what is done with it.
     ///
     /// # Errors
     /// `insufficient_storage`, `lease_lost`.
@@ -156,12 +156,13 @@ impl JobContext {
         if bytes > free.saturating_sub(promised) {
             promised = 0;
             for (job, reserved) in reservations {
-                promised = promised.saturating_add(reserved.saturating_sub(pool.staged_bytes(job)?));
+                let written = pool.staged_bytes(job)?.saturating_add(grown(&mut tx, pool, job).await?);
+                promised = promised.saturating_add(reserved.saturating_sub(written));
             }
         }
         if bytes > free.saturating_sub(promised) {
             let public = format!(
-                "the new image needs {bytes} bytes; pool '{}' has {free} free, {promised} of them promised to other jobs",
+                "the job needs {bytes} bytes; pool '{}' has {free} free, {promised} of them promised to other jobs",
                 pool.name()
             );
             return Err(ServiceError::new(ErrorCode::InsufficientStorage, public));
@@ -183,6 +184,20 @@ impl JobContext {
             Some(StopReason::LeaseLost | StopReason::Shutdown)
         )
     }
+}
+
+/// Bytes by which the images of a pool have grown that a job is changing.
+async fn grown(tx: &mut Tx, pool: &PoolFolder, job: JobId) -> Result<u64> {
+    let mut bytes = 0_u64;
+    for record in tx.records_to_change(job).await? {
+        if record.image.pool == pool.name()
+            && let Some(stat) = pool.stat(&record.file)?
+        {
+            let now = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512);
+            bytes = bytes.saturating_add(now.saturating_sub(record.image.allocated_size));
+        }
+    }
+    Ok(bytes)
 }
 
 /// Before a job's first attempt: there is nothing of its own yet, but a request that died may have put a file of its images aside.

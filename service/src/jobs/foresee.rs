@@ -8,6 +8,7 @@ use vdisk_engine::ops::{GuestSource, SourceKind, measure};
 use vdisk_engine::options::Options;
 use vdisk_engine::{Chain, Control, Limits};
 
+use super::fill::space;
 use super::sources::TopLayer;
 use crate::disk::{Layer, OpenSecrets, Opening, open_chain};
 use crate::error::{Result, ServiceError};
@@ -106,6 +107,18 @@ pub fn growth(layer: &Layer, size: u64, ranges: &[(u64, u64)]) -> Option<u64> {
     }
     let backing = layer.record.image.backing_id.is_some();
     file_size(&layer.record.image.format, size, ranges, &Options::new(), backing)
+}
+
+/// Bytes on disk that an image takes more at most when these ranges, for which it has no place, are written into it.
+///
+/// # Errors
+/// As [`space`].
+pub fn room(layer: &Layer, size: u64, ranges: &[(u64, u64)]) -> Result<u64> {
+    if ranges.is_empty() {
+        return Ok(0);
+    }
+    let backing = layer.record.image.backing_id.is_some();
+    space(&layer.record.image.format, size, ranges, &Options::new(), backing)
 }
 
 /// The file of an image after it grew.

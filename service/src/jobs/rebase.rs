@@ -149,6 +149,7 @@ pub(super) async fn run(context: JobContext, payload: Payload) -> Result<Done> {
         generation: payload.generation,
         limits: context.inner.limits.clone(),
         threads: context.inner.config.threads_per_job,
+        context: context.clone(),
         changes: AtomicBool::new(false),
     });
     let done = rebase(&context, &payload, &work).await;
@@ -165,13 +166,7 @@ async fn rebase(context: &JobContext, payload: &Payload, work: &Arc<Work>) -> Re
     if payload.mode == RebaseMode::Safe {
         refuse_snapshots_of(context, &work.image).await?;
     }
-    context
-        .step(if work.base.is_empty() {
-            "copying what the bases hold"
-        } else {
-            "copying what differs"
-        })
-        .await?;
+    announce(context, work).await?;
     let before = match payload.verify {
         true => Some(digest_before(context, &work.image, u64::MAX).await?),
         false => None,
@@ -187,6 +182,25 @@ async fn rebase(context: &JobContext, payload: &Payload, work: &Arc<Work>) -> Re
     Ok(done)
 }
 
+/// Says what is about to be done. Room is kept for an overlay that comes to stand alone: it takes what its bases hold. How much another base
+/// differs is known when all has been compared, and may be little; a copy that does not fit is taken back.
+async fn announce(context: &JobContext, work: &Arc<Work>) -> Result<()> {
+    let doing = match work.base.is_empty() {
+        true => "copying what the bases hold",
+        false => "copying what differs",
+    };
+    // A later attempt has what the first one was promised.
+    if !work.base.is_empty() || work.mode == RebaseMode::Unsafe || !context.is_first() {
+        return context.step(doing).await;
+    }
+    let top = work.image.first().ok_or_else(|| ServiceError::internal("no image"))?;
+    let looking = work.clone();
+    let bytes = context
+        .blocking(move |control| foresee::needs_alone(&looking.image, &looking.limits, &control.uncounted()))
+        .await?;
+    context.reserve(&top.pool, bytes, doing).await
+}
+
 struct Work {
     image: Vec<Layer>,
     base: Vec<Layer>,
@@ -194,6 +208,7 @@ struct Work {
     generation: Option<u64>,
     limits: vdisk_engine::Limits,
     threads: usize,
+    context: JobContext,
     /// Whether the header may name the new base.
     changes: AtomicBool,
 }
@@ -316,7 +331,16 @@ impl Work {
             workers: self.threads,
             ..CopyOptions::default()
         };
-        Ok(ops::rebase::rebase(&chain, base.as_ref(), wanted, &options, control)?)
+        // The attempt after this one passes over what is there by then; without one, it goes.
+        let keep = || self.context.is_handed_on();
+        Ok(ops::rebase::rebase_or_keep(
+            &chain,
+            base.as_ref(),
+            wanted,
+            &options,
+            &keep,
+            control,
+        )?)
     }
 
     /// Unsafe mode takes a base that somebody changed as it is: the inventory learns what it is like now.

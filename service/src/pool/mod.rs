@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 pub use names::{FileName, check_file_name, check_image_name};
-pub use open::Access;
+pub use open::{Access, NEW_FILE_MODE};
 pub use owner::{OWNER, Owner};
 
 use crate::error::{ErrorCode, Result, ServiceError};

@@ -9,6 +9,10 @@ use rustix::io::Errno;
 use super::{PoolFolder, check_component, denied};
 use crate::error::{ErrorCode, Result, ServiceError};
 
+/// Mode of a new file in a pool, less the umask: disks are not for everybody on the host. The group is for whoever runs guests under
+/// another user (`docs/how-to/operate-a-service.md`).
+pub const NEW_FILE_MODE: u32 = 0o660;
+
 /// How to open a file of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -34,7 +38,7 @@ impl PoolFolder {
             Access::Create => flags | OFlags::RDWR | OFlags::CREATE,
         };
         let mode = if access == Access::Create {
-            Mode::from_raw_mode(0o644)
+            Mode::from_raw_mode(NEW_FILE_MODE)
         } else {
             Mode::empty()
         };

@@ -54,8 +54,8 @@ pub struct UploadPart {
     pub offset: u64,
     /// Bytes of this part, from `Content-Length`; fewer mean an interrupted upload.
     pub length: Option<u64>,
-    /// Bytes of the whole file, from `Content-Range: bytes a-b/total`. `None` with no `Content-Range`: the body is the
-    /// whole file.
+    /// Bytes of the whole file, from `Content-Range: bytes a-b/total`; the same in every part. `None` with no `Content-Range`: the body
+    /// is the whole file, unless an earlier part said how long that is.
     pub total: Option<u64>,
     /// Whether more parts follow although `total` is unknown (`Content-Range: bytes a-b/*`).
     pub more: bool,

@@ -72,10 +72,11 @@ impl RequestLocks {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Lets go now.
+    /// Lets go now of what was not let go of yet.
     pub async fn release(self) {
-        self.held.store(false, Ordering::Relaxed);
-        unlock(&self.inner, self.id).await;
+        if self.held.swap(false, Ordering::Relaxed) {
+            unlock(&self.inner, self.id).await;
+        }
     }
 
     /// Keeps the locks with a result, lets go of them with an error.

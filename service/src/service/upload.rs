@@ -22,7 +22,7 @@ use crate::pool::{Access, FileName, PoolFolder};
 use crate::request::{Checksum, UploadPart, UploadStatus};
 use crate::secrets::hex;
 use crate::store::Tx;
-use crate::store::images::{Backing, ImageRecord};
+use crate::store::images::{Announced, Backing, ImageRecord};
 use crate::store::locks::LockMode;
 
 const BUFFER: usize = 1 << 20;
@@ -35,12 +35,12 @@ impl Service {
     /// `upload_offset_mismatch`, `upload_interrupted`, `limit_exceeded`, `insufficient_storage` (the part is dropped),
     /// and when the file is complete `checksum_mismatch`, `format_mismatch`, `corrupt_image`, `denied` (it refers to
     /// other files), `unsupported`. After the last five the file is gone and the image is in state `failed`.
-    pub async fn upload<S, E>(&self, id: ImageId, part: UploadPart, body: S) -> Result<UploadStatus>
+    pub async fn upload<S, E>(&self, id: ImageId, mut part: UploadPart, body: S) -> Result<UploadStatus>
     where
         S: Stream<Item = Result<Bytes, E>> + Send + Unpin,
         E: std::fmt::Display + Send,
     {
-        let (locks, record, digest) = self.begin_part(id, &part).await?;
+        let (locks, record, digest) = self.begin_part(id, &mut part).await?;
         let pool = self.inner.pool(&record.image.pool)?;
         let opened = self.open_part(&locks, &pool, id, &part).await;
         let (locks, opened) = locks.with(opened).await?;
@@ -83,8 +83,12 @@ impl Service {
         }
     }
 
-    /// The locks, the image and the digest that was announced for its file.
-    async fn begin_part(&self, id: ImageId, part: &UploadPart) -> Result<(RequestLocks, ImageRecord, Option<String>)> {
+    /// The locks, the image and the digest that was announced for its file. The part has the length of the whole, once one was announced.
+    async fn begin_part(
+        &self,
+        id: ImageId,
+        part: &mut UploadPart,
+    ) -> Result<(RequestLocks, ImageRecord, Option<String>)> {
         let locks = RequestLocks::new(&self.inner);
         let mut tx = self.inner.store.begin().await?;
         let record = tx.image(id).await?;
@@ -99,6 +103,8 @@ impl Service {
             );
             return Err(ServiceError::new(ErrorCode::UploadOffsetMismatch, public).with_range_total(received));
         }
+        let announced = announced_with(&mut tx, id, part).await?;
+        part.total = announced.total;
         let limit = self.inner.config.limits.upload_bytes;
         let end = part
             .length
@@ -114,28 +120,37 @@ impl Service {
             ));
         }
         locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
-        let digest = announce(&mut tx, id, part).await?;
+        tx.announce(id, &announced).await?;
         tx.commit_as(Step::LockUpload).await?;
-        Ok((locks, record, digest))
+        Ok((locks, record, announced.sha256))
     }
 }
 
-/// Keeps the digest that comes with a part until the file is complete, and gives the one that counts. A file that starts anew has none yet.
-async fn announce(tx: &mut Tx, id: ImageId, part: &UploadPart) -> Result<Option<String>> {
-    let new = part.checksum.map(|Checksum::Sha256(digest)| hex(&digest));
+/// What is announced of a file once this part has said what it knows: the same as earlier parts. A file that starts anew has none yet.
+async fn announced_with(tx: &mut Tx, id: ImageId, part: &UploadPart) -> Result<Announced> {
     let known = match part.offset {
-        0 => None,
-        _ => tx.announced_digest(id).await?,
+        0 => Announced::default(),
+        _ => tx.announced(id).await?,
     };
-    if let (Some(new), Some(known)) = (&new, &known)
+    let digest = part.checksum.map(|Checksum::Sha256(digest)| hex(&digest));
+    if let (Some(new), Some(known)) = (&digest, &known.sha256)
         && new != known
     {
         let public = format!("an earlier part announced the SHA-256 {known} for the whole file");
         return Err(ServiceError::invalid("checksum", public));
     }
-    let digest = new.or(known);
-    tx.announce_digest(id, digest.as_deref()).await?;
-    Ok(digest)
+    if let (Some(new), Some(known)) = (part.total, known.total)
+        && new != known
+    {
+        let public = format!(
+            "expected the total {known} that an earlier part announced, found {new}; a file of another length starts anew at 0"
+        );
+        return Err(ServiceError::invalid("content_range", public));
+    }
+    Ok(Announced {
+        sha256: digest.or(known.sha256),
+        total: part.total.or(known.total),
+    })
 }
 
 /// Stores a part, notes how far the file is, and completes it if that was the last one.
@@ -322,7 +337,7 @@ async fn show_and_record(
         };
         tx.set_backing(id, Some(&backing)).await?;
     }
-    tx.commit_as(Step::RecordUpload).await
+    locks.release_and_commit(tx, Step::RecordUpload).await
 }
 
 fn verify(pool: &PoolFolder, file: &str, expected: Option<&str>) -> Result<()> {

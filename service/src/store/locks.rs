@@ -126,12 +126,12 @@ impl Tx {
 
     /// Lets go of everything a holder has.
     pub async fn unlock(&mut self, holder: Uuid) -> Result<()> {
-        let sql = "DELETE FROM image_locks WHERE holder = $1";
-        sqlx::query(sql)
+        let sql = "DELETE FROM image_locks WHERE holder = $1 RETURNING image_id, mode";
+        let freed = sqlx::query(sql)
             .bind(holder.to_string())
-            .execute(&mut *self.inner)
+            .fetch_all(&mut *self.inner)
             .await?;
-        Ok(())
+        self.tell_freed(&freed).await
     }
 
     /// Prolongs the locks of a process's requests that nobody took away, however late it is.
@@ -147,19 +147,20 @@ impl Tx {
     /// Takes away what the requests hold whose processes did not prolong it in time. The locks of a request are taken and prolonged
     /// together, and so they go together.
     pub async fn sweep_request_locks(&mut self) -> Result<bool> {
-        let swept = sqlx::query("DELETE FROM image_locks WHERE expires_at <= $1")
+        let swept = sqlx::query("DELETE FROM image_locks WHERE expires_at <= $1 RETURNING image_id, mode")
             .bind(self.now.0)
-            .execute(&mut *self.inner)
+            .fetch_all(&mut *self.inner)
             .await?;
-        Ok(swept.rows_affected() > 0)
+        self.tell_freed(&swept).await?;
+        Ok(!swept.is_empty())
     }
 
     /// Lets go of every request's locks: only right when no other process can have any.
     pub async fn drop_all_request_locks(&mut self) -> Result<()> {
-        sqlx::query("DELETE FROM image_locks WHERE job_id IS NULL")
-            .execute(&mut *self.inner)
+        let freed = sqlx::query("DELETE FROM image_locks WHERE job_id IS NULL RETURNING image_id, mode")
+            .fetch_all(&mut *self.inner)
             .await?;
-        Ok(())
+        self.tell_freed(&freed).await
     }
 
     /// Whether anybody is changing an image.

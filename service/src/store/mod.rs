@@ -39,6 +39,7 @@ use uuid::Uuid;
 use crate::clock::{Clock, Timestamp};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Side, Step, reach};
+use crate::model::{EventKind, ImageId};
 
 use self::news::{News, Touched};
 use self::row::Columns;
@@ -78,6 +79,8 @@ pub struct Tx {
     pub now: Timestamp,
     news: Arc<News>,
     touched: Touched,
+    /// Images that changed, whose events come last.
+    untold: Vec<(EventKind, ImageId)>,
     ballast: Option<Arc<Ballast>>,
     /// Given back after the transaction.
     _turn: Option<OwnedMutexGuard<()>>,
@@ -114,6 +117,7 @@ impl Store {
             now,
             news: self.news.clone(),
             touched: Touched::default(),
+            untold: Vec::new(),
             ballast: self.ballast.clone(),
             _turn: turn,
         })
@@ -187,7 +191,8 @@ impl Tx {
     }
 
     /// Makes the changes durable as one step, and wakes who waits for them.
-    pub async fn commit_as(self, step: Step) -> Result<()> {
+    pub async fn commit_as(mut self, step: Step) -> Result<()> {
+        self.tell_images().await?;
         reach(step, Side::Before)?;
         if let Err(error) = self.inner.commit().await {
             let error = ServiceError::from(error);
@@ -202,7 +207,8 @@ impl Tx {
 
     /// Makes the changes durable: for tests, whose transactions are no step of the service.
     #[cfg(test)]
-    pub async fn commit(self) -> Result<()> {
+    pub async fn commit(mut self) -> Result<()> {
+        self.tell_images().await?;
         self.inner.commit().await?;
         self.news.tell(&self.touched);
         Ok(())

@@ -42,7 +42,7 @@ const MENDED: &[(Verb, Step, bool, u64)] = &[
     (Verb::Flatten, Step::SucceedJob, false, 1),
     // The header names the new base by then.
     (Verb::Rebase, Step::NoteStep, false, 3),
-    (Verb::Flatten, Step::NoteStep, true, 3),
+    (Verb::Flatten, Step::NoteStep, true, 2),
     (Verb::Rebase, Step::FlushBytes, true, 6),
     (Verb::Flatten, Step::FlushBytes, false, 6),
     (Verb::Audit, Step::WriteAudit, false, 1),

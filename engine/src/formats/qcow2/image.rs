@@ -4,6 +4,7 @@
 //! read or written. `writer` guards what only writers need (refcounts, what is not yet written); whoever changes anything holds it for the whole
 //! operation and takes `shared` for writing only while tables in memory change. Order: `writer`, then `shared`, then `metadata`.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::cache::L2Cache;
@@ -172,6 +173,9 @@ impl Image for Qcow2 {
     }
     fn make_empty(&self) -> Result<()> {
         self.forget_all()
+    }
+    fn forget(&self, ranges: &[Range<u64>]) -> Result<()> {
+        self.forget_ranges(ranges)
     }
     fn amend(&self, options: &Options, force: bool, control: &Control) -> Result<()> {
         self.closed_when_failed(self.change_options(options, force, control))

@@ -23,6 +23,7 @@ mod create_crypt;
 mod crypt;
 mod double_use;
 mod downgrade;
+mod forget;
 mod grow;
 mod header_io;
 mod host;

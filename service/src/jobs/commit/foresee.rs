@@ -2,11 +2,15 @@
 
 use serde_json::Value;
 use vdisk_engine::ops::{GuestSource, SourceKind};
-use vdisk_engine::{Chain, Control};
+use vdisk_engine::{Chain, Control, Limits};
 
 use super::Payload;
-use crate::error::{Result, ServiceError};
-use crate::jobs::foresee::{Foreseen, Foresight, Ranges, data, grown, growth, losses, open, total, without_place};
+use crate::disk::{Layer, OpenSecrets, Opening};
+use crate::error::Result;
+use crate::jobs::context::open_patiently;
+use crate::jobs::foresee::{
+    Foreseen, Foresight, Ranges, data, grown, growth, losses, open, room, top, total, without_place,
+};
 use crate::jobs::kept::refuse_snapshots;
 use crate::jobs::parse;
 use crate::model::{Amount, Loss, LossKind};
@@ -21,12 +25,9 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
         }
         let ranges = above(&chain, payload.depth, control)?;
         let (upper, lower) = layers.split_at_checked(payload.depth).unwrap_or_default();
-        let base = lower.first().ok_or_else(|| ServiceError::internal("no base"))?;
-        let grows = growth(
-            base,
-            chain.virtual_size(),
-            &without_place(&open(lower, limits)?, &ranges)?,
-        );
+        let base = top(lower)?;
+        let (size, new) = (chain.virtual_size(), without_place(&open(lower, limits)?, &ranges)?);
+        let grows = growth(base, size, &new);
         let again = if payload.verify {
             2 * total(&data(&chain, control)?)
         } else {
@@ -55,11 +56,32 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
             read: Some(Amount::at_most(total(&ranges).saturating_add(again))),
             write: Some(Amount::at_most(total(&ranges))),
             target_size: grown(base, grows),
-            space_needed: grows.map(Amount::at_most),
+            space_needed: grows.and(Some(Amount::at_most(room(base, size, &new)?))),
             losses: lost,
         })
     };
     foresight.look(work).await
+}
+
+/// Bytes that the base at a depth grows by at most.
+///
+/// # Errors
+/// What the layers say.
+pub fn needs(layers: &[Layer], depth: usize, limits: &Limits, control: &Control) -> Result<u64> {
+    let secrets = OpenSecrets::default();
+    let looking = Opening {
+        metadata_only: true,
+        ..Opening::read(limits, &secrets)
+    };
+    let (chain, lower) = (
+        open_patiently(layers, &looking, control)?,
+        layers.get(depth..).unwrap_or_default(),
+    );
+    let new = without_place(
+        &open_patiently(lower, &looking, control)?,
+        &above(&chain, depth, control)?,
+    )?;
+    room(top(lower)?, chain.virtual_size(), &new)
 }
 
 /// Where the layers above a base have data.

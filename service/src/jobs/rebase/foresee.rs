@@ -2,10 +2,13 @@
 
 use serde_json::Value;
 use vdisk_engine::ops::GuestSource;
+use vdisk_engine::{Control, Limits};
 
 use super::Payload;
+use crate::disk::{Layer, OpenSecrets, Opening};
 use crate::error::Result;
-use crate::jobs::foresee::{Foreseen, Foresight, data, grown, growth, missing, open, top, total};
+use crate::jobs::context::open_patiently;
+use crate::jobs::foresee::{Foreseen, Foresight, data, grown, growth, missing, open, room, top, total};
 use crate::jobs::kept::refuse_snapshots;
 use crate::jobs::parse;
 use crate::model::{Amount, ImageId, Loss, LossKind};
@@ -49,6 +52,21 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
         })
     };
     foresight.look(work).await
+}
+
+/// Bytes that an overlay grows by at most when it comes to stand alone.
+///
+/// # Errors
+/// What the layers say.
+pub fn needs_alone(layers: &[Layer], limits: &Limits, control: &Control) -> Result<u64> {
+    let secrets = OpenSecrets::default();
+    let looking = Opening {
+        metadata_only: true,
+        ..Opening::read(limits, &secrets)
+    };
+    let chain = open_patiently(layers, &looking, control)?;
+    let ranges = missing(&chain, &[&chain], control)?;
+    room(top(layers)?, chain.virtual_size(), &ranges)
 }
 
 fn header_only(image: ImageId) -> Foreseen {

@@ -1,11 +1,10 @@
-use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Backing, FileFacts, ImageRecord, NewImage, Origin, event_data};
+use super::{Announced, Backing, FileFacts, ImageRecord, NewImage, Origin};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{EventKind, ImageId, ImageState, Labels, SecretId};
 use crate::request::{SecretRefs, UpdateImage};
-use crate::store::row::{Columns, json_text, stored};
+use crate::store::row::{Columns, json_text, stored, stored_or_null};
 use crate::store::{Tx, is_duplicate};
 
 impl Tx {
@@ -55,9 +54,10 @@ impl Tx {
             Err(error) => return Err(error.into()),
         }
         match new.origin {
-            Origin::Upload => self.image_event(EventKind::ImageCreated, new.id).await,
-            Origin::ReservedBy(_) => Ok(()),
+            Origin::Upload => self.image_event(EventKind::ImageCreated, new.id),
+            Origin::ReservedBy(_) => {}
         }
+        Ok(())
     }
 
     /// Whether a pool has an image of that name, shown or reserved.
@@ -138,7 +138,8 @@ impl Tx {
             _ => return self.require_secret(new).await,
         }
         self.write_roles(id, &secrets).await?;
-        self.image_event(EventKind::ImageUpdated, id).await
+        self.image_event(EventKind::ImageUpdated, id);
+        Ok(())
     }
 
     /// Shows a reserved image to the world: its file is in place under `file`.
@@ -160,7 +161,8 @@ impl Tx {
             return Err(ServiceError::new(ErrorCode::LeaseLost, public));
         }
         self.write_facts(id, facts).await?;
-        self.image_event(EventKind::ImageCreated, id).await
+        self.image_event(EventKind::ImageCreated, id);
+        Ok(())
     }
 
     /// Records what the file of an image is like after a change, `new_content` when the guest sees other bytes.
@@ -173,7 +175,8 @@ impl Tx {
             .bind(self.now.0)
             .execute(&mut *self.inner)
             .await?;
-        self.image_event(EventKind::ImageUpdated, id).await
+        self.image_event(EventKind::ImageUpdated, id);
+        Ok(())
     }
 
     async fn write_facts(&mut self, id: ImageId, facts: &FileFacts) -> Result<()> {
@@ -260,7 +263,8 @@ impl Tx {
             .bind(self.now.0)
             .execute(&mut *self.inner)
             .await?;
-        self.image_event(EventKind::ImageUpdated, id).await
+        self.image_event(EventKind::ImageUpdated, id);
+        Ok(())
     }
 
     /// Binds all overlays of a base to its present generation: their content did not change with it.
@@ -291,20 +295,27 @@ impl Tx {
         })
     }
 
-    /// The digest that was announced for the file of an upload.
-    pub async fn announced_digest(&mut self, id: ImageId) -> Result<Option<String>> {
-        let row = sqlx::query("SELECT upload_sha256 FROM images WHERE id = $1")
+    /// What earlier parts of an upload said of the whole file.
+    pub async fn announced(&mut self, id: ImageId) -> Result<Announced> {
+        let row = sqlx::query("SELECT upload_sha256, upload_total FROM images WHERE id = $1")
             .bind(id.to_string())
             .fetch_optional(&mut *self.inner)
             .await?;
-        row.map_or(Ok(None), |row| row.text_or_null("upload_sha256"))
+        let Some(row) = row else {
+            return Ok(Announced::default());
+        };
+        Ok(Announced {
+            sha256: row.text_or_null("upload_sha256")?,
+            total: row.size_or_null("upload_total")?,
+        })
     }
 
     /// Keeps it.
-    pub async fn announce_digest(&mut self, id: ImageId, digest: Option<&str>) -> Result<()> {
-        sqlx::query("UPDATE images SET upload_sha256 = $2 WHERE id = $1")
+    pub async fn announce(&mut self, id: ImageId, announced: &Announced) -> Result<()> {
+        sqlx::query("UPDATE images SET upload_sha256 = $2, upload_total = $3 WHERE id = $1")
             .bind(id.to_string())
-            .bind(digest)
+            .bind(announced.sha256.clone())
+            .bind(stored_or_null(announced.total)?)
             .execute(&mut *self.inner)
             .await?;
         Ok(())
@@ -327,7 +338,8 @@ impl Tx {
             ServiceError::new(ErrorCode::ImageNotReady, "the image is not waiting for its file")
         })?;
         self.write_facts(id, facts).await?;
-        self.image_event(EventKind::ImageUpdated, id).await
+        self.image_event(EventKind::ImageUpdated, id);
+        Ok(())
     }
 
     /// Puts an image in a state with a reason, or back to `ready` with none.
@@ -340,7 +352,8 @@ impl Tx {
             .bind(self.now.0)
             .execute(&mut *self.inner)
             .await?;
-        self.image_event(EventKind::ImageUpdated, id).await
+        self.image_event(EventKind::ImageUpdated, id);
+        Ok(())
     }
 
     /// Changes what a client may change. The name was checked by the caller.
@@ -367,7 +380,8 @@ impl Tx {
         if let Some(secrets) = &update.secrets {
             self.write_roles(id, secrets).await?;
         }
-        self.image_event(EventKind::ImageUpdated, id).await
+        self.image_event(EventKind::ImageUpdated, id);
+        Ok(())
     }
 
     /// Refuses what must not be changed or deleted.
@@ -392,7 +406,7 @@ impl Tx {
     pub async fn delete_image(&mut self, id: ImageId) -> Result<()> {
         self.image(id).await?;
         self.require_free_of_dependents(id, &[]).await?;
-        self.image_event(EventKind::ImageDeleted, id).await?;
+        self.tell_deletion(id).await?;
         sqlx::query("DELETE FROM images WHERE id = $1")
             .bind(id.to_string())
             .execute(&mut *self.inner)
@@ -408,14 +422,6 @@ impl Tx {
             .execute(&mut *self.inner)
             .await?;
         Ok(())
-    }
-
-    async fn image_event(&mut self, kind: EventKind, id: ImageId) -> Result<()> {
-        let data = match self.any_image(id).await? {
-            Some(record) => event_data(&record.image),
-            None => Value::Null,
-        };
-        self.append_event(kind, None, Some(id), &data).await.map(drop)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod change;
 mod read;
+mod tell;
 
 pub use read::PoolUse;
 
@@ -96,6 +97,15 @@ impl FileFacts {
         image.allocated_size = self.allocated_size;
         image.file_size = self.file_size;
     }
+}
+
+/// What parts of an upload say of the whole file. All that do say the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Announced {
+    /// Its SHA-256, hexadecimal.
+    pub sha256: Option<String>,
+    /// Its length.
+    pub total: Option<u64>,
 }
 
 /// A `SELECT` of whole records with whatever follows.

@@ -19,6 +19,11 @@ pub struct PoolUse {
     pub allocated: u64,
 }
 
+const TO_CHANGE: &str = select_images!(
+    "WHERE i.file_stamp IS NULL AND i.reserved_by IS NULL AND i.id IN \
+     (SELECT l.image_id FROM image_locks l WHERE l.holder = $1 AND l.mode = 'exclusive') ORDER BY i.id"
+);
+
 impl Store {
     /// One visible record.
     ///
@@ -111,11 +116,7 @@ impl Store {
 
     /// The records of images that a job holds for change and may have begun to change.
     pub async fn records_to_change(&self, job: JobId) -> Result<Vec<ImageRecord>> {
-        let sql = select_images!(
-            "WHERE i.file_stamp IS NULL AND i.reserved_by IS NULL AND i.id IN \
-             (SELECT l.image_id FROM image_locks l WHERE l.holder = $1 AND l.mode = 'exclusive') ORDER BY i.id"
-        );
-        self.records(sql, &job.to_string()).await
+        self.records(TO_CHANGE, &job.to_string()).await
     }
 
     /// Every record of a pool, the reserved ones too.
@@ -137,6 +138,15 @@ impl Tx {
     /// One record, visible or not.
     pub async fn any_image(&mut self, id: ImageId) -> Result<Option<ImageRecord>> {
         find(&mut *self.inner, id).await
+    }
+
+    /// As [`Store::records_to_change`].
+    pub async fn records_to_change(&mut self, job: JobId) -> Result<Vec<ImageRecord>> {
+        let rows = sqlx::query(TO_CHANGE)
+            .bind(job.to_string())
+            .fetch_all(&mut *self.inner)
+            .await?;
+        rows.iter().map(record).collect()
     }
 
     /// The record of a pool's file, visible or not.
