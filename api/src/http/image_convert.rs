@@ -17,7 +17,7 @@ pub fn router() -> OpenApiRouter<App> {
 }
 
 problems!(ConvertProblems: NotFound, InvalidArgument, Unsupported, ImageNotReady, ImageBusy, LimitExceeded,
-    IdempotencyConflict, InvalidName, NameTaken;
+    IdempotencyConflict, InvalidName, NameTaken, BaseChanged;
     MalformedBody, BodyTooLarge, UnsupportedMediaType);
 
 /// Convert an image.

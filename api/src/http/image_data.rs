@@ -13,7 +13,8 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(download_data))
 }
 
-problems!(DataProblems: NotFound, ImageNotReady, ImageBusy, RangeNotSatisfiable, CorruptImage, SecretRequired;
+problems!(DataProblems: NotFound, ImageNotReady, ImageBusy, RangeNotSatisfiable, CorruptImage, SecretRequired,
+    BaseChanged;
     MalformedRequest, PreconditionFailed);
 
 /// Download the guest-visible bytes.

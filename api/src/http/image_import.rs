@@ -18,7 +18,7 @@ pub fn router() -> OpenApiRouter<App> {
 }
 
 problems!(ImportProblems: InvalidArgument, InvalidName, NameTaken, NotFound, Unsupported, LimitExceeded, Denied,
-    IdempotencyConflict; MalformedBody, BodyTooLarge, UnsupportedMediaType);
+    IdempotencyConflict, ImageNotReady, ImageBusy, BaseChanged; MalformedBody, BodyTooLarge, UnsupportedMediaType);
 
 /// Import an image.
 ///

@@ -24,7 +24,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(list_image_dependents))
 }
 
-problems!(InfoProblems: NotFound, ImageNotReady, ImageBusy, CorruptImage);
+problems!(InfoProblems: NotFound, ImageNotReady, ImageBusy, CorruptImage, BaseChanged);
 problems!(ChainProblems: NotFound);
 problems!(DependentsProblems: NotFound, InvalidArgument);
 

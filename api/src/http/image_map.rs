@@ -27,7 +27,7 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(get_image_map))
 }
 
-problems!(MapProblems: NotFound, InvalidArgument, ImageNotReady, ImageBusy, CorruptImage);
+problems!(MapProblems: NotFound, InvalidArgument, ImageNotReady, ImageBusy, CorruptImage, BaseChanged);
 
 /// Which part of a map.
 #[derive(Debug, Default, Deserialize, IntoParams)]

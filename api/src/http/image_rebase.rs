@@ -17,13 +17,15 @@ pub fn router() -> OpenApiRouter<App> {
 }
 
 problems!(RebaseProblems: NotFound, InvalidArgument, Unsupported, ImageNotReady, ImageBusy, LimitExceeded,
-    IdempotencyConflict, ConflictCycle, ConflictDependents, ImageProtected;
+    IdempotencyConflict, ConflictCycle, ConflictDependents, ImageProtected, BaseChanged;
     MalformedBody, BodyTooLarge, UnsupportedMediaType);
 
 /// Put an overlay on another base.
 ///
 /// `backing` is the new base, or null to make the image stand alone. In mode `safe` the content stays what it is; in mode
 /// `unsafe` only the reference changes. In mode `safe` an image with internal snapshots is refused: they would show something else.
+/// Onto the base that it has, in mode `unsafe`, it takes the base as it is now; images that stand on it answer `base_changed` if that is
+/// another one, until they are told the same.
 #[utoipa::path(post, path = "/v1/images/{id}/rebase", operation_id = "rebase_image", tag = "verbs",
     params(ImagePath, IdempotencyKey), request_body = RebaseRequest,
     responses((status = 200, description = "With `dry_run`: what the job would do.", body = JobPlan),

@@ -22,8 +22,8 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(get_image, update_image, delete_image))
 }
 
-problems!(CreateProblems: InvalidArgument, InvalidName, NameTaken, NotFound, Unsupported, ImageNotReady, LimitExceeded,
-    InsufficientStorage, IdempotencyConflict; MalformedBody, BodyTooLarge, UnsupportedMediaType);
+problems!(CreateProblems: InvalidArgument, InvalidName, NameTaken, NotFound, Unsupported, ImageNotReady, ImageBusy,
+    BaseChanged, LimitExceeded, InsufficientStorage, IdempotencyConflict; MalformedBody, BodyTooLarge, UnsupportedMediaType);
 problems!(ListProblems: InvalidArgument);
 problems!(GetProblems: NotFound);
 problems!(UpdateProblems: NotFound, InvalidArgument, InvalidName, NameTaken, LimitExceeded;
