@@ -231,7 +231,7 @@ async fn what_is_built_on_a_base_that_a_guest_wrote_to_can_be_read() {
         let made = build(&lab, way, &base).await.unwrap().unwrap();
         let data = lab.data(made).await;
         let written = way != "rebase";
-        assert_eq!(data.iter().filter(|byte| **byte == 9).count() > 0, written, "{way}");
+        assert_eq!(data.contains(&9), written, "{way}");
         assert_eq!(lab.service.image(base.id).await.unwrap().generation, 2, "{way}");
         // What stands on it now is not to see another base.
         assert!(write(&lab, &base, "write -P 8 0 512k"));
