@@ -6,13 +6,16 @@ mod common;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use common::{Lab, MIB, OVERLAY, json, quick_config, sample};
+use common::{Lab, MIB, OVERLAY, body, code, import, json, quick_config, sample};
+use futures::{StreamExt, stream};
 use serde_json::json;
 use vdisk_service::model::JobState;
-use vdisk_service::request::{Call, UpdateJob};
-use vdisk_service::{Service, ServiceConfig};
+use vdisk_service::request::{Call, ImportOutcome, ImportSource, UpdateJob, UploadPart, UploadStatus};
+use vdisk_service::{Clock, ErrorCode, Service, ServiceConfig, SystemClock, Timestamp};
 
 const NONE: Call = Call { idempotency_key: None };
 const CHILD: &str = "VDISK_TEST_STOPPED_SERVICE";
@@ -113,4 +116,54 @@ async fn a_process_that_stood_still_does_not_trust_its_lease() {
     assert!(done.attempt >= 2, "{:?}", done.steps);
     assert!(lab.data(done.result_image_id().unwrap()).await == bytes);
     lab.assert_tidy().await;
+}
+
+/// The machine's clock, put forward or back by milliseconds.
+#[derive(Default)]
+struct Adjusted(AtomicI64);
+
+impl Clock for Adjusted {
+    fn now(&self) -> Timestamp {
+        Timestamp(SystemClock.now().0 + self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// The lease of its locks is over by the clock, long before the housekeeping looks again, as when the process stood still.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_keeps_its_image_whatever_the_clock_does() {
+    let clock = Arc::new(Adjusted::default());
+    let lab = Lab::with(|config| {
+        short_lease(config);
+        config.clock = clock.clone();
+    })
+    .await;
+    let bytes = sample(1 << 20, 3);
+    let request = import("disk", Some("raw"), ImportSource::Upload(true));
+    let ImportOutcome::Uploading(image) = lab.service.import_image(request, &NONE).await.unwrap() else {
+        panic!("an upload was asked for")
+    };
+    let part = UploadPart {
+        length: Some(1 << 20),
+        total: Some(1 << 20),
+        ..UploadPart::default()
+    };
+    let (go_on, wait) = tokio::sync::oneshot::channel::<()>();
+    let rest = body(&bytes[1 << 19..], 1 << 16);
+    let rest = Box::pin(stream::once(async { wait.await.map(|()| rest).unwrap() }).flatten());
+    let slow = body(&bytes[..1 << 19], 1 << 16).chain(rest);
+    let service = lab.service.clone();
+    let first = tokio::spawn(async move { service.upload(image.id, part, slow).await });
+    while lab.files().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for step in [3_600_000, -7_200_000] {
+        clock.0.fetch_add(step, Ordering::SeqCst);
+        tokio::time::sleep(LEASE).await;
+        let second = lab.service.upload(image.id, part, body(&[0; 1 << 20], 1 << 16));
+        assert_eq!(code(second.await), ErrorCode::ImageBusy);
+    }
+    go_on.send(()).unwrap();
+    let status = first.await.unwrap().unwrap();
+    assert!(matches!(status, UploadStatus::Complete(_)), "{status:?}");
+    assert!(lab.data(image.id).await == bytes);
 }
