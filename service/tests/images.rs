@@ -41,7 +41,10 @@ async fn new_files_are_not_for_everybody() {
     let converted = lab.succeed(job.unwrap()).await.result_image_id().unwrap();
     for image in [created, uploaded, converted] {
         let name = lab.service.image(image).await.unwrap().name;
-        let file = lab.files().into_iter().find(|file| file.starts_with(&image.to_string()));
+        let file = lab
+            .files()
+            .into_iter()
+            .find(|file| file.starts_with(&image.to_string()));
         let mode = std::fs::metadata(lab.pool().join(file.unwrap())).unwrap().mode();
         assert_eq!(mode & 0o7, 0, "{name}: {mode:o}");
     }

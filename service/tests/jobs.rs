@@ -418,7 +418,11 @@ async fn assert_all_is_told(lab: &Lab, after: &str) {
     let known = until_quiet(events, quiet).await;
     let images = lab.service.list_images(&Default::default(), &Default::default()).await;
     for image in images.unwrap().items {
-        let last = known.iter().rev().find(|event| event.image_id == Some(image.id)).unwrap();
+        let last = known
+            .iter()
+            .rev()
+            .find(|event| event.image_id == Some(image.id))
+            .unwrap();
         let shown = json!({
             "name": image.name, "pool": image.pool, "state": image.state, "generation": image.generation,
             "virtual_size": image.virtual_size, "allocated_size": image.allocated_size, "backing_id": image.backing_id,
@@ -446,7 +450,10 @@ async fn the_last_event_of_an_image_is_how_it_is() {
     let base = lab.upload("base", Some("raw"), &bytes).await.unwrap().id;
     assert_all_is_told(&lab, "an upload").await;
     let disk = lab.create("disk", OVERLAY, MIB).await.id;
-    let (first, second) = (lab.overlay("first", base).await.id, lab.overlay("second", base).await.id);
+    let (first, second) = (
+        lab.overlay("first", base).await.id,
+        lab.overlay("second", base).await.id,
+    );
     assert_all_is_told(&lab, "creations").await;
     lab.service.create_snapshot(disk, "s", &NONE).await.unwrap();
     lab.service.delete_snapshot(disk, "s").await.unwrap();
@@ -459,12 +466,16 @@ async fn the_last_event_of_an_image_is_how_it_is() {
     let copy = lab.succeed(job.await.unwrap()).await.result_image_id().unwrap();
     assert_all_is_told(&lab, "a conversion").await;
     let resize = json(json!({"virtual_size": 2 * MIB}));
-    lab.succeed(service.resize_image(disk, resize, &NONE).await.unwrap()).await;
+    lab.succeed(service.resize_image(disk, resize, &NONE).await.unwrap())
+        .await;
     let compress = json(json!({"algorithm": "zlib"}));
-    lab.succeed(service.compress_image(copy, compress, &NONE).await.unwrap()).await;
-    lab.succeed(service.flatten_image(first, json(json!({})), &NONE).await.unwrap()).await;
+    lab.succeed(service.compress_image(copy, compress, &NONE).await.unwrap())
+        .await;
+    lab.succeed(service.flatten_image(first, json(json!({})), &NONE).await.unwrap())
+        .await;
     let rebase = json(json!({"backing": first}));
-    lab.succeed(service.rebase_image(second, rebase, &NONE).await.unwrap()).await;
+    lab.succeed(service.rebase_image(second, rebase, &NONE).await.unwrap())
+        .await;
     assert_all_is_told(&lab, "changes in place").await;
     let slow = json(json!({"rate_limit": 1}));
     let job = service.commit_image(second, slow, &NONE).await.unwrap();
@@ -477,7 +488,10 @@ async fn the_last_event_of_an_image_is_how_it_is() {
     service.cancel_job(job.id, &NONE).await.unwrap();
     lab.finish(job).await;
     assert_all_is_told(&lab, "a cancelled commit").await;
-    let job = service.commit_image(second, json(json!({"drop": true})), &NONE).await.unwrap();
+    let job = service
+        .commit_image(second, json(json!({"drop": true})), &NONE)
+        .await
+        .unwrap();
     lab.succeed(job).await;
     assert_all_is_told(&lab, "a commit").await;
 }

@@ -130,7 +130,10 @@ async fn all_parts_agree_on_the_length_of_the_whole() {
         ..part(1024, 1024, 0)
     };
     let status = send(&lab, image, silent, &bytes).await.unwrap();
-    assert!(matches!(status, UploadStatus::Incomplete { received: 2048 }), "{status:?}");
+    assert!(
+        matches!(status, UploadStatus::Incomplete { received: 2048 }),
+        "{status:?}"
+    );
     let beyond = UploadPart {
         length: Some(1025),
         ..silent

@@ -96,13 +96,26 @@ async fn an_overlay_that_does_not_fit_stays_as_it_is() {
     let server = Server::start_with(|config| config.pools = [("default".to_owned(), disk.0.clone())].into()).await;
     let size = 5 << 20;
     let base = server.upload("base", "raw", vec![7; size]).await;
-    let empty = server.create("empty", json!({"format": "raw", "virtual_size": size})).await;
-    let overlay = server.create("overlay", json!({"format": "qcow2", "backing": base})).await;
+    let empty = server
+        .create("empty", json!({"format": "raw", "virtual_size": size}))
+        .await;
+    let overlay = server
+        .create("overlay", json!({"format": "qcow2", "backing": base}))
+        .await;
     let free = async || server.get("/v1/pools/default").await.body["free"].as_u64().unwrap();
-    let before = (free().await, server.get(&format!("/v1/images/{overlay}")).await.body["allocated_size"].clone());
-    let requests = [("flatten", json!({})), ("rebase", json!({"backing": null})), ("rebase", json!({"backing": empty}))];
+    let before = (
+        free().await,
+        server.get(&format!("/v1/images/{overlay}")).await.body["allocated_size"].clone(),
+    );
+    let requests = [
+        ("flatten", json!({})),
+        ("rebase", json!({"backing": null})),
+        ("rebase", json!({"backing": empty})),
+    ];
     for (verb, request) in requests {
-        let queued = server.post(&format!("/v1/images/{overlay}/{verb}"), request.clone()).await;
+        let queued = server
+            .post(&format!("/v1/images/{overlay}/{verb}"), request.clone())
+            .await;
         let job = server.ended(queued).await;
         assert_eq!(
             (&job["state"], &job["error"]["code"]),
@@ -110,7 +123,11 @@ async fn an_overlay_that_does_not_fit_stays_as_it_is() {
             "{verb} {request}: {job}"
         );
         let image = server.get(&format!("/v1/images/{overlay}")).await.body;
-        assert_eq!((free().await, image["allocated_size"].clone()), before, "{verb} {request}");
+        assert_eq!(
+            (free().await, image["allocated_size"].clone()),
+            before,
+            "{verb} {request}"
+        );
         assert_eq!(image["backing_id"], json!(base), "{verb} {request}");
     }
 }
@@ -139,7 +156,9 @@ async fn a_commit_that_would_not_fit_leaves_the_base_alone() {
     let overlay = made["result"]["image_id"].as_str().unwrap().to_owned();
     let look = async || server.get(&format!("/v1/images/{base}")).await.body["generation"].clone();
     let before = look().await;
-    let queued = server.post(&format!("/v1/images/{overlay}/commit"), json!({"drop": true})).await;
+    let queued = server
+        .post(&format!("/v1/images/{overlay}/commit"), json!({"drop": true}))
+        .await;
     let job = server.ended(queued).await;
     assert_eq!(job["error"]["code"], json!("insufficient_storage"), "{job}");
     assert_eq!(look().await, before, "nothing was written to it");

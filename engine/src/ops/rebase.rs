@@ -142,7 +142,10 @@ impl Difference<'_> {
 
     /// The top has nothing in any unit that a difference touches.
     fn note(&self, offset: u64, len: u64) {
-        let (start, end) = (offset / self.unit * self.unit, (offset + len).next_multiple_of(self.unit));
+        let (start, end) = (
+            offset / self.unit * self.unit,
+            (offset + len).next_multiple_of(self.unit),
+        );
         let mut copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
         let more = copied.len() < MOST_RANGES;
         match copied.last_mut() {

@@ -33,7 +33,10 @@ fn pair(size: u64, options: Options) -> (Files, Vec<u8>) {
 }
 
 fn chain(files: &Files, top: StorageRef) -> Result<Chain> {
-    Chain::from_layers(vec![files.open_on(top, true)?, files.open_on(files.get("base"), false)?])
+    Chain::from_layers(vec![
+        files.open_on(top, true)?,
+        files.open_on(files.get("base"), false)?,
+    ])
 }
 
 /// What the overlay itself has, and where.

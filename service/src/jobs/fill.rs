@@ -231,13 +231,7 @@ impl Filling {
 ///
 /// # Errors
 /// What reading the chain's tables says.
-pub fn space_for(
-    chain: &Chain,
-    format: &str,
-    options: &Options,
-    compress: bool,
-    control: &Control,
-) -> Result<u64> {
+pub fn space_for(chain: &Chain, format: &str, options: &Options, compress: bool, control: &Control) -> Result<u64> {
     if compress {
         return Ok(0);
     }

@@ -125,7 +125,9 @@ async fn announced_with(tx: &mut Tx, id: ImageId, part: &UploadPart) -> Result<A
     if let (Some(new), Some(known)) = (part.total, known.total)
         && new != known
     {
-        let public = format!("expected the total {known} that an earlier part announced, found {new}; a file of another length starts anew at 0");
+        let public = format!(
+            "expected the total {known} that an earlier part announced, found {new}; a file of another length starts anew at 0"
+        );
         return Err(ServiceError::invalid("content_range", public));
     }
     Ok(Announced {

@@ -281,7 +281,9 @@ impl Tx {
             .bind(id.to_string())
             .fetch_optional(&mut *self.inner)
             .await?;
-        let Some(row) = row else { return Ok(Announced::default()) };
+        let Some(row) = row else {
+            return Ok(Announced::default());
+        };
         Ok(Announced {
             sha256: row.text_or_null("upload_sha256")?,
             total: row.size_or_null("upload_total")?,

@@ -39,7 +39,8 @@ async fn an_image_event_shows_what_the_transaction_leaves(TestStore { store, .. 
     let image = new_image("a", holder);
     write(&store, async |tx| {
         tx.insert_image(&image).await?;
-        tx.lock_images(request(holder), &[(image.id, LockMode::Exclusive)]).await
+        tx.lock_images(request(holder), &[(image.id, LockMode::Exclusive)])
+            .await
     })
     .await
     .unwrap();
@@ -67,7 +68,9 @@ async fn who_was_said_to_be_busy_is_said_to_be_free(TestStore { store, clock }: 
         .unwrap();
     };
     let change = async || {
-        write(&store, async |tx| tx.raise_generation(image).await).await.unwrap();
+        write(&store, async |tx| tx.raise_generation(image).await)
+            .await
+            .unwrap();
         last_of(&store, image).await
     };
     let (busy, free) = ("busy".to_owned(), "ready".to_owned());
