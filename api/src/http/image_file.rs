@@ -49,9 +49,10 @@ pub struct UploadProgress {
 /// Upload the image's file.
 ///
 /// The raw bytes of the file. Without `Content-Range` the body is the whole file. With `Content-Range: bytes
-/// FIRST-LAST/TOTAL` it is a part, and the answer is 308 with a `Range` header until the last part has arrived. `TOTAL` is the same in every
-/// part, until one with `FIRST` 0 starts anew. After an interruption, `Content-Range: bytes */TOTAL` with an empty body asks how far the upload is. `Repr-Digest`
-/// (`sha-256=:BASE64:`) or `X-Checksum-Sha256` (hexadecimal) announces the digest of the whole file; it is verified.
+/// FIRST-LAST/TOTAL` it is a part, and the answer is 308 with a `Range` header until the last part has arrived. `TOTAL` is
+/// the same in every part, until one with `FIRST` 0 starts anew. After an interruption, `Content-Range: bytes */TOTAL` with
+/// an empty body asks how far the upload is. `Repr-Digest` (`sha-256=:BASE64:`) or `X-Checksum-Sha256` (hexadecimal)
+/// announces the digest of the whole file; it is verified.
 #[utoipa::path(put, path = "/v1/images/{id}/file", operation_id = "upload_image_file", tag = "content",
     params(ImagePath,
         ("Content-Range" = Option<String>, Header, description = "Which part of the file the body is.",
