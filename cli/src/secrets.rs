@@ -49,6 +49,11 @@ impl SecretStore {
             )));
         }
         let id = keys.take("id").ok_or_else(|| missing("id"))?;
+        if !is_identifier(&id) {
+            return Err(Failure::new(
+                "Parameter 'id' expects an identifier\nIdentifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
+            ));
+        }
         if self.secrets.contains_key(&id) || self.credentials.contains_key(&id) {
             return Err(Failure::new(format!(
                 "attempt to add duplicate property '{id}' to object (type 'container')"
@@ -100,6 +105,14 @@ impl SecretStore {
             .get(id)
             .ok_or_else(|| Failure::new(format!("No secret with id '{id}'")))
     }
+}
+
+/// QEMU's rule for names of objects.
+fn is_identifier(id: &str) -> bool {
+    id.starts_with(|first: char| first.is_ascii_alphabetic())
+        && id
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
 }
 
 fn read_text(keys: &mut Keys) -> Result<Zeroizing<Vec<u8>>, Failure> {

@@ -415,3 +415,60 @@ fn no_core_dump_is_left_that_could_hold_a_key() {
     child.wait().unwrap();
     assert!(core.is_some(), "the limit was not set");
 }
+
+/// As libvirt names it, in options and in `json:`.
+#[test]
+fn a_detached_header_is_named_as_qemu_names_it() {
+    if !have(&["qemu-img"]) {
+        return;
+    }
+    let (dir, data) = folder();
+    let object = object();
+    let make = "create -q --object SECRET -f luks -o key-secret=sec0,iter-time=10,detached-header=on header.luks 0";
+    ok(dir.path(), &line(make, &object));
+    fs::write(dir.path().join("data.img"), vec![0; data.len()]).unwrap();
+    let options = "driver=luks,key-secret=sec0,header.driver=file,header.filename=header.luks,file.filename=data.img";
+    let tree = r#"json:{"driver":"luks","key-secret":"sec0","header":{"driver":"file","filename":"header.luks"},"file":{"driver":"file","filename":"data.img"}}"#;
+    let fill = format!("convert --object SECRET -f raw -n --target-image-opts disk.raw {options}");
+    ok(dir.path(), &line(&fill, &object));
+    ok(
+        dir.path(),
+        &["convert", "--object", &object, tree, "-O", "raw", "out.raw"],
+    );
+    assert!(fs::read(dir.path().join("out.raw")).unwrap() == data);
+    let info = ["info", "--object", &object, "--output=json", tree];
+    let ours: serde_json::Value = serde_json::from_str(&ok(dir.path(), &info)).unwrap();
+    let theirs: serde_json::Value = serde_json::from_str(&peer(dir.path(), "qemu-img", &info)).unwrap();
+    assert_eq!(ours["filename"], theirs["filename"]);
+    let names = |info: &serde_json::Value| -> Vec<_> {
+        let children = info["children"].as_array().unwrap().iter();
+        children
+            .map(|child| (child["name"].clone(), child["info"]["filename"].clone()))
+            .collect()
+    };
+    assert_eq!(names(&ours), names(&theirs));
+}
+
+#[test]
+fn an_object_is_named_by_an_identifier() {
+    let (dir, _) = folder();
+    for (id, fits) in [
+        ("a_b.c-9", true),
+        ("9a", false),
+        ("_a", false),
+        ("a b", false),
+        ("\u{e4}", false),
+    ] {
+        let object = format!("secret,id={id},data=x");
+        let args = ["info", "--object", &object, "disk.raw"];
+        assert_eq!(vdisk(dir.path(), &args).status.success(), fits, "{id}");
+        if have(&["qemu-img"]) {
+            let theirs = Command::new("qemu-img")
+                .args(args)
+                .current_dir(dir.path())
+                .output()
+                .unwrap();
+            assert_eq!(theirs.status.success(), fits, "{id}");
+        }
+    }
+}

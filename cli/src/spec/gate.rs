@@ -83,8 +83,8 @@ pub struct CliGate<'a> {
     pub access: Access,
     /// Where to note what was opened.
     pub trail: &'a Trail,
-    /// The storage whose data file the caller named, and how.
-    pub data_file: Option<(String, Keys)>,
+    /// The storage whose data file or detached header the caller named, and how.
+    pub beside: Option<(String, Keys)>,
 }
 
 impl Gate for CliGate<'_> {
@@ -139,10 +139,10 @@ impl CliGate<'_> {
             writable: reference.writable,
             ..self.access
         };
-        let named = self.data_file.as_ref().filter(|(of, _)| of == reference.from.name());
-        let opened = match (reference.role, named) {
-            (Role::DataFile, Some((_, keys))) => protocol::open(self.opener, keys.clone(), &access)?,
-            _ => protocol::open_name(self.opener, &full, &access)?,
+        let named = self.beside.as_ref().filter(|(of, _)| of == reference.from.name());
+        let opened = match named {
+            Some((_, keys)) => protocol::open(self.opener, keys.clone(), &access)?,
+            None => protocol::open_name(self.opener, &full, &access)?,
         };
         Ok(Node::new(opened.storage, reference.format.unwrap_or("raw")))
     }

@@ -1,6 +1,6 @@
 //! From a name or an option list to an open chain.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use vdisk_engine::gate::BackingChoice;
 use vdisk_engine::options::Options;
 use vdisk_engine::{CancelToken, Chain, ErrorKind, Image, Limits, Node, OpenEnv, StorageRef, formats};
@@ -23,8 +23,8 @@ pub struct Resolved {
     pub protocol: String,
     /// The node is a protocol node that is used as an image (`driver=file`).
     pub bare: bool,
-    /// Options of the external data file, in place of the name in the header.
-    pub data_file: Option<Keys>,
+    /// Options of the file beside the image's own, in place of its name: the external data file, or the detached header.
+    pub beside: Option<Keys>,
     /// Options for the layers that images name themselves (`backing.encrypt.key-secret`), by the storage of the image.
     pub below: Vec<(String, Keys)>,
 }
@@ -145,7 +145,7 @@ impl Opener {
             .iter()
             .find_map(|name| options.get(name));
         let key_secret = key_secret.map(str::to_owned);
-        let chain = self.open_with(resolved.node, resolved.data_file, &access, &trail)?;
+        let chain = self.open_with(resolved.node, resolved.beside, &access, &trail)?;
         let locked = chain.layers().iter().find_map(|layer| layer.missing_key());
         if let Some(error) = locked.filter(|_| !access.keyless) {
             return Err(Failure::new(app::sentence(&error)));
@@ -241,7 +241,7 @@ impl Opener {
             shown: opened.shown,
             protocol: opened.driver,
             bare: true,
-            data_file: None,
+            beside: None,
             below: Vec::new(),
         })
     }
@@ -257,7 +257,8 @@ impl Opener {
         let of_image =
             |(of, keys): (Option<String>, Keys)| (of.unwrap_or_else(|| file.storage.name().to_owned()), keys);
         let merged = merged.into_iter().map(of_image).collect();
-        let data_file = Some(keys.take_below("data-file")).filter(|k| !k.is_empty());
+        let beside = file_beside(driver).map(|key| keys.take_below(key));
+        let beside = beside.filter(|keys| !keys.is_empty());
         take_cache_sizes(driver, &mut keys)?;
         let open_options = formats::by_name(driver)?.open_options();
         let (mut options, mut shown) = (Options::new(), Vec::new());
@@ -269,6 +270,11 @@ impl Opener {
             }
             options.set(key, super::keys::text(value));
             shown.push((key.to_owned(), value.clone()));
+        }
+        if let Some(header) = beside.as_ref().filter(|_| driver == "luks") {
+            // The driver asks the gate for it, which has the options.
+            options.set("header", "header");
+            shown.push(("header".to_owned(), node_tree(header)));
         }
         let over_protocol = protocol::is_protocol(&file.driver);
         let mut name = Shown::format(driver, shown, &file.shown, over_protocol);
@@ -285,7 +291,7 @@ impl Opener {
             shown: name,
             protocol: file.driver,
             bare: false,
-            data_file,
+            beside,
             below: merged,
         })
     }
@@ -342,15 +348,15 @@ impl Opener {
     pub fn open_chain(&self, resolved: Resolved, access: &Access) -> Result<Chain, Failure> {
         let trail = Trail::default();
         trail.note_below(resolved.below);
-        self.open_with(resolved.node, resolved.data_file, access, &trail)
+        self.open_with(resolved.node, resolved.beside, access, &trail)
     }
 
-    fn open_with(&self, node: Node, data_file: Option<Keys>, access: &Access, trail: &Trail) -> Result<Chain, Failure> {
+    fn open_with(&self, node: Node, beside: Option<Keys>, access: &Access, trail: &Trail) -> Result<Chain, Failure> {
         let gate = CliGate {
             opener: self,
             access: *access,
             trail,
-            data_file: data_file.map(|keys| (node.storage.name().to_owned(), keys)),
+            beside: beside.map(|keys| (node.storage.name().to_owned(), keys)),
         };
         let env = OpenEnv {
             writable: access.writable && !node.storage.is_read_only(),
@@ -389,6 +395,22 @@ fn take_cache_sizes(driver: &str, keys: &mut Keys) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The key under which the options of a file beside the image's own stand.
+fn file_beside(driver: &str) -> Option<&'static str> {
+    match driver {
+        "qcow2" => Some("data-file"),
+        "luks" => Some("header"),
+        _ => None,
+    }
+}
+
+/// The options of a protocol node as QEMU shows them.
+fn node_tree(keys: &Keys) -> Value {
+    let mut tree = Map::from_iter([("driver".to_owned(), "file".into())]);
+    tree.extend(keys.iter().map(|(key, value)| (key.to_owned(), value.clone())));
+    Value::Object(tree)
 }
 
 fn note_explicit(node: &Node, trail: &Trail) {

@@ -114,10 +114,10 @@ fn facts(image: &OpenImage) -> Result<Facts, Failure> {
     let storages = top.storages();
     let child = |i: usize, storage: &StorageRef| -> Result<Child, Failure> {
         Ok(Child {
-            name: if i == 0 {
-                "file".to_owned()
-            } else {
-                format!("extents.{}", i - 1)
+            name: match i {
+                0 => "file".to_owned(),
+                _ if top.format() == "luks" => "header".to_owned(),
+                _ => format!("extents.{}", i - 1),
             },
             protocol: image.protocol.clone(),
             filename: storage.name().to_owned(),

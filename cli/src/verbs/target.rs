@@ -60,7 +60,7 @@ fn fill(opener: &Opener, storage: StorageRef, format: &str, spec: &CreateSpec, m
         opener,
         access: Access::write(),
         trail: &trail,
-        data_file: None,
+        beside: None,
     };
     let env = CreateEnv {
         gate: &gate,

@@ -199,28 +199,25 @@ fn growth_that_finds_no_space_leaves_the_volume_as_it_was() {
     create_on(memory.clone(), 1 << 16, options, "letmein").unwrap();
     let storage = Arc::new(FaultyStorage::new(memory.contents()));
     let image = open_on(storage.clone(), b"letmein").unwrap();
-    for preallocation in [Preallocation::Full, Preallocation::Falloc] {
-        let to = Resize {
-            virtual_size: 1 << 20,
-            preallocation,
-            ..Resize::default()
-        };
-        // After the new length, the first zeroes or their space.
-        storage.plan(1, Fault::FailOnce(std::io::ErrorKind::StorageFull));
-        assert_eq!(
-            image.resize(&to).unwrap_err().kind(),
-            ErrorKind::Io,
-            "{preallocation:?}"
-        );
-        assert_eq!(image.virtual_size(), 1 << 16);
-        assert!(storage.contents() == memory.contents(), "{preallocation:?}");
-    }
-    let metadata = Resize {
+    let full = Resize {
         virtual_size: 1 << 20,
-        preallocation: Preallocation::Metadata,
+        preallocation: Preallocation::Full,
         ..Resize::default()
     };
+    // After the new length, the first zeroes.
+    storage.plan(1, Fault::FailOnce(std::io::ErrorKind::StorageFull));
+    assert_eq!(image.resize(&full).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(image.virtual_size(), 1 << 16);
+    assert!(storage.contents() == memory.contents());
+    let metadata = Resize {
+        preallocation: Preallocation::Metadata,
+        ..full
+    };
     assert_eq!(image.resize(&metadata).unwrap_err().kind(), ErrorKind::Unsupported);
+    image.resize(&full).unwrap();
+    let mut grown = vec![1; (1 << 20) - (1 << 16)];
+    image.read(1 << 16, &mut grown).unwrap();
+    assert!(grown.iter().all(|byte| *byte == 0));
 }
 
 #[test]

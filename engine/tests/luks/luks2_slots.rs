@@ -95,7 +95,7 @@ fn one_key(version: &str) -> Vec<u8> {
     memory.contents()
 }
 
-fn in_place<'a>(slot: u32, passphrase: &'a [u8]) -> NewKey<'a> {
+fn in_place(slot: u32, passphrase: &[u8]) -> NewKey<'_> {
     NewKey {
         slot: Some(slot),
         overwrite: true,
