@@ -115,7 +115,13 @@ pub struct Options {
 pub fn without_empty_variables(command: clap::Command, env: &dyn Fn(&OsStr) -> Option<OsString>) -> clap::Command {
     let says_nothing = |arg: &clap::Arg| arg.get_env().and_then(env).is_some_and(|value| value.is_empty());
     command
-        .mut_args(|arg| if says_nothing(&arg) { arg.env(None::<&'static str>) } else { arg })
+        .mut_args(|arg| {
+            if says_nothing(&arg) {
+                arg.env(None::<&'static str>)
+            } else {
+                arg
+            }
+        })
         .mut_subcommands(|command| without_empty_variables(command, env))
 }
 

@@ -56,7 +56,13 @@ fn an_empty_variable_says_nothing() {
         _ => None,
     };
     let command = without_empty_variables(command, &set);
-    let variable = |id: &str| command.get_arguments().find(|arg| arg.get_id() == id).unwrap().get_env();
+    let variable = |id: &str| {
+        command
+            .get_arguments()
+            .find(|arg| arg.get_id() == id)
+            .unwrap()
+            .get_env()
+    };
     assert_eq!((variable("listen"), variable("workers")), (None, None));
     assert!(variable("log").is_some() && variable("host").is_some());
 }

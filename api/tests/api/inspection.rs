@@ -139,7 +139,10 @@ async fn what_a_url_gives_is_parsed_in_a_child() {
         );
         if target == Some("qcow2") {
             let image = job["result"]["image_id"].as_str().unwrap();
-            server.delete(&format!("/v1/images/{image}")).await.expect(StatusCode::NO_CONTENT);
+            server
+                .delete(&format!("/v1/images/{image}"))
+                .await
+                .expect(StatusCode::NO_CONTENT);
         }
     }
     server.stop().await;
@@ -153,7 +156,9 @@ async fn what_a_url_gives_is_parsed_in_a_child() {
             "{job}"
         );
     }
-    let left = std::fs::read_dir(server.dir.path().join("data/pools/default")).unwrap().count();
+    let left = std::fs::read_dir(server.dir.path().join("data/pools/default"))
+        .unwrap()
+        .count();
     assert_eq!(left, 0, "files of imports that failed");
     server.stop().await;
 }

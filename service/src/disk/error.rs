@@ -74,6 +74,9 @@ mod tests {
         // As an HTTP client reports it: an error within an error.
         let inner = std::io::Error::other(format!("io: {}", std::io::Error::from_raw_os_error(111)));
         let error = ServiceError::from(Error::io("cannot fetch", inner));
-        assert!(error.public.starts_with("cannot fetch: io: ") && !error.public.contains("os error"), "{error}");
+        assert!(
+            error.public.starts_with("cannot fetch: io: ") && !error.public.contains("os error"),
+            "{error}"
+        );
     }
 }

@@ -160,7 +160,9 @@ impl Opener {
                     format,
                     target: target.clone(),
                 };
-                filling.run(&converting, false, &control.behind(source.fetched()?))?.file
+                filling
+                    .run(&converting, false, &control.behind(source.fetched()?))?
+                    .file
             }
         };
         let looked = self.look_at_made(&made, &Look::strict(Some(target), true), &control.uncounted())?;
@@ -200,7 +202,14 @@ impl Opener {
         let name = name.ok_or_else(|| ServiceError::internal("a temporary name that is not text"))?;
         let handle = self.pool.open_file(name, Access::Read)?;
         let inspector = self.inspector.as_deref();
-        sound(inspect_held(inspector, handle, &self.file, wanted, &self.limits, control)?)
+        sound(inspect_held(
+            inspector,
+            handle,
+            &self.file,
+            wanted,
+            &self.limits,
+            control,
+        )?)
     }
 
     fn open(&self, storage: StorageRef, format: &str, writable: bool) -> Result<Chain> {

@@ -96,7 +96,10 @@ impl PoolFolder {
     pub fn others(&self) -> Result<Vec<(String, ServiceError)>> {
         let mut others = Vec::new();
         for (name, kind) in self.entries()? {
-            let (is_text, name) = (std::str::from_utf8(&name).is_ok(), String::from_utf8_lossy(&name).into_owned());
+            let (is_text, name) = (
+                std::str::from_utf8(&name).is_ok(),
+                String::from_utf8_lossy(&name).into_owned(),
+            );
             let why = match kind {
                 _ if name.starts_with('.') => continue,
                 FileType::Directory => continue,

@@ -9,9 +9,9 @@ use tokio::time::timeout;
 use vdisk_engine::ops::map::{MapEntry, MapStep, map};
 use vdisk_engine::{Chain, Control, Limits, ops};
 
-use super::{Service, Wanted};
 use super::paging::Window;
 use super::stream::{Hold, Piece, pieces, place};
+use super::{Service, Wanted};
 use crate::disk::{Layer, OpenSecrets, Opening, open_chain, version};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::jobs::{creatable, engine_options};

@@ -220,7 +220,10 @@ mod tests {
             }
         }
         let url = format!("sqlite:{}?mode=rw", dir.path().join("none.db").display());
-        assert_eq!(Store::open(&url, clock()).await.err().unwrap().code, ErrorCode::Unavailable);
+        assert_eq!(
+            Store::open(&url, clock()).await.err().unwrap().code,
+            ErrorCode::Unavailable
+        );
     }
 
     #[test]
