@@ -162,9 +162,11 @@ mod tests {
     /// What a client gets that sends this and then waits.
     async fn answer_to(sent: &[u8]) -> Vec<u8> {
         let (ours, mut theirs) = tokio::io::duplex(4096);
+        // Connections end when it goes.
+        let connections = GracefulShutdown::new();
         let connection = Connection {
             builder: builder(),
-            watcher: GracefulShutdown::new().watcher(),
+            watcher: connections.watcher(),
             routes: Router::new(),
             patience: Duration::from_millis(50),
         };

@@ -153,17 +153,23 @@ async fn a_slow_target_holds_up_no_other() {
         .unwrap()
         .to_owned();
     register(&server, &fast.url, created).await;
-    let first = server.create("first", json!({"virtual_size": 1_048_576})).await;
-    assert_eq!(fast.next().1["image_id"], first);
-    silent.accept().unwrap();
-    let second = server.create("second", json!({"virtual_size": 1_048_576})).await;
-    assert_eq!(fast.next().1["image_id"], second);
-    let slow = server.get(&format!("/v1/webhooks/{slow}")).await.body;
-    assert_eq!(
-        slow["failures"], 0,
-        "the fast target was told after the slow one had failed"
-    );
-    server.stop().await;
+    let failures = async || server.get(&format!("/v1/webhooks/{slow}")).await.body["failures"].clone();
+    server.create("first", json!({"virtual_size": 1_048_576})).await;
+    fast.next();
+    let mut held = Vec::new();
+    // A delivery to the slow target may end meanwhile on a machine that is slow itself: then another one counts.
+    for round in 0..5 {
+        held.push(silent.accept().unwrap());
+        let before = failures().await;
+        let image = server
+            .create(&format!("disk{round}"), json!({"virtual_size": 1_048_576}))
+            .await;
+        assert_eq!(fast.next().1["image_id"], image);
+        if failures().await == before {
+            return server.stop().await;
+        }
+    }
+    panic!("the fast target was told each time when the slow one had failed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
