@@ -46,22 +46,13 @@ fn assert_usable(folder: &Path, image: &str, size: u64) {
 fn a_growth_without_room_can_be_repeated() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
-    for (how, cluster) in [
-        ("full", "64k"),
-        ("metadata", "64k"),
-        ("full", "512"),
-        ("metadata", "512"),
-    ] {
-        let cluster = format!("cluster_size={cluster}");
-        ok(folder, &["create", "-q", "-f", "qcow2", "-o", &cluster, "q", "1M"]);
+    for how in ["full", "metadata"] {
+        ok(folder, &["create", "-q", "-f", "qcow2", "q", "1M"]);
         ok(folder, &["bitmap", "--add", "q", "b0"]);
         let grow = format!("--preallocation={how}");
         let grow = ["resize", "-q", &grow, "q", "64M"];
         let (done, messages) = within(folder, 2000, &grow);
-        assert!(
-            !done && messages.contains("File too large"),
-            "{how} {cluster}: {messages}"
-        );
+        assert!(!done && messages.contains("File too large"), "{how}: {messages}");
         assert_usable(folder, "q", 1 << 20);
         ok(folder, &grow);
         assert_usable(folder, "q", 64 << 20);
