@@ -217,7 +217,8 @@ impl Tx {
             .bind(self.now.0)
             .execute(&mut *self.inner)
             .await?;
-        self.image_event(EventKind::ImageUpdated, id).await
+        self.image_event(EventKind::ImageUpdated, id);
+        Ok(())
     }
 
     /// Images that a job holds for change, and that it is about to change: what their files look like is open until

@@ -6,7 +6,6 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{LEASE, add_image, add_job, facts, new_image, new_job, write};
-use crate::clock::Timestamp;
 use crate::error::{Result, ServiceError};
 use crate::model::{EventKind, ImageId};
 use crate::store::Store;
@@ -30,7 +29,7 @@ fn request(id: Uuid) -> Holder {
     Holder::Request {
         id,
         process: Uuid::now_v7(),
-        expires: Timestamp(i64::MAX),
+        expires: None,
     }
 }
 
@@ -87,15 +86,12 @@ async fn who_was_said_to_be_busy_is_said_to_be_free(TestStore { store, clock }: 
     lock(Holder::Request {
         id: holder,
         process: Uuid::now_v7(),
-        expires,
+        expires: Some(expires),
     })
     .await;
     assert_eq!(change().await.1, busy);
     clock.advance(40_000);
-    let renewed = store.now().after(LEASE);
-    write(&store, async |tx| tx.renew_request_locks(Uuid::now_v7(), renewed).await)
-        .await
-        .unwrap();
+    assert!(write(&store, async |tx| tx.sweep_request_locks().await).await.unwrap());
     assert_eq!(last_of(&store, image).await.1, free);
     let job = add_job(&store, &new_job(0, &[(image, LockMode::Exclusive)])).await;
     assert_eq!(change().await.1, busy);
