@@ -47,11 +47,6 @@ const ENCRYPT: &[OptionSpec] = &[
         "Time to spend in PBKDF in milliseconds",
     ),
     encrypt(
-        "encrypt.iterations",
-        OptionKind::Number,
-        "PBKDF iterations, in place of a time",
-    ),
-    encrypt(
         "encrypt.keyslot",
         OptionKind::Number,
         "Select a single keyslot to modify explicitly",

@@ -217,8 +217,8 @@ fn features_that_a_writer_may_drop_are_dropped_by_the_first_write() {
 }
 
 /// Puts a table of snapshots of the same L1 behind the image: each with an id, a name and more data of this many bytes.
-fn with_snapshots(entries: &[(&str, &str, usize)]) -> Vec<u8> {
-    let (file, _) = image(&usual());
+fn with_snapshots(layout: &Layout, entries: &[(&str, &str, usize)]) -> Vec<u8> {
+    let (file, _) = image(layout);
     let mut file = File(file);
     // Each snapshot has an L1 table of its own, which shares the L2 table and all below it.
     let (table, l1) = (8 * CLUSTER, 9 * CLUSTER);
@@ -266,27 +266,31 @@ fn with_snapshots(entries: &[(&str, &str, usize)]) -> Vec<u8> {
 
 #[test]
 fn snapshots_of_all_ages_are_listed_and_read() {
-    // Before version 3 there is no more data, then 16 bytes, then 24 with a count of instructions; whatever else comes stays.
-    let entries = [
-        ("1", "old", 0),
+    // Version 2 knew no more data at first, version 3 wants 16 bytes, or 24 with a count of instructions; whatever else comes stays.
+    let old = [("1", "old", 0), ("22", "with a size", 16)];
+    let new = [
         ("22", "with a size", 16),
         ("3", "counted", 24),
         ("x", "\u{e9}t\u{e9} ", 47),
     ];
-    let (file, (_, guest)) = (with_snapshots(&entries), image(&usual()));
-    shows("qcow2", &file, &guest);
-    qemu_agrees("qcow2", &file, &guest);
-    for bytes in [file.clone(), takes_writes("qcow2", &file, &guest)] {
-        let (chain, _) = open("qcow2", &bytes, false).unwrap();
-        let snapshots = chain.top().snapshots().unwrap();
-        let list = snapshots.list().unwrap();
-        let found: Vec<_> = list.iter().map(|s| (s.id.as_str(), s.name.as_str())).collect();
-        assert_eq!(found, entries.map(|(id, name, _)| (id, name)));
-        for snapshot in &list {
-            let then = snapshots.open(&snapshot.id).unwrap();
-            let mut seen = vec![1; then.virtual_size() as usize];
-            then.read(0, &mut seen).unwrap();
-            assert!(seen == guest, "{}", snapshot.name);
+    for (version, entries) in [(2, &old[..]), (3, &new[..])] {
+        let layout = Layout { version, ..usual() };
+        let (file, (_, guest)) = (with_snapshots(&layout, entries), image(&layout));
+        shows("qcow2", &file, &guest);
+        qemu_agrees("qcow2", &file, &guest);
+        for bytes in [file.clone(), takes_writes("qcow2", &file, &guest)] {
+            let (chain, _) = open("qcow2", &bytes, false).unwrap();
+            let snapshots = chain.top().snapshots().unwrap();
+            let list = snapshots.list().unwrap();
+            let found: Vec<_> = list.iter().map(|s| (s.id.as_str(), s.name.as_str())).collect();
+            let expected: Vec<_> = entries.iter().map(|(id, name, _)| (*id, *name)).collect();
+            assert_eq!(found, expected);
+            for snapshot in &list {
+                let then = snapshots.open(&snapshot.id).unwrap();
+                let mut seen = vec![1; then.virtual_size() as usize];
+                then.read(0, &mut seen).unwrap();
+                assert!(seen == guest, "{}", snapshot.name);
+            }
         }
     }
 }

@@ -85,12 +85,6 @@ pub(super) const CREATE: &[OptionSpec] = &[
         "Time to spend in PBKDF in milliseconds",
     ),
     option(
-        "encrypt.iterations",
-        OptionKind::Number,
-        None,
-        "PBKDF iterations of the key slot, in place of a time",
-    ),
-    option(
         "encrypt.ivgen-alg",
         OptionKind::Text,
         None,
