@@ -123,8 +123,14 @@ async fn a_map_page_that_takes_too_long_ends_where_it_is() {
 async fn a_measurement_that_takes_too_long_is_refused() {
     let lab = Lab::with(|config| config.limits.measure_time = Duration::ZERO).await;
     let image = lab.create("disk", OVERLAY, MIB).await;
-    let measured = lab.service.measure_image(image.id, json(json!({"format": "raw"})));
-    assert_eq!(code(measured.await), ErrorCode::LimitExceeded);
+    // One that was faster than the clock that ends it is no failure.
+    for _ in 0..1000 {
+        let measured = lab.service.measure_image(image.id, json(json!({"format": "raw"})));
+        if let Err(error) = measured.await {
+            return assert_eq!(error.code, ErrorCode::LimitExceeded);
+        }
+    }
+    panic!("every measurement took no time");
 }
 
 /// How every way to read an image ends.

@@ -50,8 +50,11 @@ fn the_last_key_of_the_data_is_not_erased_beside_slots_that_do_not_open_it() {
     let limits = Limits::default();
     let unknown_type = |json: &mut Value| json["keyslots"]["1"]["type"] = json!("something-new");
     let unknown_kdf = |json: &mut Value| json["keyslots"]["1"]["kdf"]["type"] = json!("scrypt");
-    let changes: [(&str, &dyn Fn(&mut Value)); 3] =
-        [("unbound", &unbound), ("type", &unknown_type), ("kdf", &unknown_kdf)];
+    let changes = [
+        ("unbound", unbound as fn(&mut Value)),
+        ("type", unknown_type),
+        ("kdf", unknown_kdf),
+    ];
     for (name, change) in changes {
         let storage = changed(change);
         let image = metadata(storage.clone(), &limits).unwrap();

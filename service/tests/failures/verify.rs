@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use vdisk_service::model::{Image, ImageState, JobState};
 use vdisk_service::request::Call;
 
@@ -93,14 +93,18 @@ pub async fn leftovers(scene: &Scene) -> BTreeSet<String> {
     files.symmetric_difference(&wanted).cloned().collect()
 }
 
+/// A death in the middle of a change of snapshots leaves the mark that tells the next writer to count anew; until then the copied flags may
+/// lag behind.
 async fn sound(scene: &Scene, image: &Image) {
-    let job = scene
-        .lab()
-        .service
-        .check_image(image.id, json(json!({})), &NONE)
-        .await
-        .unwrap();
-    let found = scene.lab().succeed(job).await.result.unwrap();
+    let service = &scene.lab().service;
+    let check = async |request: Value| {
+        let job = service.check_image(image.id, json(request), &NONE).await.unwrap();
+        scene.lab().succeed(job).await.result.unwrap()
+    };
+    if service.image_info(image.id).await.unwrap()["dirty-flag"] == json!(true) {
+        check(json!({"repair": "all"})).await;
+    }
+    let found = check(json!({})).await;
     assert_eq!(
         (&found["corruptions"], &found["check-errors"]),
         (&json!(0), &json!(0)),
