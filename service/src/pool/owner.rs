@@ -23,7 +23,7 @@ pub enum Owner {
     Database(Uuid),
     /// Somebody whom the attribute does not name in our way.
     Unknown,
-    /// The file system keeps no attributes.
+    /// The file system keeps no attributes, or none for us.
     Untold,
 }
 
@@ -38,7 +38,7 @@ impl PoolFolder {
             Ok(len) => len,
             Err(Errno::NODATA) => return Ok(Owner::Nobody),
             Err(Errno::RANGE) => return Ok(Owner::Unknown),
-            Err(Errno::OPNOTSUPP) => return Ok(Owner::Untold),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::ACCESS) => return Ok(Owner::Untold),
             Err(errno) => return Err(self.failed("read an attribute of", ".", errno.into())),
         };
         let text = value.get(..len).and_then(|value| std::str::from_utf8(value).ok());
@@ -62,7 +62,7 @@ impl PoolFolder {
         match rustix::fs::fsetxattr(&self.folder, OWNER, value.as_bytes(), XattrFlags::CREATE) {
             Ok(()) => Ok(Owner::Database(database)),
             Err(Errno::EXIST) => self.owner(),
-            Err(Errno::OPNOTSUPP) => Ok(Owner::Untold),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::ACCESS) => Ok(Owner::Untold),
             Err(errno) => Err(self.failed("write an attribute of", ".", errno.into())),
         }
     }
