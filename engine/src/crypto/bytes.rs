@@ -6,9 +6,6 @@ use crate::Result;
 /// Bytes that are encrypted or decrypted at a time: what stays in a processor's own cache in between.
 const PIECE: usize = 128 << 10;
 
-/// Bytes that are copied to where they are encrypted, and encrypted at once: what stays in the first cache in between.
-const STRIP: usize = 16 << 10;
-
 /// Reads and writes stored bytes that are encrypted. Positions and places are alike modulo the sector size; positions may wrap, since some
 /// headers choose where they begin.
 pub(crate) struct EncryptedBytes<'a> {
@@ -46,29 +43,19 @@ impl EncryptedBytes<'_> {
             let (len, partial) = self.next_part(at, bytes.len());
             let (part, rest) = bytes.split_at(len);
             piece.clear();
+            let mut start = 0;
             if partial {
-                let (mut sector, inside) = self.sector(position, at)?;
-                let changed = sector.iter_mut().skip(inside);
+                let (old, inside) = self.sector(position, at)?;
+                piece.extend_from_slice(&old);
+                let changed = piece.iter_mut().skip(inside);
                 changed.zip(part).for_each(|(to, from)| *to = *from);
-                self.encrypt(position.wrapping_sub(inside as u64), &sector, &mut piece)?;
-                (self.write)(at - inside as u64, &piece)?;
+                start = inside as u64;
             } else {
-                self.encrypt(position, part, &mut piece)?;
-                (self.write)(at, &piece)?;
+                piece.extend_from_slice(part);
             }
+            self.cipher.encrypt(position.wrapping_sub(start), &mut piece)?;
+            (self.write)(at - start, &piece)?;
             (position, at, bytes) = (position.wrapping_add(len as u64), at + len as u64, rest);
-        }
-        Ok(())
-    }
-
-    /// Appends to `piece` what `sectors` become.
-    fn encrypt(&self, mut position: u64, sectors: &[u8], piece: &mut Vec<u8>) -> Result<()> {
-        for strip in sectors.chunks(STRIP) {
-            let start = piece.len();
-            piece.extend_from_slice(strip);
-            let strip = piece.get_mut(start..).unwrap_or_default();
-            self.cipher.encrypt(position, strip)?;
-            position = position.wrapping_add(strip.len() as u64);
         }
         Ok(())
     }
