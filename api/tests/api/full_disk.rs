@@ -32,20 +32,25 @@ impl Drop for SmallDisk {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_fails_the_job_and_gets_its_space_back() {
-    let place = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(&place.path().join("small")) else {
-        return;
-    };
-    let server = Server::start_with(|config| {
+/// A server with the disk as its pool `small`, beside one with room.
+async fn with_a_small_pool(disk: &SmallDisk) -> Server {
+    Server::start_with(|config| {
         config.pools = [
             ("default".to_owned(), config.data_dir.join("pool")),
             ("small".to_owned(), disk.0.clone()),
         ]
         .into();
     })
-    .await;
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_fails_the_job_and_gets_its_space_back() {
+    let place = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(&place.path().join("small")) else {
+        return;
+    };
+    let server = with_a_small_pool(&disk).await;
     let before = server.get("/v1/pools/small").await.body["free"].as_u64().unwrap();
     let source = server.upload("source", "raw", vec![7; 16 << 20]).await;
     let body = json!({"name": "copy", "format": "raw", "pool": "small"});
@@ -138,14 +143,7 @@ async fn a_commit_that_would_not_fit_leaves_the_base_alone() {
     let Some(disk) = SmallDisk::mount(&place.path().join("small")) else {
         return;
     };
-    let server = Server::start_with(|config| {
-        config.pools = [
-            ("default".to_owned(), config.data_dir.join("pool")),
-            ("small".to_owned(), disk.0.clone()),
-        ]
-        .into();
-    })
-    .await;
+    let server = with_a_small_pool(&disk).await;
     let size = 5 << 20;
     let source = server.upload("source", "raw", vec![7; size]).await;
     let small = json!({"pool": "small", "format": "qcow2", "virtual_size": size});

@@ -7,7 +7,7 @@ use vdisk_engine::options::Options;
 use vdisk_engine::storage::{Fault, FaultyStorage, MemoryStorage};
 use vdisk_engine::{Limits, StorageRef};
 
-use super::support::{create_on, key_env};
+use super::support::{create_on, in_memory, key_env};
 
 fn two_keys() -> Vec<u8> {
     let memory = Arc::new(MemoryStorage::empty());
@@ -75,13 +75,7 @@ fn every_crash_of_a_key_change_leaves_the_other_keys() {
 #[test]
 fn a_crash_while_one_luks2_copy_is_weak_leaves_the_other() {
     const COPY: usize = 0x4000;
-    let memory = Arc::new(MemoryStorage::empty());
-    let options = Options::new()
-        .with("version", "2")
-        .with("pbkdf", "pbkdf2")
-        .with("cipher-alg", "aes-128")
-        .with("iterations", "1000");
-    create_on(memory.clone(), 1 << 16, options, "first").unwrap();
+    let memory = in_memory("2", 1 << 16);
     let old = memory.contents();
     change(memory.clone(), |header, limits| {
         header.add_key(b"first", &new(b"second"), &key_env(limits)).map(|_| ())
@@ -112,13 +106,7 @@ fn a_crash_while_one_luks2_copy_is_weak_leaves_the_other() {
 /// A write that fails leaves a copy that is not to be relied on: the next change begins with it.
 #[test]
 fn a_change_after_one_that_failed_begins_with_the_copy_that_was_hit() {
-    let memory = Arc::new(MemoryStorage::empty());
-    let options = Options::new()
-        .with("version", "2")
-        .with("pbkdf", "pbkdf2")
-        .with("cipher-alg", "aes-128")
-        .with("iterations", "1000");
-    create_on(memory.clone(), 1 << 16, options, "first").unwrap();
+    let memory = in_memory("2", 1 << 16);
     let before = memory.contents();
     // Key material, flush, a copy, flush, the other copy.
     for failing in 0..5 {
@@ -177,13 +165,7 @@ fn a_new_key_in_the_slot_of_the_only_one_never_leaves_none() {
     let change_key: Work<'_> = &|header, limits| header.change_key(b"first", &in_place, &key_env(limits));
     let add_key: Work<'_> = &|header, limits| header.add_key(b"first", &in_place, &key_env(limits));
     for (version, work) in [("1", change_key), ("1", add_key), ("2", change_key)] {
-        let memory = Arc::new(MemoryStorage::empty());
-        let options = Options::new()
-            .with("version", version)
-            .with("pbkdf", "pbkdf2")
-            .with("cipher-alg", "aes-128")
-            .with("iterations", "1000");
-        create_on(memory.clone(), 1 << 20, options, "first").unwrap();
+        let memory = in_memory(version, 1 << 20);
         at_every_change(
             &memory.contents(),
             &[Fault::Freeze],

@@ -6,12 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 use vdisk_engine::crypto::luks::{EraseKeys, KdfCost, KeyEnv, KeyWork, LuksHeader, NewKey};
 use vdisk_engine::image::Repair;
-use vdisk_engine::options::Options;
 use vdisk_engine::storage::{FaultyStorage, MemoryStorage};
 use vdisk_engine::{Control, ErrorKind, Limits};
 
 use super::luks2_hostile::{json_of, valid, with_text};
-use super::support::{create_on, key_env, metadata, open_on, random};
+use super::support::{in_memory, key_env, metadata, open_on, random};
 
 fn new(passphrase: &[u8]) -> NewKey<'_> {
     NewKey {
@@ -88,13 +87,7 @@ fn a_digest_of_an_unknown_type_that_opens_nothing_is_kept() {
 }
 
 fn one_key(version: &str) -> Vec<u8> {
-    let memory = Arc::new(MemoryStorage::empty());
-    let options = Options::new()
-        .with("version", version)
-        .with("pbkdf", "pbkdf2")
-        .with("cipher-alg", "aes-128")
-        .with("iterations", "1000");
-    create_on(memory.clone(), 1 << 16, options, "first").unwrap();
+    let memory = in_memory(version, 1 << 16);
     memory.contents()
 }
 

@@ -8,7 +8,7 @@ use vdisk_engine::crypto::luks::{KeyEnv, KeyWork};
 use vdisk_engine::env::{CreateSpec, Secrets};
 use vdisk_engine::formats;
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::{FileOptions, FileStorage, LockMode};
+use vdisk_engine::storage::{FileOptions, FileStorage, LockMode, MemoryStorage};
 use vdisk_engine::{CreateEnv, Error, ErrorKind, Image, Limits, OpenEnv, Result, StorageRef, gate::DenyAll};
 
 /// One secret with the id `s`, and a clock.
@@ -71,6 +71,18 @@ pub fn create_new(path: &Path) -> StorageRef {
 /// A new volume with the fewest iterations.
 pub fn create(path: &Path, size: u64, options: Options, passphrase: &str) -> Result<()> {
     create_on(create_new(path), size, options.with("iterations", "1000"), passphrase)
+}
+
+/// A volume in memory that "first" opens, with the fewest iterations.
+pub fn in_memory(version: &str, size: u64) -> Arc<MemoryStorage> {
+    let memory = Arc::new(MemoryStorage::empty());
+    let options = Options::new()
+        .with("version", version)
+        .with("pbkdf", "pbkdf2")
+        .with("cipher-alg", "aes-128")
+        .with("iterations", "1000");
+    create_on(memory.clone(), size, options, "first").unwrap();
+    memory
 }
 
 pub fn open_on(storage: StorageRef, passphrase: &[u8]) -> Result<Box<dyn Image>> {

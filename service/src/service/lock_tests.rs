@@ -2,24 +2,16 @@
 
 use futures::{Stream, stream};
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::Service;
 use super::locks::RequestLocks;
+use super::test_service::service;
 use crate::Bytes;
-use crate::config::ServiceConfig;
 use crate::error::{ErrorCode, Result};
 use crate::model::ImageId;
 use crate::request::{Call, ImportOutcome, UploadPart, UploadStatus};
 use crate::store::locks::LockMode;
-
-async fn service() -> (TempDir, Service) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = ServiceConfig::new(dir.path());
-    config.ballast_bytes = 0;
-    (dir, Service::open(config).await.unwrap())
-}
 
 async fn waiting_for_its_file(service: &Service) -> ImageId {
     let request = json!({"name": "disk", "format": "raw", "source": {"upload": true}});

@@ -32,6 +32,8 @@ mod secrets;
 mod snapshots;
 mod statistics;
 mod stream;
+#[cfg(test)]
+mod test_service;
 mod transfer;
 mod upload;
 mod verbs;

@@ -7,6 +7,7 @@ use rustix::fs::XattrFlags;
 use serde_json::json;
 
 use super::Service;
+use super::test_service::an_image;
 use crate::Bytes;
 use crate::config::ServiceConfig;
 use crate::error::{ErrorCode, Result};
@@ -23,9 +24,7 @@ async fn open(dir: &Path, data: &str) -> Result<Service> {
 
 async fn with_an_image(dir: &Path) -> (Service, Image) {
     let service = open(dir, "data").await.unwrap();
-    let request = json!({"name": "disk", "format": "raw", "virtual_size": 1 << 20});
-    let request = serde_json::from_value(request).unwrap();
-    let image = service.create_image(request, &Call::default()).await.unwrap();
+    let image = an_image(&service).await;
     (service, image)
 }
 

@@ -3,27 +3,13 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tempfile::TempDir;
 use vdisk_engine::Control;
 
-use crate::config::ServiceConfig;
 use crate::disk::Layer;
 use crate::error::{ErrorCode, Result};
-use crate::model::Image;
-use crate::request::{Call, MapRequest};
-use crate::service::Service;
+use crate::request::MapRequest;
+use crate::service::test_service::service_with_an_image;
 use crate::store::images::FileFacts;
-
-async fn service_with_an_image() -> (TempDir, Service, Image) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = ServiceConfig::new(dir.path());
-    config.ballast_bytes = 0;
-    let service = Service::open(config).await.unwrap();
-    let request = json!({"name": "disk", "format": "raw", "virtual_size": 1 << 20});
-    let request = serde_json::from_value(request).unwrap();
-    let image = service.create_image(request, &Call::default()).await.unwrap();
-    (dir, service, image)
-}
 
 /// Long enough for a read to get as far as it can without the writer's turn.
 async fn a_moment() {

@@ -1,27 +1,15 @@
 //! A start beside processes that go on: what it saw a moment ago is not what it acts on.
 
 use serde_json::json;
-use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::Service;
+use super::test_service::service_with_an_image;
 use crate::Bytes;
-use crate::config::ServiceConfig;
-use crate::model::{Image, ImageState};
+use crate::model::ImageState;
 use crate::queue::{Seen, bring_in_line};
 use crate::request::{Call, ImportOutcome, UploadPart};
 use crate::store::images::ImageRecord;
-
-async fn service_with_an_image() -> (TempDir, Service, Image) {
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = ServiceConfig::new(dir.path());
-    config.ballast_bytes = 0;
-    let service = Service::open(config).await.unwrap();
-    let request = json!({"name": "disk", "format": "raw", "virtual_size": 1 << 20});
-    let request = serde_json::from_value(request).unwrap();
-    let image = service.create_image(request, &Call::default()).await.unwrap();
-    (dir, service, image)
-}
 
 /// Brings the pool in line as another node would that saw this.
 async fn as_another_node(service: &Service, seen: &Seen) {
