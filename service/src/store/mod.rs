@@ -217,20 +217,28 @@ impl Tx {
 
 impl From<sqlx::Error> for ServiceError {
     fn from(error: sqlx::Error) -> Self {
-        if let sqlx::Error::Database(database) = &error {
+        let code = error.as_database_error().and_then(|database| database.code());
+        match code.as_deref() {
             // SQLITE_FULL, and PostgreSQL's disk_full.
-            if matches!(database.code().as_deref(), Some("13" | "53100")) {
+            Some("13" | "53100") => {
                 let public = "the disk below the database is full; free some space";
                 return Self::new(ErrorCode::InsufficientStorage, public).with_internal(error);
             }
+            // SQLITE_BUSY, and PostgreSQL's lock_not_available, idle_in_transaction_session_timeout, admin_shutdown.
+            Some("5" | "55P03" | "25P03" | "57P01") => return unanswered(error),
+            _ => {}
         }
         match error {
             sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) | sqlx::Error::WorkerCrashed => {
-                Self::new(ErrorCode::Unavailable, "the database does not answer").with_internal(error)
+                unanswered(error)
             }
             _ => Self::internal(format!("database: {error}")),
         }
     }
+}
+
+fn unanswered(error: sqlx::Error) -> ServiceError {
+    ServiceError::new(ErrorCode::Unavailable, "the database does not answer").with_internal(error)
 }
 
 /// Whether a statement failed because a unique column has the value already.

@@ -30,8 +30,8 @@ const INTERRUPTED: &str = "9";
 /// Settings of every SQLite connection. FULL: what was acknowledged survives a power cut.
 const SQLITE_SETTINGS: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
      PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;";
-/// A node that hangs inside a transaction must not hold up the others for ever.
-const POSTGRES_SETTINGS: &str = "SET idle_in_transaction_session_timeout = '30s'; SET lock_timeout = '20s';";
+/// A node that hangs inside a transaction loses it before those that wait for it lose patience, or a heartbeat its lease.
+const POSTGRES_SETTINGS: &str = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '20s';";
 
 impl Store {
     /// Connects to `sqlite:<path>`, `sqlite::memory:` or `postgres://...` and brings the tables up to date.

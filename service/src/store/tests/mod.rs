@@ -35,6 +35,24 @@ async fn a_transaction_that_sqlite_ended_does_not_wedge_the_writer() {
     assert_eq!(store.open_jobs().await.unwrap().len(), 3);
 }
 
+/// As when a node is stopped in the middle of a transaction: the database takes the transaction from it before the
+/// others lose patience, and what it still says is heard no more.
+#[tokio::test]
+async fn a_node_that_hangs_inside_a_transaction_holds_up_nobody_for_long() {
+    let Some(server) = super::testing::Postgres::start() else {
+        return;
+    };
+    let url = server.new_database("hangs");
+    let TestStore { store: hung, .. } = super::testing::open(&url).await;
+    let TestStore { store: other, .. } = super::testing::open(&url).await;
+    let mut half_done = hung.begin().await.unwrap();
+    half_done.enqueue(&new_job(0, &[]), 100).await.unwrap();
+    let theirs = add_job(&other, &new_job(0, &[])).await;
+    assert_eq!(code(half_done.commit().await), ErrorCode::Unavailable);
+    assert_eq!(other.open_jobs().await.unwrap(), [theirs]);
+    add_job(&hung, &new_job(0, &[])).await;
+}
+
 async fn write<T>(store: &Store, work: impl AsyncFnOnce(&mut Tx) -> Result<T>) -> Result<T> {
     let mut tx = store.begin().await?;
     let done = work(&mut tx).await?;
