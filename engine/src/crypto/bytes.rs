@@ -37,24 +37,21 @@ impl EncryptedBytes<'_> {
 
     /// Stores `bytes`. A sector that they fill in part is read, changed and written: nobody else may write to it meanwhile.
     pub fn store(&self, mut position: u64, mut at: u64, mut bytes: &[u8]) -> Result<()> {
-        let sector = self.cipher.sector_size();
-        let mut piece = Vec::with_capacity(bytes.len().next_multiple_of(sector).min(PIECE));
+        let mut piece = Vec::new();
         while !bytes.is_empty() {
             let (len, partial) = self.next_part(at, bytes.len());
             let (part, rest) = bytes.split_at(len);
-            piece.clear();
-            let mut start = 0;
             if partial {
-                let (old, inside) = self.sector(position, at)?;
-                piece.extend_from_slice(&old);
-                let changed = piece.iter_mut().skip(inside);
+                let (mut sector, inside) = self.sector(position, at)?;
+                let changed = sector.iter_mut().skip(inside);
                 changed.zip(part).for_each(|(to, from)| *to = *from);
-                start = inside as u64;
+                self.cipher.encrypt(position.wrapping_sub(inside as u64), &mut sector)?;
+                (self.write)(at - inside as u64, &sector)?;
             } else {
-                piece.extend_from_slice(part);
+                piece.resize(len, 0);
+                self.cipher.encrypt_from(position, part, &mut piece)?;
+                (self.write)(at, &piece)?;
             }
-            self.cipher.encrypt(position.wrapping_sub(start), &mut piece)?;
-            (self.write)(at - start, &piece)?;
             (position, at, bytes) = (position.wrapping_add(len as u64), at + len as u64, rest);
         }
         Ok(())

@@ -5,12 +5,19 @@
 
 use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser};
 
-/// A keyed cipher in a mode, working on sectors in place.
+/// A keyed cipher in a mode, working on sectors, in place where nothing else is said.
 ///
 /// `ivs` gives an IV for each sector, `sector_len` is a multiple of the block length and `data` of `sector_len`; a shorter IV
 /// is the start of the 16 bytes.
 pub(crate) trait SectorMode: Send + Sync {
     fn encrypt(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, data: &mut [u8]);
+
+    /// Encrypts `plain`, which is as long, into `data`.
+    fn encrypt_from(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, plain: &[u8], data: &mut [u8]) {
+        data.copy_from_slice(plain);
+        self.encrypt(ivs, sector_len, data);
+    }
+
     fn decrypt(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, data: &mut [u8]);
 }
 

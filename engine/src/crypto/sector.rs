@@ -1,4 +1,4 @@
-//! The cipher of a volume: whole sectors, in place, from any thread.
+//! The cipher of a volume: whole sectors, from any thread.
 
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit, consts::U16};
 
@@ -68,6 +68,20 @@ impl SectorCipher {
     pub fn encrypt(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         let mut ivs = self.ivs(offset, data.len())?;
         self.mode.encrypt(&mut ivs, self.sector_size, data);
+        Ok(())
+    }
+
+    /// Encrypts `plain` into `data`, as [`encrypt`](Self::encrypt) would, without a copy in between.
+    ///
+    /// # Errors
+    /// As `encrypt`, and `InvalidArgument` when the two are not equally long.
+    pub fn encrypt_from(&self, offset: u64, plain: &[u8], data: &mut [u8]) -> Result<()> {
+        if plain.len() != data.len() {
+            let text = format!("{} bytes to encrypt into {}", plain.len(), data.len());
+            return Err(Error::invalid(text));
+        }
+        let mut ivs = self.ivs(offset, data.len())?;
+        self.mode.encrypt_from(&mut ivs, self.sector_size, plain, data);
         Ok(())
     }
 

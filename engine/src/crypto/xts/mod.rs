@@ -22,7 +22,8 @@ struct Xts<D, C> {
 
 /// What the data key does. `starts` are the sectors' encrypted IVs, each the tweak of its sector's first block.
 trait DataCipher: Send + Sync {
-    fn encrypt(&self, starts: &[Block16], sector_len: usize, data: &mut [u8]);
+    /// `from` is what to encrypt where `data` does not hold it.
+    fn encrypt(&self, starts: &[Block16], sector_len: usize, from: Option<&[u8]>, data: &mut [u8]);
     fn decrypt(&self, starts: &[Block16], sector_len: usize, data: &mut [u8]);
 }
 
@@ -57,11 +58,14 @@ impl<D: DataCipher, C: BlockCipherEncrypt + BlockSizeUser<BlockSize = U16>> Xts<
         &self,
         ivs: &mut dyn Iterator<Item = [u8; 16]>,
         sector_len: usize,
+        from: Option<&[u8]>,
         data: &mut [u8],
-        work: impl Fn(&[Block16], &mut [u8]),
+        work: impl Fn(&[Block16], Option<&[u8]>, &mut [u8]),
     ) {
         let mut starts = [Block16::default(); BATCH];
-        for part in data.chunks_mut(sector_len.saturating_mul(BATCH)) {
+        let batch = sector_len.saturating_mul(BATCH);
+        let mut from = from.map(|from| from.chunks(batch));
+        for part in data.chunks_mut(batch) {
             let sectors = part.len().div_ceil(sector_len);
             let Some(starts) = starts.get_mut(..sectors) else {
                 return;
@@ -71,20 +75,26 @@ impl<D: DataCipher, C: BlockCipherEncrypt + BlockSizeUser<BlockSize = U16>> Xts<
                 .zip(&mut *ivs)
                 .for_each(|(slot, iv)| *slot = Array(iv));
             self.tweak.encrypt_blocks(starts);
-            work(starts, part);
+            work(starts, from.as_mut().and_then(Iterator::next), part);
         }
     }
 }
 
 impl<D: DataCipher, C: BlockCipherEncrypt + BlockSizeUser<BlockSize = U16> + Send + Sync> SectorMode for Xts<D, C> {
     fn encrypt(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, data: &mut [u8]) {
-        self.batches(ivs, sector_len, data, |starts, part| {
-            self.data.encrypt(starts, sector_len, part)
+        self.batches(ivs, sector_len, None, data, |starts, from, part| {
+            self.data.encrypt(starts, sector_len, from, part)
+        });
+    }
+
+    fn encrypt_from(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, plain: &[u8], data: &mut [u8]) {
+        self.batches(ivs, sector_len, Some(plain), data, |starts, from, part| {
+            self.data.encrypt(starts, sector_len, from, part)
         });
     }
 
     fn decrypt(&self, ivs: &mut dyn Iterator<Item = [u8; 16]>, sector_len: usize, data: &mut [u8]) {
-        self.batches(ivs, sector_len, data, |starts, part| {
+        self.batches(ivs, sector_len, None, data, |starts, _, part| {
             self.data.decrypt(starts, sector_len, part)
         });
     }
@@ -102,35 +112,57 @@ mod tests {
 
     use super::*;
 
-    fn both_agree<C>(key: &[u8])
+    /// Every wide way that this processor has.
+    fn wide_ways<C>(key: &[u8], tweak: impl Fn() -> C) -> Vec<Box<dyn SectorMode>>
+    where
+        C: BlockCipherEncrypt + BlockSizeUser<BlockSize = U16> + Send + Sync + 'static,
+    {
+        let mut ways = Vec::from_iter(wide_aes(key, tweak()));
+        #[cfg(target_arch = "x86_64")]
+        if let Some(data) = vaes::Vaes::new(key) {
+            let (data, tweak) = (data.by_two(), tweak());
+            ways.push(Box::new(Xts { data, tweak }));
+        }
+        ways
+    }
+
+    fn all_agree<C>(key: &[u8])
     where
         C: KeyInit + BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16> + Send + Sync + 'static,
     {
         let cipher = || C::new_from_slice(key).unwrap();
-        let Some(wide) = wide_aes(key, cipher()) else {
-            eprintln!("skipped: this processor has no wide AES");
-            return;
-        };
         let narrow = xts(cipher(), cipher());
+        let ways = wide_ways(key, cipher);
+        if ways.is_empty() {
+            eprintln!("skipped: this processor has no wide AES");
+        }
         for (sector_len, sectors) in [(16, 3), (48, 70), (256, 2), (512, 129), (528, 5), (1024, 3), (4096, 2)] {
             let plain: Vec<u8> = (0..sector_len * sectors).map(|i| (i * 7 % 251) as u8).collect();
             let ivs = || (0..).map(|n: u128| n.to_le_bytes());
-            let mut by_wide = plain.clone();
-            wide.encrypt(&mut ivs(), sector_len, &mut by_wide);
-            let mut by_narrow = plain.clone();
-            narrow.encrypt(&mut ivs(), sector_len, &mut by_narrow);
-            assert!(by_wide == by_narrow, "sectors of {sector_len} bytes");
-            wide.decrypt(&mut ivs(), sector_len, &mut by_narrow);
-            narrow.decrypt(&mut ivs(), sector_len, &mut by_wide);
-            assert!(by_wide == plain && by_narrow == plain, "sectors of {sector_len} bytes");
+            let mut encrypted = plain.clone();
+            narrow.encrypt(&mut ivs(), sector_len, &mut encrypted);
+            for wide in &ways {
+                let mut data = plain.clone();
+                wide.encrypt(&mut ivs(), sector_len, &mut data);
+                assert!(data == encrypted, "sectors of {sector_len} bytes");
+                wide.decrypt(&mut ivs(), sector_len, &mut data);
+                assert!(data == plain, "sectors of {sector_len} bytes");
+            }
+            for way in ways.iter().chain([&narrow]) {
+                let mut data = vec![0xee; plain.len()];
+                way.encrypt_from(&mut ivs(), sector_len, &plain, &mut data);
+                assert!(data == encrypted, "sectors of {sector_len} bytes");
+            }
+            narrow.decrypt(&mut ivs(), sector_len, &mut encrypted);
+            assert!(encrypted == plain, "sectors of {sector_len} bytes");
         }
     }
 
     #[test]
     fn wide_aes_is_aes() {
         let key: Vec<u8> = (0_u8..32).map(|n| n.wrapping_mul(37)).collect();
-        both_agree::<aes::Aes128>(&key[..16]);
-        both_agree::<aes::Aes192>(&key[..24]);
-        both_agree::<aes::Aes256>(&key);
+        all_agree::<aes::Aes128>(&key[..16]);
+        all_agree::<aes::Aes192>(&key[..24]);
+        all_agree::<aes::Aes256>(&key);
     }
 }

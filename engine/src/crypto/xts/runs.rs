@@ -41,7 +41,10 @@ impl<C> DataCipher for Runs<C>
 where
     C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16> + Send + Sync,
 {
-    fn encrypt(&self, starts: &[Block16], sector_len: usize, data: &mut [u8]) {
+    fn encrypt(&self, starts: &[Block16], sector_len: usize, from: Option<&[u8]>, data: &mut [u8]) {
+        if let Some(from) = from {
+            data.copy_from_slice(from);
+        }
         apply(starts, sector_len, data, |run| self.0.encrypt_blocks(run));
     }
 
