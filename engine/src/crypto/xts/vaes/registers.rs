@@ -52,11 +52,11 @@ macro_rules! registers {
                 let (near, far) = tweaks.split_at_mut(BLOCKS / $of / 2);
                 let mut next = start;
                 for (near, far) in near.iter_mut().zip(far) {
-                    let blocks = [(); $of].map(|()| {
-                        let now = next;
-                        next = times_alpha(now);
-                        now
-                    });
+                    let mut blocks = [0; $of];
+                    for block in &mut blocks {
+                        *block = next;
+                        next = times_alpha(next);
+                    }
                     *near = $join(blocks);
                     *far = times_alpha_bytes::<1, 15>(*near);
                 }
