@@ -24,7 +24,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(list_audit))
 }
 
-problems!(CreateProblems: InvalidName, NameTaken, InvalidArgument, IdempotencyConflict;
+problems!(CreateProblems: InvalidName, NameTaken, InvalidArgument, NotFound, IdempotencyConflict;
     MalformedBody, BodyTooLarge, UnsupportedMediaType);
 problems!(ListProblems: InvalidArgument);
 problems!(TokenProblems: NotFound);

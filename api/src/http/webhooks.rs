@@ -20,7 +20,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(get_webhook, delete_webhook))
 }
 
-problems!(CreateProblems: InvalidArgument, LimitExceeded, IdempotencyConflict;
+problems!(CreateProblems: InvalidArgument, NotFound, LimitExceeded, IdempotencyConflict;
     MalformedBody, BodyTooLarge, UnsupportedMediaType);
 problems!(ListProblems:);
 problems!(WebhookProblems: NotFound);

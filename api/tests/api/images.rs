@@ -1,7 +1,8 @@
 //! Images: what protects bases, what a retry does, how lists page.
 
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
+use vdisk_api::http::document;
 
 use crate::server::{Answer, Server};
 
@@ -89,6 +90,38 @@ async fn a_retried_post_gets_the_first_answer() {
         server.get("/v1/images").await.body["items"].as_array().unwrap().len(),
         1
     );
+}
+
+/// The answer shows what the first request made, which is not made a second time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retried_post_finds_what_was_deleted_since_no_more() {
+    let server = Server::start().await;
+    let document: Value = serde_json::from_str(document::json()).unwrap();
+    for (place, body) in [
+        (
+            "/v1/images",
+            json!({"name": "disk", "format": "raw", "virtual_size": SIZE}),
+        ),
+        ("/v1/secrets", json!({"name": "key", "value": "geheim"})),
+        ("/v1/tokens", json!({"name": "ci", "role": "reader"})),
+        (
+            "/v1/webhooks",
+            json!({"url": "https://hooks.example/", "secret": "0123456789abcdef"}),
+        ),
+    ] {
+        let post = async || {
+            let request = server.request(Method::POST, place).header("idempotency-key", place);
+            Answer::of(request.json(&body).send().await.unwrap()).await
+        };
+        let made = post().await.expect(StatusCode::CREATED);
+        server
+            .delete(made.header("location"))
+            .await
+            .expect(StatusCode::NO_CONTENT);
+        post().await.problem(404, "not_found");
+        let responses = &document["paths"][place]["post"]["responses"];
+        assert!(responses["404"].is_object(), "{place}: {responses}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

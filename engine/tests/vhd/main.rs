@@ -4,4 +4,6 @@
 
 mod support;
 mod vhdx;
+mod vhdx_corpus;
+mod vhdx_overlays;
 mod vpc;

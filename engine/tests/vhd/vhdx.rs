@@ -1,22 +1,19 @@
 //! VHDX.
 
-use e2e::tools::{arg, have, ok, run};
-use sha2::{Digest, Sha256};
-use vdisk_engine::gate::Node;
+use e2e::tools::{arg, have, ok};
 use vdisk_engine::image::{ExtentKind, Repair, Resize};
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::{FileOptions, FileStorage};
-use vdisk_engine::{Chain, Control, ErrorKind, Limits, OpenEnv};
+use vdisk_engine::{Control, ErrorKind};
 
-use crate::support::{Folder, assert_same, contents, hex, libvhdi_contents, libvhdi_overlay, nonzero_digest, qemu_map};
+use crate::support::{Folder, assert_same, contents, libvhdi_contents, qemu_map};
 
-fn folder() -> (tempfile::TempDir, Folder) {
+pub fn folder() -> (tempfile::TempDir, Folder) {
     let dir = tempfile::tempdir().unwrap();
     let folder = Folder(dir.path().to_owned());
     (dir, folder)
 }
 
-fn info(folder: &Folder, name: &str) -> serde_json::Value {
+pub fn info(folder: &Folder, name: &str) -> serde_json::Value {
     serde_json::from_str(&ok(
         "qemu-img",
         &["info", "--output=json", "-f", "vhdx", arg(&folder.path(name))],
@@ -25,7 +22,7 @@ fn info(folder: &Folder, name: &str) -> serde_json::Value {
 }
 
 /// Bytes of regions that qemu-img and we must agree on: region layout, table, metadata items (ids and identities apart).
-fn comparable(path: &std::path::Path) -> (u64, Vec<u8>, Vec<u8>) {
+pub fn comparable(path: &std::path::Path) -> (u64, Vec<u8>, Vec<u8>) {
     let bytes = std::fs::read(path).unwrap();
     let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
     let (bat, metadata) = (number(0x30000 + 32), number(0x30000 + 64));
@@ -325,253 +322,6 @@ fn qemu_io_goes_on_where_we_stopped() {
             arg(&path),
         ],
     );
-}
-
-#[test]
-fn libvhdi_reads_our_overlays() {
-    let (_dir, folder) = folder();
-    folder
-        .create("base.vhdx", "vhdx", 9 << 20, None, Options::new())
-        .unwrap();
-    let base = folder.open("base.vhdx", "vhdx", true);
-    base.write(1 << 20, &vec![7; 5 << 20]).unwrap();
-    base.top().close().unwrap();
-    drop(base);
-    folder
-        .create("top.vhdx", "vhdx", 9 << 20, Some("base.vhdx"), Options::new())
-        .unwrap();
-    let top = folder.open("top.vhdx", "vhdx", true);
-    let mut model = contents(&top);
-    assert_eq!(model[1 << 20], 7);
-    for (offset, len, byte) in [
-        (1000usize, 100usize, 1u8),
-        (3 << 20, 70_000, 2),
-        ((9 << 20) - 700, 700, 3),
-        (4 << 20, 2 << 20, 5),
-    ] {
-        top.write(offset as u64, &vec![byte; len]).unwrap();
-        model[offset..offset + len].fill(byte);
-    }
-    for (offset, len) in [(2 << 20, 300_001usize), (6 << 20, 2 << 20)] {
-        top.write_zeroes(offset as u64, len as u64, true).unwrap();
-        model[offset..offset + len].fill(0);
-    }
-    top.top().close().unwrap();
-    assert_same(&contents(&top), &model, "before reopening");
-    drop(top);
-    assert_same(
-        &contents(&folder.open("top.vhdx", "vhdx", false)),
-        &model,
-        "after reopening",
-    );
-    // vhdimount looks for an absolute path only; its library is told where the base is.
-    let Some(theirs) = libvhdi_overlay(&folder.path("top.vhdx"), &folder.path("base.vhdx")) else {
-        return;
-    };
-    assert_same(&theirs, &model, "libvhdi");
-}
-
-#[test]
-fn a_base_that_was_written_since_is_refused() {
-    let (_dir, folder) = folder();
-    folder
-        .create("base.vhdx", "vhdx", 4 << 20, None, Options::new())
-        .unwrap();
-    folder
-        .create("top.vhdx", "vhdx", 4 << 20, Some("base.vhdx"), Options::new())
-        .unwrap();
-    folder.open("top.vhdx", "vhdx", false);
-    let base = folder.open("base.vhdx", "vhdx", true);
-    base.write(0, &[1; 512]).unwrap();
-    base.top().close().unwrap();
-    drop(base);
-    let error = folder
-        .open_with("top.vhdx", "vhdx", false, Options::new())
-        .err()
-        .unwrap();
-    assert_eq!(error.kind(), ErrorKind::Corrupt);
-    assert!(error.to_string().contains("data-write id"), "{error}");
-}
-
-#[test]
-fn an_overlay_opens_after_the_disk_below_it_came_onto_another_one() {
-    use vdisk_engine::image::BackingReference;
-    use vdisk_engine::ops::convert::CopyOptions;
-    use vdisk_engine::ops::rebase::{rebase, rebase_unsafe};
-    let disks = [
-        ("base", None, 1u8),
-        ("other", None, 2),
-        ("mid", Some("base"), 3),
-        ("top", Some("mid"), 4),
-    ];
-    let ways = ["unsafe", "onto", "flatten"];
-    for (way, guest_writes) in ways.iter().flat_map(|way| [(*way, false), (*way, true)]) {
-        let (_dir, folder) = folder();
-        for (name, below, byte) in disks {
-            folder.create(name, "vhdx", 4 << 20, below, Options::new()).unwrap();
-            let disk = folder.open(name, "vhdx", true);
-            let len = if name == "base" || name == "other" {
-                3 << 20
-            } else {
-                70_000
-            };
-            disk.write(u64::from(byte) << 16, &vec![byte; len]).unwrap();
-            disk.top().close().unwrap();
-        }
-        if way == "unsafe" {
-            std::fs::copy(folder.path("base"), folder.path("other")).unwrap();
-        }
-        let expected = contents(&folder.open("top", "vhdx", false));
-        let (mid, other) = (folder.open("mid", "vhdx", true), folder.open("other", "vhdx", false));
-        let before = mid.top().layer_id();
-        let backing = BackingReference {
-            name: "other".into(),
-            format: Some("vhdx".into()),
-        };
-        let (options, control) = (CopyOptions::default(), Control::default());
-        match way {
-            "unsafe" => rebase_unsafe(mid.top(), Some(&backing)),
-            "onto" => rebase(&mid, Some(&other), Some(&backing), &options, &control),
-            _ => rebase(&mid, None, None, &options, &control),
-        }
-        .unwrap();
-        assert_eq!(mid.top().layer_id(), before);
-        if guest_writes {
-            mid.write(0, &[9; 512]).unwrap();
-            mid.top().close().unwrap();
-        }
-        drop((mid, other));
-        match folder.open_with("top", "vhdx", false, Options::new()) {
-            Ok(top) if !guest_writes => assert_same(&contents(&top), &expected, way),
-            Err(error) if guest_writes => assert!(error.to_string().contains("data-write id"), "{way}: {error}"),
-            found => panic!("{way}, written: {guest_writes}: {:?}", found.err()),
-        }
-    }
-}
-
-#[test]
-fn an_overlay_opens_after_it_was_committed() {
-    use vdisk_engine::ops::commit::commit;
-    use vdisk_engine::ops::convert::CopyOptions;
-    for (format, size) in [("vhdx", 4u64 << 20), ("vpc", 1_079_296)] {
-        for empty in [true, false] {
-            let (_dir, folder) = folder();
-            folder.create("base", format, size, None, Options::new()).unwrap();
-            folder
-                .create("top", format, size, Some("base"), Options::new())
-                .unwrap();
-            let top = folder.open("top", format, true);
-            top.write(1000, &[7; 5000]).unwrap();
-            top.top().close().unwrap();
-            let expected = contents(&top);
-            drop(top);
-            let chain = folder.open_for_commit("top", "base", format);
-            commit(&chain, 1, empty, &CopyOptions::default(), &Control::default()).unwrap();
-            drop(chain);
-            assert_same(&contents(&folder.open("top", format, false)), &expected, format);
-            assert_same(&contents(&folder.open("base", format, false)), &expected, format);
-        }
-    }
-}
-
-fn sample(name: &str) -> Option<e2e::corpus::Sample> {
-    let samples = e2e::corpus::samples(&["vhdx"])?;
-    Some(samples.into_iter().find(|s| s.name() == name).unwrap())
-}
-
-/// The manifest has the digest that qemu-img gives after it replayed the log in a copy.
-const REPLAYED: &str = "179cefe8b0587f123393eedf2aa7aa8d25798591178e6bc3950a09762f38f96f";
-
-fn digest(chain: &Chain) -> String {
-    let (size, mut sha) = (chain.virtual_size(), Sha256::new());
-    let mut buf = vec![0; 4 << 20];
-    for offset in (0..size).step_by(buf.len()) {
-        let len = (size - offset).min(buf.len() as u64) as usize;
-        chain.read(offset, &mut buf[..len]).unwrap();
-        sha.update(&buf[..len]);
-    }
-    hex(&sha.finalize())
-}
-
-#[test]
-fn a_dirty_log_is_replayed_in_memory_for_readers() {
-    let Some(sample) = sample("qemu/iotest-dirtylog-10G-4M.vhdx") else {
-        return;
-    };
-    let before = std::fs::read(&sample.path).unwrap();
-    let folder = Folder(sample.path.parent().unwrap().to_owned());
-    let chain = folder.open("iotest-dirtylog-10G-4M.vhdx", "vhdx", false);
-    assert_eq!(digest(&chain), REPLAYED);
-    let report = chain.top().check(Repair::No, &Control::default()).unwrap();
-    assert_eq!(report.corruptions, 1, "{:?}", report.messages);
-    assert!(
-        std::fs::read(&sample.path).unwrap() == before,
-        "a reader changed the file"
-    );
-}
-
-#[test]
-fn a_dirty_log_is_replayed_in_the_file_for_writers() {
-    if !have(&["qemu-img"]) {
-        return;
-    }
-    let Some(sample) = sample("qemu/iotest-dirtylog-10G-4M.vhdx") else {
-        return;
-    };
-    let (_dir, folder) = folder();
-    std::fs::copy(&sample.path, folder.path("a")).unwrap();
-    assert!(
-        !run("qemu-img", &["info", "-f", "vhdx", arg(&folder.path("a"))])
-            .status
-            .success()
-    );
-    let storage = std::sync::Arc::new(FileStorage::open(&folder.path("a"), FileOptions::write()).unwrap());
-    let limits = Limits::default();
-    let env = OpenEnv::closed(&limits).writable().for_check();
-    let chain = Chain::open(Node::new(storage, "vhdx"), &env).unwrap();
-    let report = chain.top().check(Repair::All, &Control::default()).unwrap();
-    assert_eq!(
-        (report.corruptions, report.corruptions_fixed),
-        (0, 1),
-        "{:?}",
-        report.messages
-    );
-    // QEMU's own test of this sample: 18 MiB of 0xa5.
-    let mut bytes = vec![0; 18 << 20];
-    chain.read(0, &mut bytes).unwrap();
-    assert!(bytes.iter().all(|b| *b == 0xa5));
-    drop(chain);
-    ok("qemu-img", &["check", "-f", "vhdx", arg(&folder.path("a"))]);
-    let again = folder.open("a", "vhdx", false);
-    assert_eq!(
-        again.top().check(Repair::No, &Control::default()).unwrap().corruptions,
-        0
-    );
-}
-
-#[test]
-fn the_corpus_has_the_content_of_its_manifest() {
-    let Some(samples) = e2e::corpus::samples(&["vhdx"]) else {
-        return;
-    };
-    let mut read = 0;
-    for sample in samples {
-        let folder = Folder(sample.path.parent().unwrap().to_owned());
-        let file = sample.path.file_name().unwrap().to_str().unwrap();
-        let chain = folder.open(file, "vhdx", false);
-        if let Some(size) = sample.virtual_size() {
-            assert_eq!(chain.virtual_size(), size, "{}", sample.name());
-        }
-        if let Some(digest) = sample.nonzero_digest() {
-            assert_eq!(nonzero_digest(&chain), digest, "{}", sample.name());
-        } else if let Some(expected) = sample.content_sha256() {
-            assert!(expected.contains(&digest(&chain)), "{}", sample.name());
-        }
-        let found = vdisk_engine::formats::detect(chain.top().storages()[0].as_ref()).unwrap();
-        assert_eq!((found[0].0.name(), found[0].1), ("vhdx", 100), "{}", sample.name());
-        read += 1;
-    }
-    assert!(read >= 9, "only {read} images");
 }
 
 #[test]

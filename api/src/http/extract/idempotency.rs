@@ -27,8 +27,9 @@ impl IntoParams for IdempotencyKey {
             .schema_type(Type::String)
             .min_length(Some(1))
             .max_length(Some(255));
-        let description = "The same key with the same request gets the first answer again; with another request it is \
-                           refused with `idempotency_conflict`. 1 to 255 visible ASCII characters.";
+        let description = "The same key with the same request gets the first answer again, or `not_found` where what it \
+                           made was deleted since; with another request it is refused with `idempotency_conflict`. 1 \
+                           to 255 visible ASCII characters.";
         let parameter = ParameterBuilder::new()
             .name("Idempotency-Key")
             .parameter_in(ParameterIn::Header)

@@ -202,9 +202,18 @@ async fn already_made(inner: &Inner, id: ImageId) -> Result<Image> {
     match inner.store.image(id).await {
         Ok(record) => Ok(record.image),
         Err(error) if error.code == ErrorCode::NotFound => {
-            let public =
-                "the first request with this idempotency key is still being worked on, or its image was deleted";
-            Err(ServiceError::new(ErrorCode::ImageBusy, public))
+            let under_way = inner.store.begin().await?.any_image(id).await?.is_some();
+            let (code, public) = match under_way {
+                true => (
+                    ErrorCode::ImageBusy,
+                    "the first request with this idempotency key is still being worked on",
+                ),
+                false => (
+                    ErrorCode::NotFound,
+                    "the image of the first request with this idempotency key was deleted",
+                ),
+            };
+            Err(ServiceError::new(code, public))
         }
         Err(error) => Err(error),
     }
