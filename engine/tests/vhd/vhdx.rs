@@ -13,7 +13,7 @@ pub fn folder() -> (tempfile::TempDir, Folder) {
     (dir, folder)
 }
 
-pub fn info(folder: &Folder, name: &str) -> serde_json::Value {
+fn info(folder: &Folder, name: &str) -> serde_json::Value {
     serde_json::from_str(&ok(
         "qemu-img",
         &["info", "--output=json", "-f", "vhdx", arg(&folder.path(name))],
@@ -22,7 +22,7 @@ pub fn info(folder: &Folder, name: &str) -> serde_json::Value {
 }
 
 /// Bytes of regions that qemu-img and we must agree on: region layout, table, metadata items (ids and identities apart).
-pub fn comparable(path: &std::path::Path) -> (u64, Vec<u8>, Vec<u8>) {
+fn comparable(path: &std::path::Path) -> (u64, Vec<u8>, Vec<u8>) {
     let bytes = std::fs::read(path).unwrap();
     let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
     let (bat, metadata) = (number(0x30000 + 32), number(0x30000 + 64));

@@ -7,7 +7,7 @@ use vdisk_service::ErrorCode;
 use vdisk_service::model::{ImageId, JobState};
 
 use crate::common::{Lab, code, json, sample, tool};
-use crate::{NONE, active_slots, both_forms, named, opens, rekey, secret};
+use crate::{NONE, active_slots, both_forms, named, opens, rekey, rekeyed, secret};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_added_changed_and_erased_and_the_image_names_one_that_opens_it() {
@@ -125,24 +125,19 @@ async fn no_key_is_lost_by_mistake() {
         fails(json!({"change": "add", "new_secret": one, "old_secret": two, "slot": 2})).await,
         ErrorCode::WrongKey
     );
-    let add = rekey(
+    rekeyed(
         &lab,
         image,
         json!({"change": "add", "new_secret": two, "iterations": 1000}),
     )
-    .await
-    .unwrap();
-    lab.succeed(add).await;
+    .await;
     assert_eq!(
         fails(json!({"change": "erase", "slot": 0})).await,
         ErrorCode::InvalidArgument,
         "the one that the image names"
     );
     assert!(lab.data(image).await == bytes && active_slots(&lab, image).await == [0, 1]);
-    let forced = rekey(&lab, image, json!({"change": "erase", "slot": 0, "force": true}))
-        .await
-        .unwrap();
-    lab.succeed(forced).await;
+    rekeyed(&lab, image, json!({"change": "erase", "slot": 0, "force": true})).await;
     assert!(opens(&lab, image, role, two, &bytes).await);
     lab.service
         .update_image(image, json(json!({"protected": true})))
@@ -161,18 +156,16 @@ async fn a_change_that_was_half_done_is_ended() {
     let (one, two) = (secret(&lab, "one").await, secret(&lab, "two").await);
     for (image, role) in both_forms(&lab, &bytes, one).await {
         // As a change leaves it that dies when the new key is stable.
-        let add = rekey(
+        rekeyed(
             &lab,
             image,
             json!({"change": "add", "new_secret": two, "iterations": 1000}),
         )
-        .await
-        .unwrap();
-        lab.succeed(add).await;
-        let change = rekey(&lab, image, json!({"change": "change", "new_secret": two}))
+        .await;
+        let result = rekeyed(&lab, image, json!({"change": "change", "new_secret": two}))
             .await
+            .result
             .unwrap();
-        let result = lab.succeed(change).await.result.unwrap();
         assert_eq!((&result["slot"], &result["erased"]), (&json!(1), &json!([0])));
         assert_eq!(
             (named(&lab, image, role).await, active_slots(&lab, image).await),
@@ -269,8 +262,10 @@ async fn a_slot_that_does_not_open_the_data_is_no_key() {
     let request = json!({"change": "erase", "slot": 0});
     let job = rekey(&lab, image, request).await.unwrap();
     assert_eq!(lab.fail(job).await, ErrorCode::InvalidArgument, "the last key");
-    let erased = rekey(&lab, image, json!({"change": "erase", "slot": 1})).await.unwrap();
-    let result = lab.succeed(erased).await.result.unwrap();
+    let result = rekeyed(&lab, image, json!({"change": "erase", "slot": 1}))
+        .await
+        .result
+        .unwrap();
     assert_eq!((&result["erased"], &result["active_slots"]), (&json!([1]), &json!([0])));
 }
 

@@ -29,6 +29,12 @@ async fn rekey(lab: &Lab, image: ImageId, request: Value) -> Result<Job> {
     lab.service.rekey_image(image, json(request), &NONE).await
 }
 
+/// A change of keys that succeeds.
+async fn rekeyed(lab: &Lab, image: ImageId, request: Value) -> Job {
+    let job = rekey(lab, image, request).await.unwrap();
+    lab.succeed(job).await
+}
+
 /// A LUKS image and an encrypted qcow2 image of the same bytes, with cheap keys.
 async fn both_forms(lab: &Lab, bytes: &[u8], key: SecretId) -> [(ImageId, &'static str); 2] {
     let source = lab.upload("source", Some("raw"), bytes).await.unwrap().id;
@@ -94,14 +100,12 @@ async fn the_peer_opens_what_was_encrypted_and_changed_here() {
         .into_iter()
         .zip([("luks", "key-secret"), ("qcow2", "encrypt.key-secret")])
     {
-        let change = rekey(
+        rekeyed(
             &lab,
             image,
             json!({"change": "change", "new_secret": two, "iterations": 1000}),
         )
-        .await
-        .unwrap();
-        lab.succeed(change).await;
+        .await;
         let file = lab
             .files()
             .into_iter()
