@@ -15,7 +15,7 @@ use vdisk_service::request::{MapLayer, MapRequest};
 use vdisk_service::{ExtentStream, Service, ServiceError};
 
 use super::documented::problems;
-use super::extract::{ImagePath, Query, accepts};
+use super::extract::{ImagePath, Query, prefers};
 use super::problem::Answer;
 use crate::access::untaken::not_ignored;
 use crate::state::App;
@@ -82,7 +82,7 @@ async fn get_image_map(
     headers: HeaderMap,
 ) -> Answer<Response> {
     let request = query.into();
-    if accepts(&headers, NDJSON) {
+    if prefers(&headers, NDJSON, "application/json") {
         return Ok(lines(service.image_map_stream(id, &request).await?));
     }
     Ok(Json(service.image_map(id, &request).await?).into_response())

@@ -13,7 +13,7 @@ use vdisk_service::{Service, ServiceError};
 
 use super::document;
 use super::documented::problems;
-use super::extract::accepts;
+use super::extract::prefers;
 use super::problem::Answer;
 use crate::metrics::{OPENMETRICS, PROMETHEUS_TEXT, as_prometheus_text};
 use crate::state::App;
@@ -74,7 +74,7 @@ async fn metrics(State(app): State<App>, State(service): State<Service>, headers
     let sums = service.statistics().await?;
     let now = service.config().clock.now();
     let text = app.metrics.render(&sums, now).map_err(ServiceError::internal)?;
-    let (kind, text) = if accepts(&headers, "application/openmetrics-text") {
+    let (kind, text) = if prefers(&headers, "application/openmetrics-text", "text/plain") {
         (OPENMETRICS, text)
     } else {
         (PROMETHEUS_TEXT, as_prometheus_text(&text))

@@ -12,7 +12,7 @@ mod range;
 mod wait;
 mod words;
 
-pub use accept::accepts;
+pub use accept::prefers;
 pub use body::{JsonBody, OptionalBody};
 pub use conditions::{Conditions, Verdict};
 pub use digest::announced_checksum;
