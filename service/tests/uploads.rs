@@ -125,6 +125,38 @@ async fn a_digest_that_came_with_any_part_is_verified() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_damaged_on_its_way_is_taken_once_more() {
+    let lab = Lab::new().await;
+    let bytes = sample(3000, 6);
+    let mut damaged = bytes.clone();
+    damaged[1700] ^= 1;
+    let whole = UploadPart {
+        checksum: digest(&bytes),
+        ..part(0, 3000, 3000)
+    };
+    let image = raw(&lab).await;
+    for _ in 0..2 {
+        assert_eq!(
+            code(send(&lab, image, whole, &damaged).await),
+            ErrorCode::ChecksumMismatch
+        );
+        let status = lab.service.upload_status(image).await.unwrap();
+        assert!(matches!(status, UploadStatus::Incomplete { received: 0 }), "{status:?}");
+        assert!(lab.files().is_empty(), "{:?}", lab.files());
+    }
+    // What is sent now may be another file, of another length and without a digest.
+    send(&lab, image, part(0, 1000, 2500), &bytes).await.unwrap();
+    let whole = UploadPart {
+        checksum: digest(&bytes),
+        ..part(0, 1000, 3000)
+    };
+    send(&lab, image, whole, &bytes).await.unwrap();
+    let last = send(&lab, image, part(1000, 2000, 3000), &bytes).await.unwrap();
+    assert!(matches!(last, UploadStatus::Complete(_)), "{last:?}");
+    assert!(lab.data(image).await[..3000] == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_starts_anew_forgets_the_digest_of_the_one_before() {
     let lab = Lab::new().await;
     let bytes = sample(2000, 3);

@@ -6,6 +6,7 @@ use axum::body::Body;
 use futures::StreamExt;
 use prost::Message;
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 use tonic_types::StatusExt;
@@ -119,6 +120,32 @@ async fn an_upload_must_begin_with_its_start() {
         .await
         .unwrap_err();
     assert_eq!(empty.code(), Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_damaged_on_its_way_is_taken_once_more() {
+    let server = Server::start().await;
+    let mut images = ImageServiceClient::new(channel(&server).await);
+    let id = server.import("disk", "raw").await;
+    let message = |part| proto::UploadFileRequest { part: Some(part) };
+    let sent = |bytes: &'static [u8]| {
+        let start = proto::UploadStart {
+            id: id.clone(),
+            total: Some(3),
+            sha256: Some(Sha256::digest(b"abc").to_vec().into()),
+            ..Default::default()
+        };
+        futures::stream::iter([
+            message(proto::upload_file_request::Part::Start(start)),
+            message(proto::upload_file_request::Part::Chunk(bytes.into())),
+        ])
+    };
+    let refused = images.upload_file(sent(b"abd")).await.unwrap_err();
+    assert_eq!(refused.code(), Code::DataLoss);
+    let answer = images.upload_file(sent(b"abc")).await.unwrap().into_inner();
+    let complete = matches!(answer.status, Some(proto::upload_file_response::Status::Complete(_)));
+    assert!(complete, "{answer:?}");
+    assert_eq!(server.get(&format!("/v1/images/{id}/file")).await.bytes[..3], *b"abc");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -60,6 +60,8 @@ text_enum! {
         RecordUpload = "upload.record",
         /// A refused file gets its hidden name back.
         HideUpload = "upload.hide",
+        /// A file that was damaged on its way is to come once more.
+        RestartUpload = "upload.restart",
         /// A complete file was refused.
         RefuseUpload = "upload.refuse",
         /// A request takes locks.

@@ -33,8 +33,8 @@ impl Service {
     /// # Errors
     /// `not_found`, `image_not_ready` (not uploading), `image_busy` (another upload of it runs),
     /// `upload_offset_mismatch`, `upload_interrupted`, `limit_exceeded`, `insufficient_storage` (the part is dropped),
-    /// and when the file is complete `checksum_mismatch`, `format_mismatch`, `corrupt_image`, `denied` (it refers to
-    /// other files), `unsupported`. After the last five the file is gone and the image is in state `failed`.
+    /// and when the file is complete `checksum_mismatch` (the upload is at its start again), `format_mismatch`, `corrupt_image`,
+    /// `denied` (it refers to other files), `unsupported`. After the last four the file is gone and the image is in state `failed`.
     pub async fn upload<S, E>(&self, id: ImageId, mut part: UploadPart, body: S) -> Result<UploadStatus>
     where
         S: Stream<Item = Result<Bytes, E>> + Send + Unpin,
@@ -211,26 +211,44 @@ async fn complete_upload(
             refused.and(Err(error))
         }
         Err(error) => {
+            let ready = match error.code {
+                ErrorCode::ChecksumMismatch => start_anew(&locks, &pool, id).await,
+                _ => Ok(()),
+            };
             locks.release().await;
-            Err(error)
+            ready.and(Err(error))
         }
     }
 }
 
+/// Puts an upload whose bytes were damaged on their way back to its start, so that its client can send them once more.
+async fn start_anew(locks: &RequestLocks, pool: &PoolFolder, id: ImageId) -> Result<()> {
+    // The record first: while it says that bytes are stored, they are.
+    let mut tx = locks.begin().await?;
+    tx.record_upload(id, 0).await?;
+    tx.announce(id, &Announced::default()).await?;
+    let recorded = tx.commit_as(Step::RestartUpload).await;
+    // Nobody is given our locks while this is open. A commit that failed may have been carried out all the same.
+    let mut held = locks.begin().await?;
+    if held.image(id).await?.image.uploaded_bytes == Some(0) {
+        drop_refused(pool, id);
+    }
+    recorded
+}
+
 fn drop_refused(pool: &PoolFolder, id: ImageId) {
     if let Err(error) = pool.remove(&FileName::upload(id)) {
-        tracing::warn!(image = %id, %error, "a refused file could not be removed; the next start tries again");
+        tracing::warn!(image = %id, %error, "a refused file could not be removed; the next start or upload tries again");
     }
 }
 
-/// Whether another try with the same bytes would end the same way.
+/// Whether another try with the same file would end the same way.
 fn is_final(code: ErrorCode) -> bool {
     use ErrorCode::{
-        BaseChanged, ChecksumMismatch, CorruptImage, Denied, FormatMismatch, InspectionFailed, InvalidArgument,
-        LimitExceeded, Unsupported,
+        BaseChanged, CorruptImage, Denied, FormatMismatch, InspectionFailed, InvalidArgument, LimitExceeded,
+        Unsupported,
     };
     let finals = [
-        ChecksumMismatch,
         FormatMismatch,
         InspectionFailed,
         CorruptImage,
@@ -357,7 +375,7 @@ fn verify(pool: &PoolFolder, file: &str, expected: Option<&str>) -> Result<()> {
     if hex(&digest.finalize()) == expected {
         return Ok(());
     }
-    let public = "the file does not match the SHA-256 that was announced; upload it again";
+    let public = "the file does not match the SHA-256 that was announced; upload it again from its start";
     Err(ServiceError::new(ErrorCode::ChecksumMismatch, public))
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use vdisk_service::model::{Job, JobState, Role};
-use vdisk_service::request::{Call, ImportOutcome, ImportSource, UpdateJob, UploadPart, UploadStatus};
+use vdisk_service::request::{Call, Checksum, ImportOutcome, ImportSource, UpdateJob, UploadPart, UploadStatus};
 use vdisk_service::{Audited, ErrorCode, Result, Service, ServiceError};
 
 use crate::child::case_config;
@@ -25,7 +25,7 @@ pub async fn act(scene: &mut Scene, round: u32) -> Result<()> {
     match scene.verb {
         verb if verb.is_job() => jobs::job(scene, &call).await,
         Verb::Cancel | Verb::Steer | Verb::HandBack => steer(scene, &call).await,
-        Verb::Upload | Verb::UploadInParts | Verb::UploadRefused | Verb::UploadNotRecorded => {
+        Verb::Upload | Verb::UploadInParts | Verb::UploadDamaged | Verb::UploadRefused | Verb::UploadNotRecorded => {
             upload(scene, &call).await
         }
         Verb::Audit => audit(&scene.lab().service, round).await,
@@ -199,6 +199,7 @@ async fn upload(scene: &Scene, call: &Call) -> Result<()> {
     } else {
         bytes.len()
     };
+    let mut damaged = scene.verb == Verb::UploadDamaged;
     loop {
         let received = match service.upload_status(image.id).await {
             Ok(UploadStatus::Incomplete { received }) => received,
@@ -219,12 +220,14 @@ async fn upload(scene: &Scene, call: &Call) -> Result<()> {
             offset: offset as u64,
             length: Some((end - offset) as u64),
             total: Some(bytes.len() as u64),
+            checksum: damaged.then_some(Checksum::Sha256([7; 32])),
             ..UploadPart::default()
         };
         match service.upload(image.id, part, body(&bytes[offset..end], 50_000)).await {
             Err(error) if scene.verb == Verb::UploadRefused => {
                 return done_if::<()>(Err(error), ErrorCode::FormatMismatch);
             }
+            Err(error) if damaged && error.code == ErrorCode::ChecksumMismatch => damaged = false,
             other => drop(other?),
         }
     }

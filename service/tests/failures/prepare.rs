@@ -17,7 +17,8 @@ pub async fn prepare(verb: Verb, lab: &Lab) -> Ids {
     let mut note = |name: &str, id: Uuid| _ = ids.insert(name.to_owned(), id);
     match verb {
         Verb::Create | Verb::CreateFails | Verb::CreatePreallocated | Verb::Upload | Verb::UploadInParts => {}
-        Verb::UploadRefused | Verb::UploadNotRecorded | Verb::ImportFetched | Verb::Token | Verb::Audit => {}
+        Verb::UploadDamaged | Verb::UploadRefused | Verb::UploadNotRecorded | Verb::ImportFetched => {}
+        Verb::Token | Verb::Audit => {}
         Verb::Import | Verb::ImportConverted | Verb::Scan => {
             std::fs::write(lab.pool().join("found.raw"), base()).unwrap();
         }

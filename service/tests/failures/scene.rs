@@ -30,6 +30,7 @@ verbs!(
     Update,
     Upload,
     UploadInParts,
+    UploadDamaged,
     UploadRefused,
     UploadNotRecorded,
     Delete,

@@ -145,7 +145,12 @@ async fn outcome(scene: &Scene) {
         Verb::Create | Verb::CreateFails | Verb::CreatePreallocated => {
             assert!(content(scene, "made").await == vec![0; SIZE]);
         }
-        Verb::CreateOverlay | Verb::Upload | Verb::UploadInParts | Verb::UploadNotRecorded | Verb::Import => {
+        Verb::CreateOverlay
+        | Verb::Upload
+        | Verb::UploadInParts
+        | Verb::UploadDamaged
+        | Verb::UploadNotRecorded
+        | Verb::Import => {
             assert!(content(scene, "made").await == base());
         }
         Verb::ImportConverted
