@@ -51,14 +51,20 @@ pub struct UploadProgress {
 /// The raw bytes of the file. Without `Content-Range` the body is the whole file. With `Content-Range: bytes
 /// FIRST-LAST/TOTAL` it is a part, and the answer is 308 with a `Range` header until the last part has arrived. `TOTAL` is
 /// the same in every part, until one with `FIRST` 0 starts anew. After an interruption, `Content-Range: bytes */TOTAL` with
-/// an empty body asks how far the upload is. `Repr-Digest` (`sha-256=:BASE64:`) or `X-Checksum-Sha256` (hexadecimal)
-/// announces the digest of the whole file; it is verified.
+/// an empty body asks how far the upload is. `Repr-Digest` (`sha-256=:BASE64:`), `Digest` (`sha-256=BASE64`) or
+/// `X-Checksum-Sha256` (hexadecimal) announces the digest of the whole file, and so does `Content-Digest` where the body is all of
+/// it; it is verified. A digest that cannot be verified (`Content-MD5`, `X-Checksum-Sha1`, `Content-Digest` of a part, other algorithms
+/// alone) is refused. After `checksum_mismatch` the upload is at its start again, and takes the file once more.
 #[utoipa::path(put, path = "/v1/images/{id}/file", operation_id = "upload_image_file", tag = "content",
     params(ImagePath,
         ("Content-Range" = Option<String>, Header, description = "Which part of the file the body is.",
             example = "bytes 0-1048575/10485760"),
         ("Repr-Digest" = Option<String>, Header, description = "SHA-256 of the whole file (RFC 9530).",
             example = "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:"),
+        ("Content-Digest" = Option<String>, Header, description = "SHA-256 of the body, which is the whole file (RFC 9530).",
+            example = "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:"),
+        ("Digest" = Option<String>, Header, description = "SHA-256 of the whole file (RFC 3230).",
+            example = "sha-256=47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="),
         ("X-Checksum-Sha256" = Option<String>, Header, description = "SHA-256 of the whole file, hexadecimal.",
             example = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")),
     request_body(content = BinaryBody, content_type = "application/octet-stream", description = "The bytes."),
@@ -74,8 +80,13 @@ async fn upload_file(
     headers: HeaderMap,
     body: Body,
 ) -> Answer<Response> {
-    let Some(part) = part_of(range, &headers)? else {
-        return Ok(status_of(app.service.upload_status(id).await?));
+    let part = match part_of(range, &headers) {
+        Ok(Some(part)) => part,
+        Ok(None) => return Ok(status_of(app.service.upload_status(id).await?)),
+        Err(problem) => {
+            drain(body.into_data_stream()).await;
+            return Err(problem);
+        }
     };
     let metrics = app.metrics.clone();
     let mut body = not_idle(body.into_data_stream()).inspect_ok(move |bytes| metrics.received(bytes.len()));
@@ -136,7 +147,7 @@ fn require_identity(headers: &HeaderMap) -> Answer<()> {
 /// `None` when the request only asks how far the upload is.
 fn part_of(range: ContentRange, headers: &HeaderMap) -> Answer<Option<UploadPart>> {
     require_identity(headers)?;
-    let checksum = announced_checksum(headers)?;
+    let checksum = announced_checksum(headers, range)?;
     let body_length = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());

@@ -5,9 +5,10 @@ use serde_json::json;
 
 use crate::server::{Answer, Server};
 
-/// SHA-256 of `abc`, from FIPS 180-4's examples, in both spellings.
+/// SHA-256 of `abc`, from FIPS 180-4's examples, in each spelling.
 const ABC_HEX: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 const ABC_DIGEST: &str = "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:";
+const ABC_RFC_3230: &str = "SHA-256=ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=";
 
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| u8::try_from(at % 251).unwrap()).collect()
@@ -64,28 +65,52 @@ async fn an_upload_goes_on_where_it_stopped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn announced_digests_are_verified() {
     let server = Server::start().await;
-    for (n, (name, value)) in [("x-checksum-sha256", ABC_HEX), ("repr-digest", ABC_DIGEST)]
-        .into_iter()
-        .enumerate()
-    {
-        let id = server.import(&format!("right-{n}"), "raw").await;
-        server
-            .put(&format!("/v1/images/{id}/file"), &[(name, value)], "abc")
-            .await
-            .expect(StatusCode::OK);
-        let id = server.import(&format!("wrong-{n}"), "raw").await;
-        let refused = server
-            .put(&format!("/v1/images/{id}/file"), &[(name, value)], "abd")
-            .await;
+    for (name, value, unreadable) in [
+        ("X-Checksum-Sha256", ABC_HEX, "abc"),
+        ("Repr-Digest", ABC_DIGEST, "sha-256=abc"),
+        ("Content-Digest", ABC_DIGEST, "md5=:kAFQmDzST7DWlj99KOF/cg==:"),
+        ("Digest", ABC_RFC_3230, "sha-256=abc"),
+    ] {
+        let id = server.import(&format!("right-{name}"), "raw").await;
+        let path = format!("/v1/images/{id}/file");
+        server.put(&path, &[(name, value)], "abc").await.expect(StatusCode::OK);
+
+        let id = server.import(&format!("wrong-{name}"), "raw").await;
+        let path = format!("/v1/images/{id}/file");
+        let refused = server.put(&path, &[(name, unreadable)], "abc").await;
+        refused.problem(422, "invalid_argument");
+        assert_eq!(refused.body["field"], name);
+        let refused = server.put(&path, &[(name, value)], "abd").await;
         refused.problem(422, "checksum_mismatch");
-        assert_eq!(server.get(&format!("/v1/images/{id}")).await.body["state"], "failed");
+        assert_eq!(server.get(&format!("/v1/images/{id}")).await.body["state"], "uploading");
+        let status = server.put(&path, &[("content-range", "bytes */3")], "").await;
+        assert_eq!(status.expect(StatusCode::PERMANENT_REDIRECT).body["received_bytes"], 0);
+        // The sentence says to upload it again.
+        let image = server.put(&path, &[(name, value)], "abc").await.expect(StatusCode::OK);
+        assert_eq!(image.body["state"], "ready");
+        assert_eq!(server.get(&path).await.bytes[..3], *b"abc");
     }
-    let id = server.import("unreadable", "raw").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn digests_that_are_not_verified_are_refused() {
+    let server = Server::start().await;
+    let id = server.import("disk", "raw").await;
     let path = format!("/v1/images/{id}/file");
-    server
-        .put(&path, &[("x-checksum-sha256", "abc")], "abc")
-        .await
-        .problem(422, "invalid_argument");
+    let part = ("content-range", "bytes 0-2/6");
+    for headers in [
+        &[("content-md5", "kAFQmDzST7DWlj99KOF/cg==")][..],
+        &[("x-checksum-sha1", "a9993e364706816aba3e25717850c26c9cd0d89d")],
+        &[("content-digest", ABC_DIGEST), part],
+        &[("content-digest", ABC_HEX), part],
+    ] {
+        let refused = server.put(&path, headers, "abc").await;
+        refused.problem(422, "invalid_argument");
+        let field = refused.body["field"].as_str().unwrap().to_lowercase();
+        assert_eq!(field, headers[0].0);
+    }
+    let whole = [("content-digest", ABC_DIGEST), ("content-range", "bytes 0-2/3")];
+    server.put(&path, &whole, "abc").await.expect(StatusCode::OK);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,6 +256,10 @@ async fn maps_come_as_pages_and_as_lines() {
     assert_eq!(paged, streamed);
     let lengths: u64 = streamed.iter().map(|extent| extent["length"].as_u64().unwrap()).sum();
     assert_eq!(lengths, 1 << 20);
+    let ask = server.request(Method::GET, &path);
+    let rather_json = ask.header("accept", "application/json, application/x-ndjson;q=0.1");
+    let page = Answer::of(rather_json.send().await.unwrap()).await;
+    assert_eq!(page.header("content-type"), "application/json");
     server
         .get(&format!("{path}?start=1048577"))
         .await

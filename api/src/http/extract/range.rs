@@ -55,6 +55,17 @@ pub enum ContentRange {
     Status,
 }
 
+impl ContentRange {
+    /// Whether the body is all of the file.
+    pub fn is_whole(self) -> bool {
+        match self {
+            Self::Whole => true,
+            Self::Part { first, length, total } => first == 0 && total == Some(length),
+            Self::Status => false,
+        }
+    }
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for ContentRange {
     type Rejection = Problem;
 
