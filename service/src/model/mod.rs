@@ -7,6 +7,7 @@ mod image;
 mod inspection;
 mod job;
 mod layout;
+mod named;
 mod page;
 mod plan;
 mod pool;
@@ -22,6 +23,7 @@ pub use image::{Image, ImageId, ImageState, Labels};
 pub use inspection::{Detected, Finding, FoundReference, Inspection, InspectionLimits, ParsedIn, Severity, Verdict};
 pub use job::{Job, JobError, JobId, JobKind, JobProgress, JobState, JobStep};
 pub use layout::{ChainLayer, Extent, MapPage, MeasureReport};
+pub(crate) use named::Named;
 pub use page::Page;
 pub use plan::{Amount, Bound, JobPlan, Loss, LossKind};
 pub use pool::Pool;
@@ -37,7 +39,7 @@ macro_rules! text_enum {
         $(#[doc = $doc:literal] $(#[$variant_meta:meta])* $variant:ident = $text:literal,)*
     }) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
         pub enum $name {
             $(#[doc = $doc] $(#[$variant_meta])* #[serde(rename = $text)] $variant,)*
         }
@@ -49,6 +51,13 @@ macro_rules! text_enum {
             /// The stable text form.
             pub fn as_str(self) -> &'static str {
                 match self { $($name::$variant => $text,)* }
+            }
+        }
+
+        // Derived, it would be a choice with contents, in whose place JSON readers take a number for a mistake in the JSON.
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str($crate::model::Named(Self::ALL, Self::as_str))
             }
         }
 

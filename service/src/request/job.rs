@@ -92,15 +92,16 @@ pub struct RebaseRequest {
     pub priority: Option<i32>,
 }
 
-/// Whether a rebase keeps what the guest sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum RebaseMode {
-    /// Content stays; what differs between the bases is copied into the overlay.
-    #[default]
-    Safe,
-    /// Only the reference changes; the content becomes what the new base says.
-    Unsafe,
+text_enum! {
+    /// Whether a rebase keeps what the guest sees.
+    #[derive(Default)]
+    RebaseMode, "mode" {
+        /// Content stays; what differs between the bases is copied into the overlay.
+        #[default]
+        Safe = "safe",
+        /// Only the reference changes; the content becomes what the new base says.
+        Unsafe = "unsafe",
+    }
 }
 
 /// Write an overlay's content into a base.
@@ -130,14 +131,14 @@ pub struct CheckRequest {
     pub priority: Option<i32>,
 }
 
-/// What a check repairs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Repair {
-    /// Clusters that are counted but not used.
-    Leaks,
-    /// Everything that can be repaired.
-    All,
+text_enum! {
+    /// What a check repairs.
+    Repair, "repair" {
+        /// Clusters that are counted but not used.
+        Leaks = "leaks",
+        /// Everything that can be repaired.
+        All = "all",
+    }
 }
 
 /// Change the virtual size.

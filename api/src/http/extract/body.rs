@@ -4,7 +4,7 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use vdisk_service::ServiceError;
 
 use super::words::plain;
@@ -62,7 +62,7 @@ pub(super) fn require_json(headers: &HeaderMap) -> Answer<()> {
     Err(Problem::transport(TransportCode::UnsupportedMediaType, detail))
 }
 
-pub(super) async fn collect(body: axum::body::Body) -> Answer<Bytes> {
+pub(in crate::http) async fn collect(body: axum::body::Body) -> Answer<Bytes> {
     let limited = Limited::new(body, JSON_LIMIT);
     let Ok(collected) = tokio::time::timeout(BODY_TIME, limited.collect()).await else {
         let detail = format!("a JSON body arrives within {} seconds", BODY_TIME.as_secs());
@@ -81,7 +81,7 @@ pub(super) async fn collect(body: axum::body::Body) -> Answer<Bytes> {
     }
 }
 
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
+pub(in crate::http) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
     // Fields in the order of a declaration of ours are no contract.
     if bytes.trim_ascii_start().starts_with(b"[") {
         return Err(ServiceError::invalid(".", "expected an object, found an array").into());
@@ -91,11 +91,16 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
         let path = error.path().to_string();
         let inner = error.into_inner();
         if inner.is_data() {
-            let detail = inner.to_string();
-            ServiceError::invalid(&field_at(&path, &detail), plain(&detail)).into()
-        } else {
-            Problem::transport(TransportCode::MalformedBody, format!("the body is not JSON: {inner}"))
+            return wrong(&path, &inner.to_string());
         }
+        // serde_json says the same of what is no JSON and of JSON that is not what was expected there, a number in the place of a choice.
+        if serde_json::from_slice::<IgnoredAny>(bytes).is_err() {
+            return Problem::transport(TransportCode::MalformedBody, format!("the body is not JSON: {inner}"));
+        }
+        // Taken apart before, it is refused in words.
+        let reread = serde_json::from_slice(bytes).ok().map(parse_value::<T>);
+        let refused = reread.and_then(Result::err);
+        refused.unwrap_or_else(|| wrong(&path, &inner.to_string()))
     })?;
     deserializer.end().map_err(|error| {
         Problem::transport(
@@ -110,9 +115,12 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Answer<T> {
 pub(super) fn parse_value<T: DeserializeOwned>(value: serde_json::Value) -> Answer<T> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
-        let detail = error.into_inner().to_string();
-        ServiceError::invalid(&field_at(&path, &detail), plain(&detail)).into()
+        wrong(&path, &error.into_inner().to_string())
     })
+}
+
+fn wrong(path: &str, detail: &str) -> Problem {
+    ServiceError::invalid(&field_at(path, detail), plain(detail)).into()
 }
 
 /// The path of the field at fault. For a missing field the path is that of the object it is missing in.
@@ -129,7 +137,7 @@ fn field_at(path: &str, detail: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use vdisk_service::request::CreateImage;
+    use vdisk_service::request::{CheckRequest, CreateImage, ImportImage};
 
     use super::*;
 
@@ -160,6 +168,48 @@ mod tests {
         for (body, status, field) in cases {
             let problem = parse::<CreateImage>(body.as_bytes()).unwrap_err();
             assert_eq!((problem.status, problem.field.as_deref()), (status, field), "{body}");
+        }
+    }
+
+    #[test]
+    fn json_that_is_not_what_a_choice_takes_is_refused_with_the_field() {
+        let check = |body: &str| parse::<CheckRequest>(body.as_bytes()).map(drop).unwrap_err();
+        for value in ["true", "1", "[]", "{}", "1e999", "\"\\ud800\""] {
+            let problem = check(&format!("{{\"repair\": {value}}}"));
+            assert_eq!(
+                (problem.status, problem.field.as_deref()),
+                (422, Some("repair")),
+                "{value}"
+            );
+        }
+        let detail = check(r#"{"repair": true}"#).detail;
+        assert!(
+            detail.contains("boolean `true`, expected one of `leaks`, `all`"),
+            "{detail}"
+        );
+        for source in [
+            "{}",
+            "true",
+            "null",
+            r#"{"upload": true, "url": "x"}"#,
+            r#"{"url": "x", "url": "x"}"#,
+        ] {
+            let body = format!("{{\"name\": \"a\", \"source\": {source}}}");
+            let problem = parse::<ImportImage>(body.as_bytes()).unwrap_err();
+            assert_eq!(
+                (problem.status, problem.field.as_deref()),
+                (422, Some("source")),
+                "{source}"
+            );
+        }
+        for broken in [
+            r#"{"source": tru}"#,
+            r#"{"source": {}"#,
+            r#"{"source": {"url": "x", "url"}}"#,
+            r#"{"source": {}} x"#,
+        ] {
+            let problem = parse::<ImportImage>(broken.as_bytes()).map(drop).unwrap_err();
+            assert_eq!((problem.status, problem.code), (400, "malformed_body"), "{broken}");
         }
     }
 }

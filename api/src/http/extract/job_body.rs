@@ -1,8 +1,8 @@
 //! Requests that lead to jobs. With `"dry_run": true` they ask what the job would do.
 
 use axum::extract::{FromRequest, Request};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use vdisk_service::ServiceError;
 
@@ -25,8 +25,13 @@ pub struct OptionalJobBody<T>(pub JobBody<T>);
 
 #[derive(Deserialize)]
 struct Asked {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "given")]
     dry_run: Option<Value>,
+}
+
+/// A field that is there, though it may be `null`.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JobBody<T> {
@@ -65,6 +70,7 @@ fn read<T: DeserializeOwned>(bytes: &[u8]) -> Answer<JobBody<T>> {
             return Ok(JobBody { request, dry_run });
         }
         Some(Value::Bool(dry_run)) => dry_run,
+        Some(Value::Null) => false,
         Some(_) => return Err(ServiceError::invalid(DRY_RUN, "dry_run is true or false").into()),
     };
     let mut value: Value = parse(bytes)?;
@@ -87,6 +93,7 @@ mod tests {
             (r#"{"virtual_size": 512}"#, Ok(false)),
             (r#"{"virtual_size": 512, "dry_run": true}"#, Ok(true)),
             (r#"{"virtual_size": 512, "dry_run": false}"#, Ok(false)),
+            (r#"{"virtual_size": 512, "dry_run": null}"#, Ok(false)),
             (r#"{"virtual_size": 512, "dry_run": 1}"#, Err("dry_run")),
             (r#"{"dry_run": true}"#, Err("virtual_size")),
             (r#"{"virtual_size": 512, "dry_run": true, "colour": 1}"#, Err("colour")),

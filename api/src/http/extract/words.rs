@@ -6,6 +6,8 @@ const WORDS: &[(&str, &str)] = &[
     ("u64", "a whole number from 0 to 18446744073709551615"),
     ("i32", "a whole number of 32 bits"),
     ("i64", "a whole number of 64 bits"),
+    ("map with a single key", "an object with exactly one field"),
+    ("string or map", "an object with exactly one field"),
 ];
 
 /// The message with what was expected in words that users of any language know.
@@ -14,7 +16,7 @@ pub(super) fn plain(message: &str) -> String {
         return message.to_owned();
     };
     let is_whole = |rest: &&str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
-    let number = WORDS.iter().find_map(|(name, words)| {
+    let known = WORDS.iter().find_map(|(name, words)| {
         let rest = expected.strip_prefix(name).filter(is_whole)?;
         Some(format!("{found}expected {words}{rest}"))
     });
@@ -23,7 +25,7 @@ pub(super) fn plain(message: &str) -> String {
         let rest = rest.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
         Some(format!("{found}expected an object{rest}"))
     };
-    number.or_else(object).unwrap_or_else(|| message.to_owned())
+    known.or_else(object).unwrap_or_else(|| message.to_owned())
 }
 
 #[cfg(test)]
@@ -44,6 +46,10 @@ mod tests {
             (
                 "invalid type: string \"x\", expected struct CreateImage",
                 "invalid type: string \"x\", expected an object",
+            ),
+            (
+                "invalid type: boolean `true`, expected string or map",
+                "invalid type: boolean `true`, expected an object with exactly one field",
             ),
             ("missing field `name`", "missing field `name`"),
             ("expected a string", "expected a string"),
