@@ -3,12 +3,13 @@
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
-use utoipa::ToSchema;
 use utoipa::openapi::OpenApi;
 use utoipa::openapi::tag::TagBuilder;
 use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApiBuilder};
+use utoipa::{IntoResponses, ToSchema};
 use vdisk_service::model::Event;
 
+use super::documented::problems;
 use super::problem::Problem;
 use super::{api, documented, examples};
 use crate::access::roles;
@@ -62,6 +63,7 @@ pub fn json() -> &'static str {
         document["components"]["securitySchemes"] =
             json!({"token": {"type": "http", "scheme": "bearer", "description": "A token of `POST /v1/tokens`."}});
         add_refusals(&mut document);
+        add_strictness(&mut document);
         add_dry_run(&mut document);
         for operation in operations(&mut document) {
             optional_body(operation);
@@ -113,9 +115,43 @@ fn add_refusals(document: &mut Value) {
     }
 }
 
+problems!(StrangeQuery: InvalidArgument);
+problems!(StrangeBody: InvalidArgument; MalformedBody, BodyTooLarge);
+
+/// Says of each operation how it refuses what it does not take (`declared`).
+fn add_strictness(document: &mut Value) {
+    let paths = document.get_mut("paths").and_then(Value::as_object_mut);
+    let items = paths.into_iter().flat_map(Map::values_mut);
+    for (method, operation) in items.filter_map(Value::as_object_mut).flatten() {
+        let refusals = match method == "get" || operation.get("requestBody").is_some() {
+            true => StrangeQuery::responses(),
+            false => StrangeBody::responses(),
+        };
+        if let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) {
+            for (status, refusal) in refusals {
+                add_response(responses, status, json!(refusal));
+            }
+        }
+    }
+}
+
+/// A status that is documented already may have this reason too.
+fn add_response(responses: &mut Map<String, Value>, status: String, response: Value) {
+    let Some(known) = responses.get_mut(&status) else {
+        responses.insert(status, response);
+        return;
+    };
+    let texts = (known["description"].as_str(), response["description"].as_str());
+    if let (Some(said), Some(reason)) = texts
+        && !said.contains(reason)
+    {
+        known["description"] = json!(format!("{said}, {reason}"));
+    }
+}
+
 /// A request that leads to a job may ask first what the job would do.
 fn add_dry_run(document: &mut Value) {
-    let field = json!({"type": "boolean", "default": false,
+    let field = json!({"type": ["boolean", "null"], "default": false,
         "description": "Only say what the job would do: the answer is 200 with a plan, and nothing is queued or changed."});
     let planned = |operation: &&mut Map<String, Value>| {
         let plan = "/200/content/application~1json/schema/$ref";

@@ -55,6 +55,7 @@ fn request(schema: &str) -> Option<Value> {
         "DecryptRequest" => json!({"name": "web-1-open", "verify": true}),
         "RekeyRequest" => json!({"change": "change", "new_secret": SECRET}),
         "RotateMasterKeyRequest" => json!({}),
+        "ScanRequest" => json!({"dry_run": true}),
         "UpdateJob" => json!({"rate_limit": 100_000_000, "priority": 5}),
         "NewSecret" => json!({"name": "luks-web", "value": "correct horse battery staple"}),
         "NewToken" => json!({"name": "ci", "role": "operator", "expires_in_days": 90}),

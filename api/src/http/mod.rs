@@ -1,5 +1,6 @@
 //! The HTTP interface. One file an endpoint or noun; what they share stands in `extract/`, `reply`, `problem`.
 
+mod declared;
 pub mod document;
 mod documented;
 mod download;
@@ -40,6 +41,8 @@ mod system;
 mod tokens;
 mod webhooks;
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use http::HeaderName;
@@ -47,6 +50,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
 use utoipa_axum::router::OpenApiRouter;
 
+use self::declared::{Declared, only_declared};
 use crate::access::{authenticate, hosts, limits};
 use crate::state::App;
 use crate::{grpc, web};
@@ -91,11 +95,13 @@ pub fn api() -> OpenApiRouter<App> {
 /// Both transports and the pages, behind everything that every request passes.
 pub fn router(app: App) -> Router {
     let id = HeaderName::from_static("x-request-id");
-    let (routes, _) = api().split_for_parts();
+    let (routes, document) = api().split_for_parts();
+    let declared = Arc::new(Declared::by(&document));
     let grpc = grpc::router(&app);
     routes
         .merge(web::router())
         // Not of methods that a path does not know.
+        .route_layer(from_fn_with_state(declared, only_declared))
         .route_layer(from_fn(guard::unconditional))
         .method_not_allowed_fallback(fallback::method_not_allowed)
         .fallback(move |request| fallback::no_route(grpc, request))

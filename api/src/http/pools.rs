@@ -2,7 +2,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::Response;
 use serde::Deserialize;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use vdisk_service::Service;
@@ -10,7 +10,7 @@ use vdisk_service::model::{Job, JobPlan, Pool};
 use vdisk_service::request::JobRequest;
 
 use super::documented::problems;
-use super::extract::{IdempotencyKey, PoolPath, Query};
+use super::extract::{IdempotencyKey, OptionalBody, PoolPath, Query};
 use super::problem::Answer;
 use super::reply::{PoolList, accepted, listed, planned};
 use crate::state::App;
@@ -24,7 +24,8 @@ pub fn router() -> OpenApiRouter<App> {
 
 problems!(ListProblems:);
 problems!(PoolProblems: NotFound);
-problems!(ScanProblems: NotFound, InvalidArgument, LimitExceeded, IdempotencyConflict);
+problems!(ScanProblems: NotFound, InvalidArgument, LimitExceeded, IdempotencyConflict;
+    MalformedBody, BodyTooLarge, UnsupportedMediaType);
 
 /// List the pools.
 ///
@@ -43,20 +44,20 @@ async fn get_pool(State(service): State<Service>, PoolPath(pool): PoolPath) -> A
 }
 
 /// How a pool is scanned.
-#[derive(Deserialize, IntoParams)]
-#[serde(deny_unknown_fields)]
+#[derive(Default, Deserialize, IntoParams, ToSchema)]
+#[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct ScanQuery {
+struct ScanRequest {
     /// Only say what the job would do.
-    #[serde(default)]
-    dry_run: bool,
+    dry_run: Option<bool>,
 }
 
 /// Scan a pool.
 ///
-/// Queues a job that registers the files found in the pool's folder, with their backing chains.
+/// Queues a job that registers the files found in the pool's folder, with their backing chains. `dry_run` counts in the query and in the
+/// body.
 #[utoipa::path(post, path = "/v1/pools/{pool}/scan", operation_id = "scan_pool", tag = "pools",
-    params(PoolPath, IdempotencyKey, ScanQuery),
+    params(PoolPath, IdempotencyKey, ScanRequest), request_body = Option<ScanRequest>,
     responses((status = 200, description = "With `dry_run`: what the job would do.", body = JobPlan),
         (status = 202, description = "The job.", body = Job, headers(("Location", description = "The job."))),
         ScanProblems))]
@@ -64,9 +65,10 @@ async fn scan_pool(
     State(service): State<Service>,
     PoolPath(pool): PoolPath,
     IdempotencyKey(call): IdempotencyKey,
-    Query(query): Query<ScanQuery>,
+    Query(query): Query<ScanRequest>,
+    OptionalBody(body): OptionalBody<ScanRequest>,
 ) -> Answer<Response> {
-    if query.dry_run {
+    if query.dry_run == Some(true) || body.dry_run == Some(true) {
         return Ok(planned(service.plan_job(JobRequest::Scan(pool)).await?));
     }
     Ok(accepted(service.scan_pool(&pool, &call).await?))

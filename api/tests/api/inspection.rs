@@ -178,7 +178,7 @@ async fn a_child_that_dies_fails_the_import_and_nothing_else() {
         "{job}"
     );
     let scan = server
-        .ended(server.post("/v1/pools/default/scan", Value::Null).await)
+        .ended(server.post("/v1/pools/default/scan", json!({})).await)
         .await;
     assert_eq!(
         (&scan["state"], &scan["result"]["skipped"][0]["code"]),

@@ -23,6 +23,7 @@ mod owasp;
 mod pages;
 mod plans;
 mod server;
+mod strict;
 mod tls;
 mod transfer;
 mod upload_abuse;
