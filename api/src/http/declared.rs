@@ -34,7 +34,7 @@ struct Nothing {}
 impl Declared {
     /// Reads it from the document.
     pub fn by(document: &OpenApi) -> Self {
-        let paths = document.paths.paths.iter();
+        let paths = document.paths.paths.iter().filter(|(path, _)| is_strict(path));
         Self(
             paths
                 .map(|(path, item)| (path.clone(), operations(item).collect()))
@@ -52,6 +52,11 @@ impl Declared {
         let found = operations.iter().find(|(known, _)| known == method)?;
         Some(&found.1)
     }
+}
+
+/// Probes and scrapers append what they like to the pages of the system.
+pub fn is_strict(path: &str) -> bool {
+    path.starts_with("/v1/")
 }
 
 fn operations(item: &PathItem) -> impl Iterator<Item = (Method, Takes)> {

@@ -10,6 +10,7 @@ use utoipa::{IntoResponses, ToSchema};
 use vdisk_service::model::Event;
 
 use super::documented::problems;
+use super::declared::is_strict;
 use super::problem::Problem;
 use super::{api, documented, examples};
 use crate::access::roles;
@@ -121,7 +122,8 @@ problems!(StrangeBody: InvalidArgument; MalformedBody, BodyTooLarge);
 /// Says of each operation how it refuses what it does not take (`declared`).
 fn add_strictness(document: &mut Value) {
     let paths = document.get_mut("paths").and_then(Value::as_object_mut);
-    let items = paths.into_iter().flat_map(Map::values_mut);
+    let strict = paths.into_iter().flatten().filter(|(path, _)| is_strict(path));
+    let items = strict.map(|(_, item)| item);
     for (method, operation) in items.filter_map(Value::as_object_mut).flatten() {
         let refusals = match method == "get" || operation.get("requestBody").is_some() {
             true => StrangeQuery::responses(),

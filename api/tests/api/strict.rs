@@ -39,6 +39,11 @@ async fn a_query_field_that_an_operation_does_not_take_is_refused() {
     let server = Server::start().await;
     let document = read_document();
     for (method, path, operation) in operations(&document) {
+        if !path.starts_with("/v1/") {
+            let answer = send(&server, &method, &format!("{path}?x=1"), None).await;
+            answer.expect(StatusCode::OK);
+            continue;
+        }
         let body = operation.pointer("/requestBody/content/application~1json/example");
         for query in ["x=1", "x", "x=1&x=2", "%78=1"] {
             let answer = send(&server, &method, &format!("{path}?{query}"), body).await;
