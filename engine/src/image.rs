@@ -285,6 +285,23 @@ pub trait Image: Send + Sync {
     /// Says whether what is changed from now on looks the same through the whole chain, as in a rebase. Formats that record when the
     /// content changed ([`layer_id`](Self::layer_id)) then need not, and layers above stay good.
     fn content_stays(&self, _stays: bool) {}
+    /// Create options that make another image like this one, as far as the driver has options for it; what is below it and its keys are not
+    /// among them.
+    fn made_with(&self) -> Options {
+        Options::new()
+    }
+    /// Whether this image can hold compressed data, where not all of the format can.
+    ///
+    /// # Errors
+    /// `Unsupported` that says which ones can.
+    fn check_compressible(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Before the first write into a new image that will replace `old`, shows the same and lies over the same: layers above shall take it for
+    /// that one ([`layer_id`](Self::layer_id)).
+    fn stand_in_for(&self, _old: &dyn Image) -> Result<()> {
+        Ok(())
+    }
     /// Drops all guest data of this layer, so that everything shows the layer below.
     fn make_empty(&self) -> Result<()> {
         Err(self.cannot("empty"))

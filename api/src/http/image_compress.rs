@@ -22,7 +22,8 @@ problems!(CompressProblems: NotFound, InvalidArgument, Unsupported, ImageNotRead
 
 /// Compress an image in place.
 ///
-/// Rewrites the image with compressed clusters; id and name stay.
+/// Rewrites the image with compressed clusters; id, name, create options and what its overlays show stay. `unsupported` where something would be
+/// lost (internal snapshots, dirty bitmaps, encryption) and for VMDKs other than streamOptimized ones, which hold no compressed data.
 #[utoipa::path(post, path = "/v1/images/{id}/compress", operation_id = "compress_image", tag = "verbs",
     params(ImagePath, IdempotencyKey), request_body = CompressRequest,
     responses((status = 200, description = "With `dry_run`: what the job would do.", body = JobPlan),

@@ -30,7 +30,7 @@ pub fn file_stamp(stat: &Stat) -> String {
 }
 
 /// Whether a file is as it was when a stamp was taken of it. In stamps of earlier versions the inode follows, which a copy does not have.
-pub(super) fn is_as_left(stat: &Stat, stamp: &str) -> bool {
+pub fn is_as_left(stat: &Stat, stamp: &str) -> bool {
     let behind = stamp.strip_prefix(&file_stamp(stat));
     behind.is_some_and(|behind| behind.is_empty() || behind.starts_with(':'))
 }

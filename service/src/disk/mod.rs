@@ -15,7 +15,7 @@ mod snapshots;
 pub use changed::{base_changed, facts_of, look_again, look_at_base, require_as_bound, was_changed_by_others};
 pub use check::check_structures;
 pub use create::{NewDisk, content, create_disk, fill_random, publish, stage, try_random};
-pub use facts::{file_facts, file_stamp, fingerprint, open_file, version};
+pub use facts::{file_facts, file_stamp, fingerprint, is_as_left, open_file, version};
 pub use gate::explicit_node;
 pub use inspect::{Look, Looked, look};
 pub use open::{Layer, Opening, keyring, open_chain, reference_to};

@@ -112,6 +112,10 @@ impl JobRunner for Commit {
         JobKind::Commit
     }
 
+    fn grows_images(&self) -> bool {
+        true
+    }
+
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { run(context, parse(payload)?).await }.boxed()
     }

@@ -14,9 +14,9 @@ use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::{BackingChoice, Node};
 use vdisk_engine::image::ImageInfo;
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, Segments, convert_in_segments};
-use vdisk_engine::options::Options;
+use vdisk_engine::options::{OptionSpec, Options};
 use vdisk_engine::storage::NewFile;
-use vdisk_engine::{Chain, Control, OpenEnv, formats};
+use vdisk_engine::{Chain, Control, OpenEnv, formats, ops};
 
 use super::context::open_patiently;
 use super::fill::{Fill, Filling};
@@ -38,10 +38,6 @@ use crate::store::jobs::NewJob;
 
 /// Runs compress jobs.
 pub struct Compress;
-
-/// Properties of an image that its compressed form keeps, where the format has them. In `format-specific` the
-/// underscores are dashes.
-const KEPT: &[&str] = &["compat", "lazy_refcounts", "refcount_bits", "extended_l2"];
 
 #[derive(Serialize, Deserialize)]
 struct Payload {
@@ -89,12 +85,15 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: CompressRequ
 }
 
 /// A format with one algorithm has no option for it; that one is zlib.
-fn check_algorithm(options: &[vdisk_engine::options::OptionSpec], wanted: CompressionAlgorithm) -> Result<()> {
-    let choosable = options.iter().any(|option| option.name == "compression_type");
-    if choosable || wanted == CompressionAlgorithm::Zlib {
+fn check_algorithm(options: &[OptionSpec], wanted: CompressionAlgorithm) -> Result<()> {
+    if has_choice_of_algorithm(options) || wanted == CompressionAlgorithm::Zlib {
         return Ok(());
     }
     Err(ServiceError::new(ErrorCode::Unsupported, "the format knows zlib only").with_field("algorithm"))
+}
+
+fn has_choice_of_algorithm(options: &[OptionSpec]) -> bool {
+    options.iter().any(|option| option.name == "compression_type")
 }
 
 impl JobRunner for Compress {
@@ -158,7 +157,7 @@ struct Work {
 struct Rewriting<'a> {
     work: &'a Work,
     old: &'a Chain,
-    info: &'a ImageInfo,
+    options: Options,
     secrets: &'a OpenSecrets,
 }
 
@@ -168,7 +167,8 @@ impl Fill for Rewriting<'_> {
     }
 
     fn create(&self) -> Result<NewFile> {
-        self.work.create(self.old, self.info, self.work.top()?, self.secrets)
+        self.work
+            .create(self.old, &self.options, self.work.top()?, self.secrets)
     }
 
     fn copy(&self, staged: &NewFile, segments: &Segments<'_>, control: &Control) -> Result<()> {
@@ -179,6 +179,8 @@ impl Fill for Rewriting<'_> {
             ..CopyOptions::default()
         };
         let new = self.work.open_new(staged, true)?;
+        // Overlays go on taking it for what it was: they see the same.
+        new.top().stand_in_for(self.old.top())?;
         let below = new.below(0);
         let target = CopyTarget {
             image: new.top(),
@@ -225,12 +227,11 @@ impl Work {
             ..Opening::read(&self.limits, &secrets)
         };
         let old = open_patiently(&self.layers, &opening, control)?;
-        let info = old.top().info()?;
-        refuse_losses(&old, &info)?;
+        let options = options_of_new(&old, self.payload.algorithm)?;
         let rewriting = Rewriting {
             work: self,
             old: &old,
-            info: &info,
+            options,
             secrets: &secrets,
         };
         let filled = filling.run(&rewriting, self.payload.verify, control)?;
@@ -248,38 +249,17 @@ impl Work {
         Ok((file_facts(chain.top(), &top.pool, &top.record.file)?, filled.digest))
     }
 
-    fn create(&self, old: &Chain, info: &ImageInfo, top: &Layer, secrets: &OpenSecrets) -> Result<NewFile> {
-        let driver = formats::by_name(&top.record.image.format)?;
-        let known = |name: &str| driver.create_options().iter().any(|option| option.name == name);
-        let mut options = Options::new();
-        if let Some(size) = info.cluster_size.filter(|_| known("cluster_size")) {
-            options.set("cluster_size", size.to_string());
-        }
-        for name in KEPT.iter().filter(|name| known(name)) {
-            let value = info
-                .specific
-                .as_ref()
-                .and_then(|specific| specific.get(&name.replace('_', "-")));
-            match value {
-                Some(Value::Bool(on)) => options.set(*name, if *on { "on" } else { "off" }),
-                Some(Value::String(text)) => options.set(*name, text),
-                Some(Value::Number(number)) => options.set(*name, number.to_string()),
-                _ => {}
-            }
-        }
-        if known("compression_type") {
-            options.set("compression_type", self.payload.algorithm.as_str());
-        }
+    fn create(&self, old: &Chain, options: &Options, top: &Layer, secrets: &OpenSecrets) -> Result<NewFile> {
         let spec = CreateSpec {
             virtual_size: old.virtual_size(),
-            options,
+            options: options.clone(),
             backing: old.top().backing(),
         };
         create_disk(&NewDisk {
             pool: &top.pool,
             file: &top.record.file,
             maker: self.job,
-            format: driver.name(),
+            format: &top.record.image.format,
             spec: &spec,
             base: self.layers.get(1),
             limits: &self.limits,
@@ -300,6 +280,27 @@ impl Work {
         };
         Ok(Chain::open(node, &env)?)
     }
+}
+
+/// The create options of the compressed image, which is otherwise as the old one.
+///
+/// # Errors
+/// `unsupported` when it cannot be.
+fn options_of_new(old: &Chain, algorithm: CompressionAlgorithm) -> Result<Options> {
+    let top = old.top();
+    top.check_compressible()?;
+    refuse_losses(old, &top.info()?)?;
+    let mut options = top.made_with();
+    if has_choice_of_algorithm(formats::by_name(top.format())?.create_options()) {
+        options.set("compression_type", algorithm.as_str());
+    }
+    // It looks at the options as a creation does.
+    let fits = ops::measure::measure(top.format(), top.virtual_size(), &[], &options, old.layers().len() > 1);
+    fits.map_err(|error| {
+        let public = format!("the image cannot be rewritten with the options that it has; convert it instead: {error}");
+        ServiceError::new(ErrorCode::Unsupported, public)
+    })?;
+    Ok(options)
 }
 
 /// What a rewritten image would not have any more is a reason not to rewrite it.

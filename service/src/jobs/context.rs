@@ -1,4 +1,5 @@
 mod changes;
+mod leaks;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -47,6 +47,10 @@ impl JobRunner for Flatten {
         JobKind::Flatten
     }
 
+    fn grows_images(&self) -> bool {
+        true
+    }
+
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { rebase::run(context, parse(payload)?).await }.boxed()
     }

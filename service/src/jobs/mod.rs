@@ -64,6 +64,10 @@ pub trait JobRunner: Sync {
     fn kind(&self) -> JobKind;
     /// Does it. May be called again with the same payload after a worker died at any point of an earlier call.
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>>;
+    /// Whether it writes into images that are there. What an attempt before had allocated in them for nothing is given back first.
+    fn grows_images(&self) -> bool {
+        false
+    }
     /// Instead of another attempt: sees to it that images which an earlier one left in the middle of a change can be used. What it finds in
     /// order it leaves alone.
     fn abandon(&self, _context: JobContext, _payload: Value) -> BoxFuture<'static, Result<()>> {

@@ -122,6 +122,10 @@ impl JobRunner for Rebase {
         JobKind::Rebase
     }
 
+    fn grows_images(&self) -> bool {
+        true
+    }
+
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { run(context, parse(payload)?).await }.boxed()
     }

@@ -74,6 +74,10 @@ impl JobRunner for Resize {
         JobKind::Resize
     }
 
+    fn grows_images(&self) -> bool {
+        true
+    }
+
     fn run(&self, context: JobContext, payload: Value) -> BoxFuture<'static, Result<Done>> {
         async move { run(context, parse(payload)?).await }.boxed()
     }

@@ -256,6 +256,7 @@ impl Scanner {
             origin: Origin::ReservedBy(id),
         };
         self.effects.push(Effect::Registered {
+            pool: self.pool.clone(),
             new: Box::new(new),
             base,
             facts: found.facts,

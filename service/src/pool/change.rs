@@ -26,7 +26,7 @@ impl PoolFolder {
                 ErrorCode::NameTaken,
                 format!("the pool has a file '{to}' already"),
             )),
-            Err(errno) => Err(self.refused(from, errno)),
+            Err(errno) => Err(self.refused("rename", from, errno)),
         }
     }
 

@@ -20,7 +20,7 @@ pub use names::{FileName, check_file_name, check_image_name};
 pub use open::{Access, NEW_FILE_MODE};
 pub use owner::{OWNER, Owner};
 
-use crate::error::{ErrorCode, Result, ServiceError};
+use crate::error::{ErrorCode, Result, ServiceError, without_numbers};
 
 /// The open folder of a pool.
 #[derive(Debug)]
@@ -162,12 +162,12 @@ impl PoolFolder {
         })
     }
 
-    fn refused(&self, name: &str, errno: Errno) -> ServiceError {
+    fn refused(&self, verb: &str, name: &str, errno: Errno) -> ServiceError {
         match errno {
             Errno::NOENT => ServiceError::not_found("file of the pool", name),
             Errno::LOOP | Errno::XDEV => denied(name, "is a link"),
             Errno::NXIO | Errno::ISDIR | Errno::NODEV => denied(name, "is no regular file"),
-            _ => self.failed("open", name, errno.into()),
+            _ => self.failed(verb, name, errno.into()),
         }
     }
 
@@ -177,7 +177,8 @@ impl PoolFolder {
             let public = format!("pool '{}' is full", self.name);
             return ServiceError::new(ErrorCode::InsufficientStorage, public).with_internal(detail);
         }
-        let public = format!("cannot {verb} a file of pool '{}'", self.name);
+        let reason = without_numbers(&error.to_string());
+        let public = format!("cannot {verb} a file of pool '{}': {reason}", self.name);
         ServiceError::new(ErrorCode::Io, public).with_internal(detail)
     }
 }

@@ -44,7 +44,7 @@ impl PoolFolder {
         };
         let file = self
             .open_beneath(name, flags, mode)
-            .map_err(|errno| self.refused(name, errno))?;
+            .map_err(|errno| self.refused("open", name, errno))?;
         let stat = rustix::fs::fstat(&file).map_err(|errno| self.failed("look at", name, errno.into()))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(denied(name, "is no regular file"));

@@ -129,3 +129,26 @@ fn renames_do_not_replace() {
     assert_eq!(pool.rename("a", "c", false).unwrap_err().code, ErrorCode::NotFound);
     assert!(pool.remove("b").unwrap() && !pool.remove("b").unwrap());
 }
+
+#[test]
+fn an_error_of_the_system_says_why() {
+    let (_dir, pool) = pool();
+    let long = "x".repeat(300);
+    let tried = [
+        ("open", pool.open_file(&long, Access::Write).map(drop)),
+        ("rename", pool.rename(&long, "a", false)),
+        ("remove", pool.remove(&long).map(drop)),
+        ("look at", pool.stat(&long).map(drop)),
+    ];
+    for (verb, outcome) in tried {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Io);
+        assert_eq!(
+            error.public,
+            format!("cannot {verb} a file of pool 'p': File name too long")
+        );
+    }
+    let error = pool.refused("open", "a", Errno::ROFS);
+    assert!(error.public.ends_with(": Read-only file system"), "{error}");
+    assert!(error.internal.unwrap().ends_with("(os error 30)"));
+}

@@ -2,10 +2,11 @@
 
 use serde_json::{Value, json};
 
+use crate::disk::is_as_left;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::jobs::{accept_base, require_ready};
 use crate::model::{ImageId, JobId};
-use crate::pool::FileName;
+use crate::pool::{FileName, PoolFolder};
 use crate::store::Tx;
 use crate::store::images::{Backing, FileFacts, NewImage, Origin};
 
@@ -31,17 +32,29 @@ pub struct ChangedBase {
     pub facts: FileFacts,
 }
 
-/// Records a found file as an image. What is an image by now is left out of the job's result, and so is, with the reason, what has no
-/// base to stand on any more.
+/// Records a found file as an image. What is an image by now, or gone, is left out of the job's result, and so is, with the reason, what
+/// somebody has changed or what has no base to stand on any more.
 pub async fn register(
     tx: &mut Tx,
     job: JobId,
+    pool: &PoolFolder,
     (new, base): (&NewImage, Option<&NamedBase>),
     facts: &FileFacts,
     result: &mut Value,
 ) -> Result<()> {
     if is_on_record(tx, new).await? {
         leave_out(result, new.id);
+        return Ok(());
+    }
+    // An image that came and went since the scan looked took its file with it: a deletion puts the file aside before the record goes.
+    let Some(stat) = pool.stat(&new.file)? else {
+        leave_out(result, new.id);
+        return Ok(());
+    };
+    if !is_as_left(&stat, &facts.stamp) {
+        let public = "the file was changed while the pool was scanned; scan again";
+        leave_out(result, new.id);
+        skip(result, &new.file, &ServiceError::new(ErrorCode::ImageBusy, public));
         return Ok(());
     }
     let mut new = new.clone();
@@ -138,9 +151,11 @@ fn leave_out(result: &mut Value, image: ImageId) {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
     use uuid::Uuid;
 
     use super::*;
+    use crate::disk::file_stamp;
     use crate::model::Labels;
     use crate::store::Store;
     use crate::store::locks::{Holder, LockMode};
@@ -148,6 +163,8 @@ mod tests {
 
     on_both_databases! {
         a_file_that_is_an_image_by_now_is_left_out,
+        a_file_that_went_since_the_look_is_left_out,
+        a_file_that_was_changed_since_the_look_is_skipped,
         an_overlay_is_bound_to_its_base_as_it_is_now,
         an_overlay_takes_a_base_that_others_changed_as_the_first,
         an_overlay_whose_base_is_gone_or_changing_is_skipped,
@@ -176,15 +193,36 @@ mod tests {
         }
     }
 
-    /// What the job's result says after this.
-    async fn registered(store: &Store, new: &NewImage, base: Option<&NamedBase>) -> Value {
-        let mut result = json!({"registered": [{"image_id": new.id, "file": new.file}], "skipped": []});
+    /// A pool with a file in it, and what a look at it finds.
+    fn looked_at(file: &str) -> (TempDir, PoolFolder, FileFacts) {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = PoolFolder::open("default", dir.path()).unwrap();
+        std::fs::write(dir.path().join(file), [1; 512]).unwrap();
         let facts = FileFacts {
             format: "raw".to_owned(),
+            stamp: file_stamp(&pool.stat(file).unwrap().unwrap()),
             ..FileFacts::default()
         };
+        (dir, pool, facts)
+    }
+
+    /// What the job's result says after this.
+    async fn registered(store: &Store, new: &NewImage, base: Option<&NamedBase>) -> Value {
+        registered_after(store, new, base, |_| {}).await
+    }
+
+    /// As [`registered`], when this is done with the file's folder after the scan looked.
+    async fn registered_after(
+        store: &Store,
+        new: &NewImage,
+        base: Option<&NamedBase>,
+        meanwhile: impl FnOnce(&std::path::Path),
+    ) -> Value {
+        let mut result = json!({"registered": [{"image_id": new.id, "file": new.file}], "skipped": []});
+        let (dir, pool, facts) = looked_at(&new.file);
+        meanwhile(dir.path());
         let mut tx = store.begin().await.unwrap();
-        register(&mut tx, Uuid::now_v7(), (new, base), &facts, &mut result)
+        register(&mut tx, Uuid::now_v7(), &pool, (new, base), &facts, &mut result)
             .await
             .unwrap();
         tx.commit().await.unwrap();
@@ -203,6 +241,29 @@ mod tests {
         tx.commit().await.unwrap();
         let file = FileName::published(making.id, 1);
         assert_eq!(registered(&store, &found(&file), None).await, nothing);
+    }
+
+    async fn a_file_that_went_since_the_look_is_left_out(TestStore { store, .. }: TestStore) {
+        let gone = found("gone");
+        let remove = |dir: &std::path::Path| std::fs::remove_file(dir.join("gone")).unwrap();
+        let result = registered_after(&store, &gone, None, remove).await;
+        assert_eq!(result, json!({"registered": [], "skipped": []}));
+        assert_eq!(store.image(gone.id).await.unwrap_err().code, ErrorCode::NotFound);
+        // What stood on it stands on nothing.
+        let result = registered(&store, &found("overlay"), Some(&on("gone"))).await;
+        assert_eq!(result["skipped"][0]["code"], "denied");
+    }
+
+    async fn a_file_that_was_changed_since_the_look_is_skipped(TestStore { store, .. }: TestStore) {
+        let changed = found("changed");
+        let write = |dir: &std::path::Path| std::fs::write(dir.join("changed"), [2; 1024]).unwrap();
+        let result = registered_after(&store, &changed, None, write).await;
+        assert_eq!(result["registered"], json!([]));
+        assert_eq!(
+            (&result["skipped"][0]["file"], &result["skipped"][0]["code"]),
+            (&json!("changed"), &json!("image_busy"))
+        );
+        assert_eq!(store.image(changed.id).await.unwrap_err().code, ErrorCode::NotFound);
     }
 
     async fn an_overlay_is_bound_to_its_base_as_it_is_now(TestStore { store, .. }: TestStore) {
@@ -231,7 +292,7 @@ mod tests {
             ..FileFacts::default()
         };
         // The scan saw the base before any of the overlays was on record.
-        let known = (1, Some(String::new()));
+        let known = (1, store.image(base.id).await.unwrap().file_stamp);
         let changed = Some(ChangedBase {
             known,
             facts: facts.clone(),

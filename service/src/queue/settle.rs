@@ -53,8 +53,10 @@ pub enum Effect {
         /// Whether the guest sees other bytes.
         new_content: bool,
     },
-    /// A file that was found is an image from now on, unless it is one already or has lost its base.
+    /// A file that was found is an image from now on, unless it is one already, is not what was found any more or has lost its base.
     Registered {
+        /// Where it lies.
+        pool: Arc<PoolFolder>,
         /// The row to make, without its base; its name gets a suffix if it is taken.
         new: Box<NewImage>,
         /// The base that it names.
@@ -82,7 +84,9 @@ impl Effect {
                 facts,
                 new_content,
             } => tx.record_change(*image, facts, *new_content).await,
-            Self::Registered { new, base, facts } => register(tx, job, (new, base.as_ref()), facts, result).await,
+            Self::Registered { pool, new, base, facts } => {
+                register(tx, job, pool, (new, base.as_ref()), facts, result).await
+            }
             Self::Rebased { image, backing } => tx.set_backing(*image, backing.as_ref()).await,
             Self::Deleted(image) => {
                 require_unprotected(&tx.image(*image).await?)?;

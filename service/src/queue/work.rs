@@ -118,7 +118,11 @@ async fn attempt(inner: &Arc<Inner>, claimed: &Claimed, control: &Arc<JobControl
     let context = JobContext::new(inner.clone(), claimed, control.clone());
     context.sweep().await?;
     let (runner, payload) = (jobs::find(claimed.kind)?, claimed.payload.clone());
-    let Err(refused) = may_run(&context, claimed).await else {
+    let mut ready = may_run(&context, claimed).await;
+    if ready.is_ok() && !claimed.fence.is_first() && runner.grows_images() {
+        ready = context.give_back_leaks().await;
+    }
+    let Err(refused) = ready else {
         return runner.run(context, payload).await;
     };
     if !claimed.fence.is_first()

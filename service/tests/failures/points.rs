@@ -21,6 +21,7 @@ const FIRST_DEATHS: &[(Verb, Step, bool)] = &[
     (Verb::UploadInParts, Step::SettleUpload, true),
     (Verb::Upload, Step::ShowUpload, true),
     (Verb::Rebase, Step::WriteBytes, false),
+    (Verb::Commit, Step::FlushBytes, true),
     (Verb::Grow, Step::FlushBytes, true),
 ];
 
@@ -218,6 +219,27 @@ fn a_kill_at_any_point_loses_nothing() {
         missed.is_empty() || verbs().len() < VERBS.len(),
         "no process died at: {missed:?}"
     );
+}
+
+#[test]
+fn what_a_dead_attempt_had_allocated_is_given_back() {
+    if !fault::COMPILED {
+        return eprintln!("skipped: the points are not in this build");
+    }
+    let disk = serve();
+    let counted = Mutex::new(Vec::new());
+    let in_place = [Verb::Commit, Verb::Flatten, Verb::Rebase, Verb::Grow];
+    side_by_side(&in_place, |verb| {
+        let (_dir, case) = new_case(*verb, What::Count);
+        let mut points = count(&case, &disk);
+        points.retain(|(step, after, _)| *after && matches!(step, Step::WriteBytes | Step::FlushBytes));
+        let points = chosen(&points, 5).into_iter().map(|point| (*verb, None, point));
+        counted.lock().unwrap().extend(points);
+    });
+    let deaths: Vec<Death> = counted.into_inner().unwrap();
+    side_by_side(&deaths, |death| {
+        die(death, &disk);
+    });
 }
 
 #[test]

@@ -58,7 +58,13 @@ pub async fn prepare(verb: Verb, lab: &Lab) -> Ids {
             note("overlay", overlay(lab, base).await);
             note("other", raw(lab, "other", &other()).await);
         }
-        Verb::ConvertRaw | Verb::ConvertCompressed | Verb::Commit | Verb::CommitDrop | Verb::Flatten => {
+        Verb::Commit => {
+            // One that allocates, unlike the raw one of `CommitDrop`.
+            let base = packed(lab, "base", &base()).await;
+            note("base", base);
+            note("overlay", overlay(lab, base).await);
+        }
+        Verb::ConvertRaw | Verb::ConvertCompressed | Verb::CommitDrop | Verb::Flatten => {
             let base = raw(lab, "base", &base()).await;
             note("base", base);
             note("overlay", overlay(lab, base).await);

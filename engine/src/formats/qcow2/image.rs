@@ -118,6 +118,17 @@ impl Image for Qcow2 {
     fn info(&self) -> Result<ImageInfo> {
         self.describe()
     }
+    fn made_with(&self) -> Options {
+        self.made_with_options()
+    }
+    fn check_compressible(&self) -> Result<()> {
+        match self.geometry.data_file {
+            true => Err(Error::unsupported(
+                "an external data file cannot hold compressed clusters",
+            )),
+            false => Ok(()),
+        }
+    }
     fn storages(&self) -> Vec<StorageRef> {
         std::iter::once(&self.host.file)
             .chain(&self.host.data)

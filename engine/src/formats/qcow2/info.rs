@@ -6,6 +6,7 @@ use super::image::{Qcow2, Shared};
 use super::layout::{Autoclear, Compatible, Incompatible};
 use crate::Result;
 use crate::image::{BitmapInfo, Bitmaps, ImageInfo};
+use crate::options::Options;
 
 impl Qcow2 {
     /// Everything that `info` says.
@@ -23,6 +24,27 @@ impl Qcow2 {
             snapshots: shared.snapshots.iter().map(|s| s.info(header.virtual_size)).collect(),
             specific: Some(specific),
         })
+    }
+
+    /// Options that make another one like this.
+    pub fn made_with_options(&self) -> Options {
+        let shared = self.read_shared();
+        let header = &shared.header;
+        let options = Options::new()
+            .with("cluster_size", self.geometry.cluster_size().to_string())
+            .with("compression_type", header.compression.name())
+            .with("refcount_bits", header.refcount_bits().to_string());
+        if header.version < 3 {
+            return options.with("compat", "0.10");
+        }
+        let flag = |on: bool| if on { "on" } else { "off" };
+        options
+            .with("compat", "1.1")
+            .with(
+                "lazy_refcounts",
+                flag(header.compatible & Compatible::LAZY_REFCOUNTS != 0),
+            )
+            .with("extended_l2", flag(self.geometry.extended_l2))
     }
 
     fn specific(&self, shared: &Shared) -> Map<String, Value> {

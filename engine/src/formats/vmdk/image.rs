@@ -13,6 +13,7 @@ use crate::formats::windows::names;
 use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, ExtentKind, HostPlace, ImageInfo, Repair, Resize,
 };
+use crate::options::Options;
 use crate::{Control, Error, Image, Result, StorageRef};
 
 /// What holds the bytes of a part.
@@ -273,6 +274,15 @@ impl Image for VmdkImage {
     }
     fn content_stays(&self, stays: bool) {
         self.cid_changed.store(stays, Ordering::Release);
+    }
+    fn made_with(&self) -> Options {
+        self.options()
+    }
+    fn check_compressible(&self) -> Result<()> {
+        self.require_deflated()
+    }
+    fn stand_in_for(&self, old: &dyn Image) -> Result<()> {
+        self.take_cid(old)
     }
     fn check(&self, repair: Repair, control: &Control) -> Result<CheckReport> {
         self.check_all(repair, control)

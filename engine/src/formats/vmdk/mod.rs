@@ -22,6 +22,7 @@ mod layout;
 mod meta;
 mod open;
 mod open_extent;
+mod remake;
 mod reserved;
 mod resize;
 mod sparse;
@@ -37,6 +38,8 @@ mod hostile;
 mod mend_tests;
 #[cfg(test)]
 mod open_tests;
+#[cfg(test)]
+mod remake_tests;
 #[cfg(test)]
 mod stream_tests;
 #[cfg(test)]

@@ -129,11 +129,7 @@ impl VmdkImage {
     }
     /// One grain, for `write_compressed`.
     pub fn write_grain(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        if self.stream.is_none() && !self.is_deflated() {
-            return Err(Error::unsupported(
-                "only streamOptimized VMDK images hold compressed grains",
-            ));
-        }
+        self.require_deflated()?;
         self.inside(offset, buf.len() as u64)?;
         self.write_stream(offset, buf)
     }

@@ -1,9 +1,8 @@
 //! What a compress job would do.
 
 use serde_json::Value;
-use vdisk_engine::options::Options;
 
-use super::{Payload, refuse_losses};
+use super::{Payload, options_of_new};
 use crate::error::Result;
 use crate::jobs::foresee::{Foreseen, Foresight, data, file_size, open, top, total};
 use crate::jobs::parse;
@@ -11,15 +10,20 @@ use crate::jobs::sources::TopLayer;
 use crate::model::Amount;
 
 pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
-    let Payload { image, verify, .. } = parse(payload)?;
+    let Payload {
+        image,
+        algorithm,
+        verify,
+        ..
+    } = parse(payload)?;
     let layers = foresight.layers(image).await?;
     let work = move |limits: &_, control: &_| {
         let chain = open(&layers, limits)?;
-        refuse_losses(&chain, &chain.top().info()?)?;
+        let options = options_of_new(&chain, algorithm)?;
         let ranges = data(&TopLayer(&chain), control)?;
         let (bytes, format) = (total(&ranges), &top(&layers)?.record.image.format);
         // What does not compress is stored as it is.
-        let size = file_size(format, chain.virtual_size(), &ranges, &Options::new(), layers.len() > 1);
+        let size = file_size(format, chain.virtual_size(), &ranges, &options, layers.len() > 1);
         Ok(Foreseen {
             read: Some(if verify {
                 Amount::at_most(bytes.saturating_mul(3))

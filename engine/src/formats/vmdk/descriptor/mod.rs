@@ -72,6 +72,13 @@ pub(super) struct Descriptor {
     pub extents: Vec<ExtentLine>,
 }
 
+impl Descriptor {
+    /// What the text says under a key, without quotes.
+    pub fn word(&self, key: &str) -> Option<&str> {
+        parse::value(&self.lines, key).ok().flatten()
+    }
+}
+
 /// The name of a file here: of a path with a drive letter, which is not here, the last part, which finds the file beside the descriptor.
 pub(super) fn local_name(name: &str) -> String {
     match name.get(1..3) {
