@@ -14,6 +14,7 @@ mod errors;
 mod full_disk;
 mod grpc;
 mod images;
+mod info;
 mod inspection;
 mod jobs;
 mod load;
