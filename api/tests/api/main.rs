@@ -13,6 +13,7 @@ mod document;
 mod errors;
 mod full_disk;
 mod grpc;
+mod health;
 mod images;
 mod info;
 mod inspection;
