@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod whole;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
