@@ -200,6 +200,13 @@ pub trait Image: Send + Sync {
     }
     /// The storages it is made of; the main file first.
     fn storages(&self) -> Vec<StorageRef>;
+    /// What QEMU calls the storage of this index as a child of the image: `file`, and behind it the extents in their order.
+    fn child_name(&self, storage: usize) -> String {
+        match storage.checked_sub(1) {
+            None => "file".to_owned(),
+            Some(extent) => format!("extents.{extent}"),
+        }
+    }
 
     /// What the range from `offset` begins with: the longest run of one kind (contiguous in the file for data) that is cheap to find,
     /// at most `len` bytes.

@@ -3,6 +3,7 @@
 mod access;
 mod convert;
 mod format;
+mod health;
 mod image;
 mod job;
 pub mod observe;
@@ -17,9 +18,9 @@ use axum::Router;
 use http::{HeaderMap, header};
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
-use tonic_health::server::{HealthReporter, HealthService};
 use vdisk_service::request::Call;
 
+use self::health::Health;
 use crate::errors::TransportCode;
 use crate::http::extract::idempotency::call_of;
 use crate::proto;
@@ -37,6 +38,9 @@ use crate::state::App;
 /// Result of every call.
 type Answer<T> = Result<tonic::Response<T>, tonic::Status>;
 
+/// What reflection shows, beside itself.
+const OURS: [&[u8]; 2] = [proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET];
+
 /// The services, with health and reflection.
 pub fn router(app: &App) -> Router {
     let api = Api(app.clone());
@@ -51,13 +55,12 @@ pub fn router(app: &App) -> Router {
         .add_service(TokenServiceServer::new(api.clone()))
         .add_service(AuditServiceServer::new(api.clone()))
         .add_service(FormatServiceServer::new(api))
-        .add_service(HealthServer::new(HealthService::from_health_reporter(
-            HealthReporter::new(),
-        )));
+        .add_service(HealthServer::new(Health::new(app)));
     let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        let builder = tonic_reflection::server::Builder::configure();
+        OURS.into_iter().fold(builder, |builder, set| {
+            builder.register_encoded_file_descriptor_set(set)
+        })
     };
     // The descriptors are those that the build made, so both always build.
     if let Ok(service) = reflection().build_v1() {

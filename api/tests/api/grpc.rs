@@ -1,4 +1,4 @@
-//! The gRPC side: the same port, the same codes, health and reflection.
+//! The gRPC side: the same port, the same codes.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use vdisk_api::vdisk_service::{Service, ServiceConfig};
 
 use crate::server::Server;
 
-async fn channel(server: &Server) -> Channel {
+pub async fn channel(server: &Server) -> Channel {
     Channel::from_shared(server.url.clone())
         .unwrap()
         .connect()
@@ -166,42 +166,6 @@ async fn watching_everything_ends_with_the_server() {
     );
     server.stop().await;
     while events.next().await.is_some_and(|event| event.is_ok()) {}
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn health_and_reflection_are_on() {
-    use tonic_health::pb::health_client::HealthClient;
-    use tonic_reflection::pb::v1::ServerReflectionRequest;
-    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
-    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-
-    let server = Server::start().await;
-    let mut health = HealthClient::new(channel(&server).await);
-    let status = health
-        .check(tonic_health::pb::HealthCheckRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
-    assert_eq!(status.status, 1);
-    let mut reflection = ServerReflectionClient::new(channel(&server).await);
-    let ask = ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(MessageRequest::ListServices(String::new())),
-    };
-    let mut answers = reflection
-        .server_reflection_info(futures::stream::iter([ask]))
-        .await
-        .unwrap()
-        .into_inner();
-    let answer = answers.next().await.unwrap().unwrap().message_response.unwrap();
-    let MessageResponse::ListServicesResponse(list) = answer else {
-        panic!("no list: {answer:?}");
-    };
-    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
-    for service in ["Image", "Job", "Pool", "Secret", "Format"] {
-        assert!(names.contains(&format!("vdisk.v1.{service}Service")), "{names:?}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,9 +2,8 @@
 
 mod human;
 
-use serde_json::{Map, Value, json};
-use vdisk_engine::StorageRef;
-use vdisk_engine::ops::info::{self, Description};
+use serde_json::{Value, json};
+use vdisk_engine::ops::info::{self, Child, Description};
 
 use super::Common;
 use crate::app::{Failure, Outcome};
@@ -34,15 +33,6 @@ pub struct Args {
     common: Common,
     #[arg(value_name = "FILENAME")]
     files: Vec<String>,
-}
-
-/// One file below an image.
-struct Child {
-    name: String,
-    protocol: String,
-    filename: String,
-    len: u64,
-    allocated: Option<u64>,
 }
 
 /// One image with the files it is made of.
@@ -111,29 +101,9 @@ fn collect(args: &Args, spec: Spec<'_>) -> Result<Vec<Facts>, Failure> {
 fn facts(image: &OpenImage) -> Result<Facts, Failure> {
     let top = image.chain.top();
     let description = info::describe(top)?;
-    let storages = top.storages();
-    let child = |i: usize, storage: &StorageRef| -> Result<Child, Failure> {
-        Ok(Child {
-            name: match i {
-                0 => "file".to_owned(),
-                _ if top.format() == "luks" => "header".to_owned(),
-                _ => format!("extents.{}", i - 1),
-            },
-            protocol: image.protocol.clone(),
-            filename: storage.name().to_owned(),
-            len: storage.len()?.next_multiple_of(512),
-            allocated: storage.allocated().ok(),
-        })
-    };
-    // QEMU lists the child that it opened last first.
     let children = match image.bare {
         Some(_) => Vec::new(),
-        None => storages
-            .iter()
-            .enumerate()
-            .rev()
-            .map(|(i, s)| child(i, s))
-            .collect::<Result<_, _>>()?,
+        None => info::children(top, &image.protocol)?,
     };
     let filename = image.names.first().cloned().unwrap_or_default();
     let full_backing = description
@@ -150,41 +120,18 @@ fn facts(image: &OpenImage) -> Result<Facts, Failure> {
 }
 
 fn to_json(facts: &Facts) -> Value {
-    let mut out = facts.image.to_json(facts.full_backing.as_deref());
+    let mut out = facts.image.to_json(facts.full_backing.as_deref(), &facts.children);
     out.insert("filename".to_owned(), facts.filename.as_str().into());
     if facts.full_backing.is_none() {
         out.remove("full-backing-filename");
     }
     // QEMU asks the server behind a raw image, which cannot say.
-    if facts.image.format == "raw" && facts.children.iter().any(|c| is_remote(&c.protocol)) {
+    if facts.image.format == "raw" && facts.children.iter().any(Child::is_remote) {
         out.remove("dirty-flag");
     }
     if let Some(protocol) = &facts.bare {
         out.insert("format".to_owned(), protocol.as_str().into());
         out.insert("format-specific".to_owned(), json!({"type": protocol, "data": {}}));
     }
-    out.insert("children".to_owned(), facts.children.iter().map(child_json).collect());
     Value::Object(out)
-}
-
-fn is_remote(protocol: &str) -> bool {
-    matches!(protocol, "nbd" | "http" | "https")
-}
-
-fn child_json(child: &Child) -> Value {
-    let mut info = Map::new();
-    info.insert("filename".to_owned(), child.filename.as_str().into());
-    info.insert("format".to_owned(), child.protocol.as_str().into());
-    if !is_remote(&child.protocol) {
-        info.insert("dirty-flag".to_owned(), false.into());
-    }
-    if let Some(bytes) = child.allocated {
-        info.insert("actual-size".to_owned(), bytes.into());
-    }
-    info.insert("virtual-size".to_owned(), child.len.into());
-    if matches!(child.protocol.as_str(), "file" | "host_device") {
-        info.insert("format-specific".to_owned(), json!({"type": "file", "data": {}}));
-    }
-    info.insert("children".to_owned(), json!([]));
-    json!({"name": child.name, "info": info})
 }

@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> Outcome {
     if let Action::List = action {
         let list = top.snapshots().map_or(Ok(Vec::new()), Snapshots::list)?;
         if format.is_json() {
-            let described = vdisk_engine::ops::info::describe(top)?.to_json(None);
+            let described = vdisk_engine::ops::info::describe(top)?.to_json(None, &[]);
             output::json(described.get("snapshots").unwrap_or(&serde_json::json!([])));
         } else if !list.is_empty() {
             output::print(&table::snapshots(&list, ""));

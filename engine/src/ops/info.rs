@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::image::{BackingReference, ImageInfo, SnapshotInfo};
-use crate::{Image, Result};
+use crate::{Image, Result, StorageRef};
 
 /// The facts about one layer.
 #[derive(Debug, Clone)]
@@ -20,6 +20,21 @@ pub struct Description {
     pub backing: Option<BackingReference>,
     /// What the driver says.
     pub image: ImageInfo,
+}
+
+/// One storage below an image.
+#[derive(Debug, Clone)]
+pub struct Child {
+    /// What it is to the image.
+    pub name: String,
+    /// QEMU's name for the kind of storage: `file`, `nbd` and so on.
+    pub protocol: String,
+    /// Its own name.
+    pub filename: String,
+    /// Its bytes, in whole sectors.
+    pub len: u64,
+    /// Bytes it occupies on the host; `None` where it cannot tell.
+    pub allocated: Option<u64>,
 }
 
 /// Collects the facts about one layer.
@@ -42,9 +57,27 @@ pub fn describe(image: &dyn Image) -> Result<Description> {
     })
 }
 
+/// The storages that a layer is made of, all of the kind `protocol`, as QEMU lists them: what is opened last comes first.
+///
+/// # Errors
+/// What the storages say.
+pub fn children(image: &dyn Image, protocol: &str) -> Result<Vec<Child>> {
+    let storages = image.storages();
+    let child = |(index, storage): (usize, &StorageRef)| {
+        Ok(Child {
+            name: image.child_name(index),
+            protocol: protocol.to_owned(),
+            filename: storage.name().to_owned(),
+            len: storage.len()?.next_multiple_of(512),
+            allocated: storage.allocated().ok(),
+        })
+    };
+    storages.iter().enumerate().rev().map(child).collect()
+}
+
 impl Description {
-    /// As `qemu-img info --output=json` has it. `full_backing` is the resolved name of the layer below.
-    pub fn to_json(&self, full_backing: Option<&str>) -> Map<String, Value> {
+    /// As `qemu-img info --output=json` has it. `full_backing` is the resolved name of the layer below, `children` are the storages to show.
+    pub fn to_json(&self, full_backing: Option<&str>, children: &[Child]) -> Map<String, Value> {
         let mut out = Map::new();
         let mut put = |key: &str, value: Value| {
             out.insert(key.to_owned(), value);
@@ -78,7 +111,33 @@ impl Description {
             put("format-specific", json!({ "type": self.format, "data": specific }));
         }
         put("dirty-flag", self.image.dirty.unwrap_or(false).into());
+        put("children", children.iter().map(Child::to_json).collect());
         out
+    }
+}
+
+impl Child {
+    /// Whether it lies with a server, which cannot say all that a file can.
+    pub fn is_remote(&self) -> bool {
+        matches!(self.protocol.as_str(), "nbd" | "http" | "https")
+    }
+
+    fn to_json(&self) -> Value {
+        let mut info = Map::new();
+        info.insert("filename".to_owned(), self.filename.as_str().into());
+        info.insert("format".to_owned(), self.protocol.as_str().into());
+        if !self.is_remote() {
+            info.insert("dirty-flag".to_owned(), false.into());
+        }
+        if let Some(bytes) = self.allocated {
+            info.insert("actual-size".to_owned(), bytes.into());
+        }
+        info.insert("virtual-size".to_owned(), self.len.into());
+        if matches!(self.protocol.as_str(), "file" | "host_device") {
+            info.insert("format-specific".to_owned(), json!({"type": "file", "data": {}}));
+        }
+        info.insert("children".to_owned(), json!([]));
+        json!({"name": self.name, "info": info})
     }
 }
 

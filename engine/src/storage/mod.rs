@@ -22,7 +22,8 @@ pub use buffer::PageBuffer;
 pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
 pub use http::{
-    AddressGuard, AllowAddress, HttpOptions, HttpStorage, is_public, is_public_web, resolve_url, web_url, without_query,
+    AddressGuard, AllowAddress, HttpBody, HttpFile, HttpOptions, HttpStorage, is_public, is_public_web, resolve_url,
+    web_url, without_query,
 };
 pub use lock::{LockMode, Permission};
 pub use memory::MemoryStorage;

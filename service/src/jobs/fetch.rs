@@ -2,6 +2,8 @@
 //!
 //! What a server sends is stored before anything reads it, and looked at where every file of unknown origin is.
 
+mod store;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,8 +14,8 @@ use vdisk_engine::env::CreateSpec;
 use vdisk_engine::gate::Node;
 use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, Segments, convert_in_segments};
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::{FileOptions, FileStorage, HttpOptions, HttpStorage, NewFile, is_public_web, web_url};
-use vdisk_engine::{CancelToken, Chain, Control, Limits, OpenEnv, Storage, StorageRef};
+use vdisk_engine::storage::{FileOptions, FileStorage, HttpFile, HttpOptions, NewFile, is_public_web, web_url};
+use vdisk_engine::{Chain, Control, Limits, OpenEnv, StorageRef};
 
 use super::JobContext;
 use super::context::pool_of;
@@ -27,9 +29,6 @@ use crate::queue::{Done, Effect};
 use crate::sandbox::{inspect, inspect_held};
 use crate::service::Inner;
 use crate::store::images::FileFacts;
-
-/// Bytes copied at once.
-const STEP: u64 = 1 << 20;
 
 /// Where the bytes of an import lie.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,24 +62,6 @@ impl Source {
         match self {
             Self::PoolFile(_) => "looking at the file",
             Self::Url(_) => "fetching the file",
-        }
-    }
-
-    fn open(&self, pool: &PoolFolder, private: bool, limits: &Limits, cancel: &CancelToken) -> Result<StorageRef> {
-        match self {
-            Self::PoolFile(file) => {
-                let handle = pool.open_file(file, Access::Read)?;
-                Ok(Arc::new(FileStorage::from_file(handle, file, FileOptions::read())?))
-            }
-            Self::Url(url) => {
-                let allow = Arc::new(move |address| private || is_public_web(address));
-                let options = HttpOptions {
-                    max_len: limits.virtual_size,
-                    cancel: cancel.clone(),
-                    ..HttpOptions::new(url, allow)
-                };
-                Ok(Arc::new(HttpStorage::open(&options)?))
-            }
         }
     }
 }
@@ -151,7 +132,9 @@ impl Opener {
         let made = match source {
             Taken::Fetched(file) if target == format => file,
             Taken::There(_, storage) if target == format => {
-                self.copy_file(storage.as_ref(), &self.job.to_string(), control)?
+                let staged = stage(&self.pool, &self.file, &self.job.to_string())?;
+                store::copy(storage.as_ref(), &content(&staged), control)?;
+                staged
             }
             source => {
                 let converting = Converting {
@@ -173,14 +156,31 @@ impl Opener {
 
     /// The bytes of the source, as they are.
     fn take(&self, control: &Control) -> Result<Taken> {
-        let (source, cancel) = (&self.fetch.source, control.cancel_token());
-        let storage = source.open(&self.pool, self.private, &self.limits, cancel)?;
-        match source {
-            Source::PoolFile(file) => Ok(Taken::There(file.clone(), storage)),
-            Source::Url(_) => {
-                let token = FileName::source_of(self.job);
-                self.copy_file(storage.as_ref(), &token, control).map(Taken::Fetched)
+        match &self.fetch.source {
+            Source::PoolFile(file) => {
+                let handle = self.pool.open_file(file, Access::Read)?;
+                let storage = FileStorage::from_file(handle, file, FileOptions::read())?;
+                Ok(Taken::There(file.clone(), Arc::new(storage)))
             }
+            Source::Url(url) => {
+                let found = HttpFile::open(&self.web(url, control))?;
+                let staged = stage(&self.pool, &self.file, &FileName::source_of(self.job))?;
+                match found {
+                    HttpFile::Parts(storage) => store::copy(&storage, &content(&staged), control)?,
+                    HttpFile::Whole(body) => store::pour(&body, &content(&staged), control)?,
+                }
+                Ok(Taken::Fetched(staged))
+            }
+        }
+    }
+
+    fn web(&self, url: &str, control: &Control) -> HttpOptions {
+        let private = self.private;
+        let allow = Arc::new(move |address| private || is_public_web(address));
+        HttpOptions {
+            max_len: self.limits.virtual_size,
+            cancel: control.cancel_token().clone(),
+            ..HttpOptions::new(url, allow)
         }
     }
 
@@ -218,28 +218,6 @@ impl Opener {
             ..OpenEnv::closed(&self.limits)
         };
         Ok(Chain::open(Node::new(storage, format).without_backing(), &env)?)
-    }
-
-    /// The same bytes under a temporary name.
-    fn copy_file(&self, source: &dyn Storage, token: &str, control: &Control) -> Result<NewFile> {
-        let staged = stage(&self.pool, &self.file, token)?;
-        let (target, len) = (content(&staged), source.len()?);
-        control.set_total(len);
-        target.set_len(len)?;
-        let mut buffer = vec![0; usize::try_from(STEP.min(len)).unwrap_or(0)];
-        let mut offset = 0;
-        while offset < len {
-            let step = STEP.min(len - offset);
-            control.checkpoint(step)?;
-            let piece = buffer.get_mut(..usize::try_from(step).unwrap_or(0)).unwrap_or_default();
-            source.read_at(offset, piece)?;
-            if piece.iter().any(|byte| *byte != 0) {
-                target.write_at(offset, piece)?;
-            }
-            control.advance(step);
-            offset += step;
-        }
-        Ok(staged)
     }
 }
 

@@ -51,6 +51,9 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, pool: &str, source: Source, reques
         _ => image.to_string(),
     };
     if let Some(target) = &request.target_format {
+        if let Source::PoolFile(file) = &source {
+            tx.require_free_file(pool, file).await?;
+        }
         plan::creatable(target, &Options::new()).map_err(|error| error.with_field("target_format"))?;
         if request.backing.is_some() {
             let public = "an overlay is not converted on the way in; import it, then convert it";

@@ -68,7 +68,8 @@ pub enum ImportSource {
     Upload(bool),
     /// The service fetches them. The job shows the URL without its query, which may be a signature.
     Url(String),
-    /// They lie in the pool's folder under this name already; the file is moved into the inventory.
+    /// They lie in the pool's folder under this name already; the file is taken into the inventory. With `target_format` it is read, and
+    /// stays as it is beside the new image.
     PoolFile(String),
 }
 
@@ -85,7 +86,8 @@ impl utoipa::PartialSchema for ImportSource {
                 "pool_file",
                 field(
                     Type::String,
-                    "They lie in the pool's folder under this name already; the file is moved into the inventory.",
+                    "They lie in the pool's folder under this name already; the file is taken into the inventory. \
+                     With `target_format` it is read, and stays as it is beside the new image.",
                 ),
             )
             .min_properties(Some(1))

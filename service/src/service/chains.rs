@@ -40,7 +40,8 @@ impl Service {
             };
             let chain = open_chain(layers, &opening)?;
             let below = layers.get(1).map(|base| base.record.file.as_str());
-            Ok(Value::Object(ops::info::describe(chain.top())?.to_json(below)))
+            let files = ops::info::children(chain.top(), "file")?;
+            Ok(Value::Object(ops::info::describe(chain.top())?.to_json(below, &files)))
         };
         self.look(id, false, describe).await
     }

@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
+use vdisk_engine::ops::info::Child;
 
-use super::{Child, Facts};
+use super::Facts;
 use crate::text::{qdict, size, table};
 
 /// The lines of one image.

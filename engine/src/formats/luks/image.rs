@@ -160,6 +160,10 @@ impl Image for LuksImage {
     fn storages(&self) -> Vec<StorageRef> {
         std::iter::once(&self.file).chain(&self.detached).cloned().collect()
     }
+    fn child_name(&self, storage: usize) -> String {
+        let name = if storage == 0 { "file" } else { "header" };
+        name.to_owned()
+    }
     fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         self.inside(offset, len)?;
         // No place: what stands there are not the guest's bytes, and QEMU names none either.

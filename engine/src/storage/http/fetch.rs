@@ -1,11 +1,14 @@
-//! Ranged requests to one URL: what the server answers is checked before a byte of it is believed.
+//! Requests to one URL: what the server answers is checked before a byte of it is believed.
 
 use std::io::Read;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-use ureq::http::header::{CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderName, LAST_MODIFIED, LOCATION, RANGE};
-use ureq::http::{Response, StatusCode, Uri};
+use ureq::http::header::{
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName, LAST_MODIFIED, LOCATION, RANGE,
+    TRANSFER_ENCODING,
+};
+use ureq::http::{Response, StatusCode, Uri, Version};
 use ureq::tls::TlsConfig;
 use ureq::unversioned::transport::DefaultConnector;
 use ureq::{Agent, Body};
@@ -21,21 +24,23 @@ const MAX_REDIRECTS: usize = 5;
 const MAX_HEADERS: usize = 32 << 10;
 
 /// How often somebody who waits for a server looks whether the work is still wanted.
-const LISTEN: Duration = Duration::from_millis(50);
+pub(super) const LISTEN: Duration = Duration::from_millis(50);
 
 /// A file on a server, as it was when it was opened.
 #[derive(Debug)]
 pub(super) struct Remote {
     server: Server,
     retries: u32,
+    max_len: u64,
     cancel: CancelToken,
 }
 
 /// What a request needs.
 #[derive(Debug, Clone)]
-struct Server {
+pub(super) struct Server {
     agent: Agent,
     url: Uri,
+    timeout: Duration,
     len: u64,
     /// What changes when the file does.
     mark: Mark,
@@ -48,9 +53,9 @@ struct Mark {
 }
 
 /// Why a request failed, and whether it may go better the next time.
-struct Failed {
-    error: Error,
-    again: bool,
+pub(super) struct Failed {
+    pub(super) error: Error,
+    pub(super) again: bool,
 }
 
 impl From<Error> for Failed {
@@ -59,18 +64,21 @@ impl From<Error> for Failed {
     }
 }
 
-type Tried<T> = std::result::Result<T, Failed>;
+pub(super) type Tried<T> = std::result::Result<T, Failed>;
 
 impl Remote {
-    pub(super) fn open(options: &HttpOptions) -> Result<Self> {
+    /// Follows the redirections to the file, and gives the answer to a request for its first byte.
+    pub(super) fn find(options: &HttpOptions) -> Result<(Self, Response<Body>)> {
         let mut remote = Self {
             server: Server {
                 agent: agent(options),
                 url: web_url(&options.url)?,
+                timeout: options.timeout,
                 len: 0,
                 mark: Mark::default(),
             },
             retries: options.retries,
+            max_len: options.max_len,
             cancel: options.cancel.clone(),
         };
         for _ in 0..=MAX_REDIRECTS {
@@ -79,16 +87,30 @@ impl Remote {
                 remote.server.url = next;
                 continue;
             }
-            (remote.server.len, remote.server.mark) = (first_answer(&reply)?, mark(&reply));
-            if remote.len() > options.max_len {
-                let (len, limit) = (remote.len(), options.max_len);
-                return Err(Error::limit(format!(
-                    "the file of {len} bytes exceeds the limit of {limit} bytes"
-                )));
-            }
-            return Ok(remote);
+            return Ok((remote, reply));
         }
         Err(Error::denied("the server redirects again and again"))
+    }
+
+    /// Learns the length from the answer for the first byte: the file is read in parts.
+    pub(super) fn in_parts(mut self, reply: &Response<Body>) -> Result<Self> {
+        (self.server.len, self.server.mark) = (first_answer(reply)?, mark(reply));
+        self.require_within(self.len())?;
+        Ok(self)
+    }
+
+    pub(super) fn require_within(&self, len: u64) -> Result<()> {
+        let limit = self.max_len;
+        if len > limit {
+            return Err(Error::limit(format!(
+                "the file, of {len} bytes at least, exceeds the limit of {limit} bytes"
+            )));
+        }
+        Ok(())
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.server.timeout
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -104,10 +126,15 @@ impl Remote {
     }
 
     fn retried<T: Send + 'static>(&self, work: impl Fn(&Server) -> Tried<T> + Clone + Send + 'static) -> Result<T> {
+        self.attempts(|| self.apart(work.clone()))
+    }
+
+    /// Tries again what may go better the next time.
+    pub(super) fn attempts<T>(&self, mut attempt: impl FnMut() -> Tried<T>) -> Result<T> {
         let mut left = self.retries;
         let mut pause = Duration::from_millis(100);
         loop {
-            match self.apart(work.clone()) {
+            match attempt() {
                 Ok(done) => return Ok(done),
                 Err(failed) if failed.again && left > 0 => {
                     left -= 1;
@@ -121,7 +148,7 @@ impl Remote {
 
     /// Does a request on a thread of its own, so that who waits for it can leave, whatever the request waits for: a name, a connection, an
     /// answer. The thread ends by the timeout.
-    fn apart<T: Send + 'static>(&self, work: impl Fn(&Server) -> Tried<T> + Send + 'static) -> Tried<T> {
+    pub(super) fn apart<T: Send + 'static>(&self, work: impl Fn(&Server) -> Tried<T> + Send + 'static) -> Tried<T> {
         self.require_wanted()?;
         let (server, (done, waiting)) = (self.server.clone(), mpsc::sync_channel(1));
         let thread = std::thread::Builder::new().name("http".to_owned());
@@ -150,7 +177,7 @@ impl Remote {
         Ok(())
     }
 
-    fn require_wanted(&self) -> Result<()> {
+    pub(super) fn require_wanted(&self) -> Result<()> {
         if self.cancel.is_cancelled() {
             return Err(Error::cancelled());
         }
@@ -182,9 +209,7 @@ impl Server {
         match reply.status() {
             StatusCode::PARTIAL_CONTENT => {}
             StatusCode::OK => return Err(no_ranges()),
-            status if status.is_redirection() => {
-                return Err(Error::corrupt("the server redirects a file that it served before"));
-            }
+            status if status.is_redirection() => return Err(redirects_later()),
             StatusCode::RANGE_NOT_SATISFIABLE => return Err(changed()),
             status => return Err(refused(status)),
         }
@@ -203,20 +228,38 @@ impl Server {
 
     fn ask(&self, first: u64, last: u64) -> Tried<Response<Body>> {
         let range = format!("bytes={first}-{last}");
-        let reply = self.agent.get(&self.url).header(RANGE, range).call();
-        let reply = reply.map_err(no_reply)?;
-        let status = reply.status();
-        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(Failed {
-                error: refused(status),
-                again: true,
-            });
-        }
-        if header(&reply, CONTENT_ENCODING).is_some_and(|e| !e.eq_ignore_ascii_case("identity")) {
-            return Err(Error::unsupported("the server sends the file in another encoding").into());
-        }
-        Ok(reply)
+        answered(self.agent.get(&self.url).header(RANGE, range).call())
     }
+
+    /// Asks for the whole file, the body of which may take as long as it goes on.
+    pub(super) fn ask_whole(&self) -> Tried<Response<Body>> {
+        let time = Some(self.timeout);
+        let request = self.agent.get(&self.url).config();
+        let request = request
+            .timeout_global(None)
+            .timeout_resolve(time)
+            .timeout_connect(time)
+            .timeout_send_request(time)
+            .timeout_recv_response(time)
+            .timeout_per_read(time)
+            .build();
+        answered(request.call())
+    }
+}
+
+fn answered(reply: std::result::Result<Response<Body>, ureq::Error>) -> Tried<Response<Body>> {
+    let reply = reply.map_err(no_reply)?;
+    let status = reply.status();
+    if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+        return Err(Failed {
+            error: refused(status),
+            again: true,
+        });
+    }
+    if header(&reply, CONTENT_ENCODING).is_some_and(|e| !e.eq_ignore_ascii_case("identity")) {
+        return Err(Error::unsupported("the server sends the file in another encoding").into());
+    }
+    Ok(reply)
 }
 
 fn agent(options: &HttpOptions) -> Agent {
@@ -278,6 +321,26 @@ fn first_answer(reply: &Response<Body>) -> Result<u64> {
     }
 }
 
+/// The length of a file that comes whole, if the server tells it before. Without it the last chunk tells the end; an end that is only
+/// that of the connection is none to rely on.
+pub(super) fn whole_answer(reply: &Response<Body>) -> Result<Option<u64>> {
+    match reply.status() {
+        StatusCode::OK => {}
+        status if status.is_redirection() => return Err(redirects_later()),
+        status => return Err(refused(status)),
+    }
+    let coded = header(reply, TRANSFER_ENCODING).unwrap_or_default();
+    if coded.eq_ignore_ascii_case("chunked") && reply.version() > Version::HTTP_10 {
+        return Ok(None);
+    }
+    let len = header(reply, CONTENT_LENGTH).and_then(number);
+    len.map(Some).ok_or_else(|| {
+        Error::unsupported(
+            "the server tells neither how long the file is nor where it ends (no Content-Length, no chunks)",
+        )
+    })
+}
+
 /// What a `Content-Range` says (RFC 9110, 14.4).
 struct ContentRange {
     first: u64,
@@ -319,6 +382,10 @@ fn mark(reply: &Response<Body>) -> Mark {
         tag: header(reply, ETAG).map(str::to_owned),
         modified: header(reply, LAST_MODIFIED).map(str::to_owned),
     }
+}
+
+fn redirects_later() -> Error {
+    Error::corrupt("the server redirects a file that it served before")
 }
 
 fn no_ranges() -> Error {

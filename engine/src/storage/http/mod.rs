@@ -4,13 +4,14 @@
 //! a say in which addresses are connected to, an end on request. Redirections are followed when the file is opened, to other servers
 //! only where that is asked for. A file whose
 //! length, `ETag` or `Last-Modified` changes is `Corrupt`. Refused: servers without byte ranges and other encodings (`Unsupported`),
-//! writing (`Denied`).
+//! writing (`Denied`). Who only wants to have the file, and not to read here and there, takes it from every server ([`HttpFile`]).
 
 mod fetch;
 mod guard;
 mod reference;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use fetch::Remote;
 pub use guard::{AllowAddress, Guard as AddressGuard, is_public, is_public_web, web_url, without_query};
 pub use reference::resolve_url;
+pub use whole::{HttpBody, HttpFile};
 
 use super::{ReadOnlyStorage, StorageExtent, past_end};
 use crate::{CancelToken, Error, Result};
@@ -104,12 +106,20 @@ impl HttpStorage {
         if !(512..=MAX_REQUEST).contains(&options.readahead) || !options.readahead.is_multiple_of(512) {
             return Err(Error::invalid("the readahead is no multiple of 512 up to 4 MiB"));
         }
-        Ok(Self {
-            remote: Remote::open(options).map_err(|e| e.at(without_query(&options.url)))?,
+        let found = Remote::find(options).and_then(|(remote, reply)| remote.in_parts(&reply));
+        Ok(Self::over(
+            found.map_err(|e| e.at(without_query(&options.url)))?,
+            options,
+        ))
+    }
+
+    fn over(remote: Remote, options: &HttpOptions) -> Self {
+        Self {
+            remote,
             name: options.url.clone(),
             readahead: options.readahead,
             windows: Mutex::default(),
-        })
+        }
     }
 
     fn windows(&self) -> MutexGuard<'_, VecDeque<Window>> {

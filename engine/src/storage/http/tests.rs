@@ -1,5 +1,7 @@
 //! Good servers and bad ones, as a handler that gets the path and the range of a request and writes the whole answer.
 
+mod whole;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;

@@ -71,6 +71,17 @@ impl Tx {
         Ok(row.number("taken")? > 0)
     }
 
+    /// Fails where the file belongs to an image, shown or reserved.
+    ///
+    /// # Errors
+    /// `name_taken`.
+    pub async fn require_free_file(&mut self, pool: &str, file: &str) -> Result<()> {
+        match self.image_of_file(pool, file).await? {
+            Some(_) => Err(file_taken()),
+            None => Ok(()),
+        }
+    }
+
     async fn require_free_name(&mut self, pool: &str, name: &str) -> Result<()> {
         if self.is_name_taken(pool, name).await? {
             let public = format!("pool '{pool}' has an image named '{name}' already");

@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod whole;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -188,6 +190,22 @@ async fn a_file_of_the_pool_is_converted_on_the_way_in() {
     assert_eq!((image.format.as_str(), image.virtual_size), ("qcow2", 3 << 20));
     assert!(lab.data(id).await == bytes);
     assert_eq!(lab.files().len(), 2, "the file that was there stays: {:?}", lab.files());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_an_image_is_not_imported_again() {
+    let lab = Lab::new().await;
+    std::fs::write(lab.pool().join("disk.img"), sample(1 << 20, 4)).unwrap();
+    let source = || ImportSource::PoolFile("disk.img".into());
+    lab.succeed(queued(&lab, import("disk", Some("raw"), source())).await)
+        .await;
+    for target in [None, Some("qcow2")] {
+        let mut request = import("again", Some("raw"), source());
+        request.target_format = target.map(str::to_owned);
+        let refused = lab.service.import_image(request, &NONE).await;
+        assert_eq!(code(refused), ErrorCode::NameTaken, "{target:?}");
+    }
+    lab.assert_tidy().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
