@@ -15,9 +15,9 @@ use vdisk_engine::storage::NewFile;
 use vdisk_engine::{Chain, Control, OpenEnv};
 
 use super::context::{open_patiently, pool_of};
-use super::fill::{Fill, Filling, space_for};
+use super::fill::{Fill, Filling};
 use super::sources::DifferenceTo;
-use super::{Foreseen, Foresight, JobContext, JobRunner, base, note_digest, parse, plan, roles};
+use super::{Foreseen, Foresight, JobContext, JobRunner, base, note_digest, parse, plan, roles, space};
 use crate::clock::Timestamp;
 use crate::disk::{
     Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, file_facts, find_snapshot, keyring,
@@ -223,7 +223,7 @@ impl Fill for Work {
             return Ok(0); // What differs from the base is known once it is copied.
         }
         let options = plan::engine_options(&self.request.options);
-        space_for(
+        space::for_copy(
             &self.open_source()?,
             &self.request.format,
             &options,

@@ -24,6 +24,7 @@ mod roles;
 mod rotate;
 mod scan;
 mod sources;
+mod space;
 mod verify;
 
 use futures::FutureExt;

@@ -1,13 +1,13 @@
 //! What a compress job would do.
 
 use serde_json::Value;
-use vdisk_engine::options::Options;
 
 use super::{Payload, refuse_losses};
 use crate::error::Result;
-use crate::jobs::foresee::{Foreseen, Foresight, data, file_size, open, top, total};
+use crate::jobs::foresee::{Foreseen, Foresight, data, open, top, total};
 use crate::jobs::parse;
 use crate::jobs::sources::TopLayer;
+use crate::jobs::space::{as_made, new_file};
 use crate::model::Amount;
 
 pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
@@ -19,7 +19,8 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
         let ranges = data(&TopLayer(&chain), control)?;
         let (bytes, format) = (total(&ranges), &top(&layers)?.record.image.format);
         // What does not compress is stored as it is.
-        let size = file_size(format, chain.virtual_size(), &ranges, &Options::new(), layers.len() > 1);
+        let (options, size) = (as_made(chain.top())?, chain.virtual_size());
+        let room = new_file(format, size, &ranges, &options, layers.len() > 1);
         Ok(Foreseen {
             read: Some(if verify {
                 Amount::at_most(bytes.saturating_mul(3))
@@ -27,9 +28,9 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
                 Amount::exact(bytes)
             }),
             write: Some(Amount::at_most(bytes)),
-            target_size: size.map(Amount::at_most),
+            target_size: room.map(|room| Amount::at_most(room.len)),
             // Old and new file are there together for a moment.
-            space_needed: size.map(Amount::at_most),
+            space_needed: room.map(|room| Amount::at_most(room.space)),
             losses: Vec::new(),
         })
     };
