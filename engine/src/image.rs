@@ -260,6 +260,11 @@ pub trait Image: Send + Sync {
     fn resize(&self, _to: &Resize) -> Result<()> {
         Err(self.cannot("resize"))
     }
+    /// Bytes that the file grows by at most when the virtual size changes to `_virtual_size`, for tables that are written anew before the
+    /// old ones are let go; none where tables are changed in their places.
+    fn resize_room(&self, _virtual_size: u64) -> Result<u64> {
+        Ok(0)
+    }
     /// Changes what the header says about the layer below, nothing else.
     fn set_backing(&self, _backing: Option<&BackingReference>) -> Result<()> {
         Err(self.cannot("change the backing file of"))

@@ -154,9 +154,14 @@ async fn no_secret_is_in_the_database_its_log_events_or_jobs() {
     let bytes = sample(1 << 20, 9);
     let key = secret(&lab, json!({"name": "key", "value": CANARY})).await;
     let images = encrypted(&lab, &bytes, key).await;
-    let wrong = json!({"name": "copy", "format": "luks", "options": {"key-secret": "other"}, "secrets": {"k": key}});
+    let other = secret(&lab, json!({"name": "other", "value": format!("{CANARY}-2")})).await;
+    let nobody = json(json!({"secrets": {}}));
+    lab.service.update_image(images[0], nobody).await.unwrap();
+    let wrong = json!({"name": "copy", "format": "raw", "secrets": {"key-secret": other}});
     let failed = lab.service.convert_image(images[0], json(wrong), &NONE).await.unwrap();
-    lab.fail(failed).await;
+    assert_eq!(lab.fail(failed).await, ErrorCode::WrongKey);
+    let own = json(json!({"secrets": {"key-secret": key}}));
+    lab.service.update_image(images[0], own).await.unwrap();
     let jobs = lab
         .service
         .list_jobs(&json(json!({})), &Default::default())

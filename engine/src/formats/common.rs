@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::formats::Capabilities;
+use crate::formats::{Bound, Capabilities};
 use crate::image::Below;
 use crate::{Error, Limits, Result, Storage, StorageRef};
 
@@ -32,6 +32,9 @@ pub(super) const READ_ONLY: Capabilities = Capabilities {
 
 /// Units of bulk writes are not larger than this; images with larger clusters are filled by plain writes.
 pub(super) const MAX_UNIT: u64 = 2 << 20;
+
+/// What file systems give space in, and the copy looks for zeroes in.
+pub(super) const BLOCK: u64 = 4096;
 
 /// Whether `len` bytes from `offset` lie inside a disk of `size` bytes.
 ///
@@ -127,6 +130,25 @@ pub(super) fn units_touched(ranges: &[(u64, u64)], unit: u64) -> u64 {
         next = next.max(end);
     }
     count
+}
+
+/// The bound of a file as long as its disk, in which what nothing is written to stays a hole: `overhead` bytes of it are not the guest's,
+/// whose first byte is at `start`.
+pub(super) fn with_holes(len: u64, overhead: u64, start: u64, data: &[(u64, u64)]) -> Bound {
+    let blocks = units_touched(data, BLOCK);
+    // Where the guest's blocks lie across those of the file system, a run of them reaches into one more.
+    let across = if start.is_multiple_of(BLOCK) {
+        0
+    } else {
+        data.len() as u64
+    };
+    Bound {
+        len,
+        fixed: true,
+        stored: overhead
+            .saturating_add((blocks + across).saturating_mul(BLOCK))
+            .min(len),
+    }
 }
 
 /// Empties the file of a new image of a format that needs one that grows; `what` names the format with its article.

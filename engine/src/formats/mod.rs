@@ -99,6 +99,28 @@ pub struct Measurement {
     pub bitmaps: Option<u64>,
 }
 
+/// What the file of a new image comes to at most. [`Measurement`] has qemu-img's sums, which do not follow every option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// Length of the file in bytes.
+    pub len: u64,
+    /// Whether it has this length whatever is stored in it.
+    pub fixed: bool,
+    /// Bytes of the file that are stored; the others are holes.
+    pub stored: u64,
+}
+
+impl Bound {
+    /// Of a file that grows with what is stored, without holes.
+    fn dense(len: u64) -> Self {
+        Self {
+            len,
+            fixed: false,
+            stored: len,
+        }
+    }
+}
+
 /// What `measure` is told about the data to be stored.
 #[derive(Debug, Clone, Copy)]
 pub struct MeasureSpec<'a> {
@@ -153,6 +175,10 @@ pub trait FormatDriver: Sync {
             "images of format '{}' cannot be measured",
             self.name()
         )))
+    }
+    /// Tells what a new image comes to at most, whatever its options are.
+    fn bound(&self, spec: &MeasureSpec<'_>) -> Result<Bound> {
+        Ok(Bound::dense(self.measure(spec)?.required))
     }
 }
 

@@ -7,7 +7,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::env::CreateSpec;
-use crate::formats::{Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
+use crate::formats::common::with_holes;
+use crate::formats::{Bound, Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
 use crate::image::{
     BackingReference, Below, BulkWrite, Extent, ExtentKind, HostPlace, ImageInfo, Placement, Preallocation, Resize,
     Scratch,
@@ -154,6 +155,14 @@ impl FormatDriver for Raw {
             fully_allocated: spec.virtual_size,
             bitmaps: None,
         })
+    }
+
+    fn bound(&self, spec: &MeasureSpec<'_>) -> Result<Bound> {
+        let len = spec.virtual_size;
+        if let Some("falloc" | "full") = spec.options.get("preallocation") {
+            return Ok(with_holes(len, len, 0, &[]));
+        }
+        Ok(with_holes(len, FIRST_BLOCK.len() as u64, 0, spec.data))
     }
 }
 

@@ -1,7 +1,7 @@
 //! measure: the space a conversion would need.
 
 use super::{GuestSource, SourceKind};
-use crate::formats::{self, MeasureSpec, Measurement};
+use crate::formats::{self, Bound, FormatDriver, MeasureSpec, Measurement};
 use crate::options::Options;
 use crate::{Control, Error, Result};
 
@@ -88,6 +88,31 @@ pub fn measure(
     options: &Options,
     backing: bool,
 ) -> Result<Measurement> {
+    let (driver, virtual_size) = measurable(format, virtual_size, options)?;
+    driver.measure(&MeasureSpec {
+        virtual_size,
+        data,
+        options,
+        backing,
+    })
+}
+
+/// What the file of such an image comes to at most, whatever its options are.
+///
+/// # Errors
+/// As [`measure`].
+pub fn bound(format: &str, virtual_size: u64, data: &[(u64, u64)], options: &Options, backing: bool) -> Result<Bound> {
+    let (driver, virtual_size) = measurable(format, virtual_size, options)?;
+    driver.bound(&MeasureSpec {
+        virtual_size,
+        data,
+        options,
+        backing,
+    })
+}
+
+/// The driver, and the virtual size as it rounds it.
+fn measurable(format: &str, virtual_size: u64, options: &Options) -> Result<(&'static dyn FormatDriver, u64)> {
     let driver = formats::by_name(format)?;
     if !driver.capabilities().measure {
         return Err(Error::unsupported(format!(
@@ -97,12 +122,7 @@ pub fn measure(
     }
     options.check(driver.create_options(), driver.name())?;
     let virtual_size = virtual_size.next_multiple_of(driver.capabilities().size_multiple.max(1));
-    driver.measure(&MeasureSpec {
-        virtual_size,
-        data,
-        options,
-        backing,
-    })
+    Ok((driver, virtual_size))
 }
 
 #[cfg(test)]

@@ -15,9 +15,9 @@ use vdisk_engine::storage::NewFile;
 use vdisk_engine::{Chain, Control, OpenEnv};
 
 use super::context::{open_patiently, pool_of};
-use super::fill::{Fill, Filling, space_for};
+use super::fill::{Fill, Filling};
 use super::sources::DifferenceTo;
-use super::{Foreseen, Foresight, JobContext, JobRunner, base, note_digest, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, base, note_digest, parse, plan, roles, space};
 use crate::clock::Timestamp;
 use crate::disk::{
     Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, file_facts, find_snapshot, keyring,
@@ -78,17 +78,19 @@ pub(super) async fn plan_copy(
     if request.backing.is_some() && !can.backing {
         return Err(unsupported("have a backing file"));
     }
-    plan::require_secrets(inner, &request.secrets).await?;
-    let roles = plan::take_roles(driver, &mut request.options, &request.secrets);
+    roles::require_secrets(inner, &request.secrets).await?;
+    let keys = roles::take_roles(driver, &mut request.options, &request.secrets);
     let target = Uuid::now_v7();
     let mut locks: Vec<_> = plan::shared(&chain).collect();
     let mut images = vec![source, target];
+    let mut opened = chain.clone();
     let backing = match request.backing {
         Some(base) => {
             let below = plan::ready_chain(tx, inner, base).await?;
             plan::require_depth(inner, below.len(), 1)?;
             locks.extend(plan::shared(&below));
             images.push(base);
+            opened.extend(below.iter().cloned());
             let base = base::bind(tx, inner, below).await?;
             plan::require_same_pool(&pool, &base)?;
             let (id, generation) = (base.image.id, base.image.generation);
@@ -100,6 +102,7 @@ pub(super) async fn plan_copy(
         }
         None => None,
     };
+    roles::refuse_unused(driver, &request.options, &request.secrets, &opened)?;
     let payload = Payload {
         source,
         target,
@@ -114,7 +117,7 @@ pub(super) async fn plan_copy(
         file: target.to_string(),
         format: driver.name().to_owned(),
         labels: request.labels.clone(),
-        secrets: roles,
+        secrets: keys,
         backing,
         origin: Origin::ReservedBy(job.id),
     });
@@ -220,7 +223,7 @@ impl Fill for Work {
             return Ok(0); // What differs from the base is known once it is copied.
         }
         let options = plan::engine_options(&self.request.options);
-        space_for(
+        space::for_copy(
             &self.open_source()?,
             &self.request.format,
             &options,

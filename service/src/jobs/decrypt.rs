@@ -4,7 +4,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
-use super::{Foreseen, Foresight, JobContext, JobRunner, convert, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, convert, plan, roles};
 use crate::error::{Result, ServiceError};
 use crate::model::{ImageId, JobKind};
 use crate::queue::Done;
@@ -20,10 +20,10 @@ pub struct Decrypt;
 /// Checks a request and makes a job of it.
 pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: DecryptRequest) -> Result<NewJob> {
     let chain = plan::ready_chain(tx, inner, id).await?;
-    let Some(locked) = chain.iter().find(|layer| layer.image.encrypted) else {
+    if !chain.iter().any(|layer| layer.image.encrypted) {
         let public = format!("image {id} is not encrypted, and neither is a base of it; convert it to copy it");
         return Err(ServiceError::invalid("id", public));
-    };
+    }
     let top = chain.first().ok_or_else(|| ServiceError::not_found("image", id))?;
     let format = match &request.format {
         Some(format) => format.clone(),
@@ -38,7 +38,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: DecryptReque
         compress: request.compress,
         snapshot: request.snapshot.clone(),
         backing: None,
-        secrets: source_secret(locked, &request)?,
+        secrets: source_secret(inner, &chain, &request).await?,
         labels: request.labels.clone(),
         verify: request.verify,
         rate_limit: request.rate_limit,
@@ -49,13 +49,13 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: DecryptReque
 
 /// The format of the copy when nothing is said: the same, unless it is the encryption itself.
 fn plain_format(format: &str) -> Result<String> {
-    let always = plan::key_role(format)?.is_some_and(|role| role.choice.is_none());
+    let always = roles::key_role(format)?.is_some_and(|role| role.choice.is_none());
     Ok(if always { "raw" } else { format }.to_owned())
 }
 
 /// The copy must not be encrypted.
 fn refuse_encryption(format: &str, request: &DecryptRequest) -> Result<()> {
-    let role = plan::key_role(format).map_err(|error| error.with_field("format"))?;
+    let role = roles::key_role(format).map_err(|error| error.with_field("format"))?;
     if role.is_some_and(|role| role.choice.is_none()) {
         let public = format!("images of format '{format}' are always encrypted");
         return Err(ServiceError::invalid("format", public));
@@ -69,12 +69,16 @@ fn refuse_encryption(format: &str, request: &DecryptRequest) -> Result<()> {
     }
 }
 
-/// The secret of the request under the role that it has in the source.
-fn source_secret(locked: &ImageRecord, request: &DecryptRequest) -> Result<SecretRefs> {
+/// The secret of the request under the role that it has in the layer that names none of its own. None, where each names its own.
+async fn source_secret(inner: &Inner, chain: &[ImageRecord], request: &DecryptRequest) -> Result<SecretRefs> {
     let Some(secret) = request.secret else {
         return Ok(SecretRefs::new());
     };
-    let role = plan::key_role(&locked.image.format)?
+    roles::require_secrets(inner, &[("secret".to_owned(), secret)].into()).await?;
+    let Some(locked) = chain.iter().find(|layer| roles::lacks_key(layer)) else {
+        return Ok(SecretRefs::new());
+    };
+    let role = roles::key_role(&locked.image.format)?
         .ok_or_else(|| ServiceError::invalid("secret", "the image takes no passphrase"))?;
     Ok([(role.option.to_owned(), secret)].into())
 }

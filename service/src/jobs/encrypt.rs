@@ -4,7 +4,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
 
-use super::{Foreseen, Foresight, JobContext, JobRunner, convert, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, convert, roles};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
 use crate::queue::Done;
@@ -40,7 +40,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: EncryptReque
 /// Makes the options ask for LUKS where encryption is a choice. Gives the role of the image's secret.
 fn wants_luks(format: &str, options: &mut Options) -> Result<&'static str> {
     let unsupported = |public: String| ServiceError::new(ErrorCode::Unsupported, public).with_field("format");
-    let role = plan::key_role(format).map_err(|error| error.with_field("format"))?;
+    let role = roles::key_role(format).map_err(|error| error.with_field("format"))?;
     let role = role.ok_or_else(|| unsupported(format!("images of format '{format}' cannot be encrypted")))?;
     if options.contains_key(role.option) {
         let public = format!(

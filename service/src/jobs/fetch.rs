@@ -17,9 +17,9 @@ use vdisk_engine::options::Options;
 use vdisk_engine::storage::{FileOptions, FileStorage, HttpFile, HttpOptions, NewFile, is_public_web, web_url};
 use vdisk_engine::{Chain, Control, Limits, OpenEnv, StorageRef};
 
-use super::JobContext;
 use super::context::pool_of;
-use super::fill::{Fill, Filling, space_for};
+use super::fill::{Fill, Filling};
+use super::{JobContext, space};
 use crate::clock::Timestamp;
 use crate::disk::{Look, Looked, NewDisk, OpenSecrets, content, create_disk, publish, stage};
 use crate::error::{ErrorCode, Result, ServiceError};
@@ -272,7 +272,7 @@ impl Converting<'_> {
 
 impl Fill for Converting<'_> {
     fn needs(&self, control: &Control) -> Result<u64> {
-        space_for(&self.source()?, &self.target, &Options::new(), false, control)
+        space::for_copy(&self.source()?, &self.target, &Options::new(), false, control)
     }
 
     fn create(&self) -> Result<NewFile> {

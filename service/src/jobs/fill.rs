@@ -12,10 +12,8 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use vdisk_engine::ops::convert::{Mark, Segments};
-use vdisk_engine::ops::measure;
-use vdisk_engine::options::Options;
 use vdisk_engine::storage::NewFile;
-use vdisk_engine::{Chain, Control, Error, formats};
+use vdisk_engine::{Chain, Control, Error};
 
 use super::JobContext;
 use super::verify::compare;
@@ -223,34 +221,6 @@ impl Filling {
 
     fn entry(&self) -> JournalEntry {
         self.entry.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// Bytes on disk of a new image with the content of a chain. What compression will save is not known: such a target is said to need
-/// nothing.
-///
-/// # Errors
-/// What reading the chain's tables says.
-pub fn space_for(chain: &Chain, format: &str, options: &Options, compress: bool, control: &Control) -> Result<u64> {
-    if compress {
-        return Ok(0);
-    }
-    let data = measure::data_ranges(chain, control)?;
-    space(format, chain.virtual_size(), &data, options, false)
-}
-
-/// Bytes on disk that these ranges of an image take, with tables for them.
-///
-/// # Errors
-/// `unsupported` for a format that is none.
-pub fn space(format: &str, size: u64, data: &[(u64, u64)], options: &Options, backing: bool) -> Result<u64> {
-    let bytes = data.iter().map(|(_, len)| *len).sum();
-    let can = formats::by_name(format)?.capabilities();
-    match measure::measure(format, size, data, options, backing) {
-        // Holes count in the length of a file, and take no space.
-        Ok(found) if found.required == found.fully_allocated && can.zero => Ok(bytes),
-        Ok(found) => Ok(found.required),
-        Err(_) => Ok(bytes),
     }
 }
 

@@ -5,10 +5,8 @@ use std::sync::Arc;
 
 use vdisk_engine::image::ExtentKind;
 use vdisk_engine::ops::{GuestSource, SourceKind, measure};
-use vdisk_engine::options::Options;
 use vdisk_engine::{Chain, Control, Limits};
 
-use super::fill::space;
 use super::sources::TopLayer;
 use crate::disk::{Layer, OpenSecrets, Opening, open_chain};
 use crate::error::{Result, ServiceError};
@@ -94,33 +92,6 @@ pub fn total(ranges: &[(u64, u64)]) -> u64 {
     ranges.iter().map(|(_, len)| *len).sum()
 }
 
-/// Length of a file with this content alone; `None` where the format cannot tell.
-pub fn file_size(format: &str, size: u64, ranges: &[(u64, u64)], options: &Options, backing: bool) -> Option<u64> {
-    let found = measure::measure(format, size, ranges, options, backing).ok()?;
-    Some(found.required)
-}
-
-/// Bytes that an image grows by at most when these ranges are written into it: they, and tables for them.
-pub fn growth(layer: &Layer, size: u64, ranges: &[(u64, u64)]) -> Option<u64> {
-    if ranges.is_empty() {
-        return Some(0);
-    }
-    let backing = layer.record.image.backing_id.is_some();
-    file_size(&layer.record.image.format, size, ranges, &Options::new(), backing)
-}
-
-/// Bytes on disk that an image takes more at most when these ranges, for which it has no place, are written into it.
-///
-/// # Errors
-/// As [`space`].
-pub fn room(layer: &Layer, size: u64, ranges: &[(u64, u64)]) -> Result<u64> {
-    if ranges.is_empty() {
-        return Ok(0);
-    }
-    let backing = layer.record.image.backing_id.is_some();
-    space(&layer.record.image.format, size, ranges, &Options::new(), backing)
-}
-
 /// The file of an image after it grew.
 pub fn grown(layer: &Layer, growth: Option<u64>) -> Option<Amount> {
     growth.map(|bytes| Amount::at_most(layer.record.image.file_size.saturating_add(bytes)))
@@ -153,8 +124,11 @@ pub fn missing(chain: &Chain, sources: &[&dyn GuestSource], control: &Control) -
     Ok(found)
 }
 
-/// Of these ranges, what an image has no place for yet.
+/// Of these ranges, what an image has no place for yet, or only one that was set aside.
 pub fn without_place(chain: &Chain, ranges: &[(u64, u64)]) -> Result<Ranges> {
+    if chain.top().reserves_space() {
+        return Ok(ranges.to_vec());
+    }
     let mut found = Vec::new();
     for &(start, len) in ranges {
         let end = (start + len).min(chain.top().virtual_size());

@@ -20,9 +20,11 @@ mod plan;
 mod rebase;
 mod rekey;
 mod resize;
+mod roles;
 mod rotate;
 mod scan;
 mod sources;
+mod space;
 mod verify;
 
 use futures::FutureExt;
@@ -50,11 +52,12 @@ pub use self::import::plan as plan_import;
 pub use self::import::take_in;
 pub use self::plan::{
     creatable, engine_options, priority as check_priority, refuse_changed_base, require_ready, require_same_pool,
-    require_secrets, require_unprotected, take_roles,
+    require_unprotected,
 };
 pub use self::rebase::plan as plan_rebase;
 pub use self::rekey::plan as plan_rekey;
 pub use self::resize::plan as plan_resize;
+pub use self::roles::{refuse_unused, require_secrets, take_roles};
 pub use self::rotate::plan as plan_rotate;
 pub use self::scan::plan as plan_scan;
 

@@ -4,12 +4,11 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 use vdisk_engine::formats::{self, FormatDriver};
-use vdisk_engine::options::OptionSpec;
 
 use crate::disk::{Layer, base_changed, look_again, was_changed_by_others};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, ImageState, JobKind};
-use crate::request::{Options, SecretRefs};
+use crate::request::Options;
 use crate::service::Inner;
 use crate::store::Tx;
 use crate::store::images::ImageRecord;
@@ -168,77 +167,6 @@ pub fn creatable(format: &str, options: &Options) -> Result<&'static dyn FormatD
     Ok(driver)
 }
 
-/// The secrets that will open an image made with these options, by role. A secret that is named by its role alone becomes an option.
-pub fn take_roles(driver: &dyn FormatDriver, options: &mut Options, secrets: &SecretRefs) -> SecretRefs {
-    let known = driver.open_options();
-    let mut roles = SecretRefs::new();
-    for role in driver.create_options().iter().map(|option| option.name) {
-        if !role.ends_with("key-secret") || !known.iter().any(|option| option.name == role) {
-            continue;
-        }
-        let long = format!("encrypt.{role}");
-        if role == "key-secret" && secrets.contains_key(&long) {
-            options.entry(role.to_owned()).or_insert(long);
-        }
-        if secrets.contains_key(role) && wants_encryption(driver, options, role) {
-            options.entry(role.to_owned()).or_insert_with(|| role.to_owned());
-        }
-        let named = options.get(role).and_then(|name| secrets.get(name));
-        roles.extend(named.map(|id| (role.to_owned(), *id)));
-    }
-    roles
-}
-
-/// The option by which a format's images are given their passphrase.
-pub struct KeyRole {
-    /// Its name, which is the role of the secret.
-    pub option: &'static str,
-    /// The option that says whether and how an image is encrypted; `None` where every image of the format is.
-    pub choice: Option<KeyChoice>,
-}
-
-/// The option that says how an image is encrypted.
-pub struct KeyChoice {
-    /// Its name.
-    pub option: String,
-    /// Whether LUKS is among what it takes: its options are.
-    pub luks: bool,
-}
-
-/// How a format's images are given their passphrase; `None` when they take none.
-///
-/// # Errors
-/// `unsupported` for an unknown format.
-pub fn key_role(format: &str) -> Result<Option<KeyRole>> {
-    let unknown = |error: vdisk_engine::Error| ServiceError::new(ErrorCode::Unsupported, error.to_string());
-    let driver = formats::by_name(format).map_err(unknown)?;
-    let named = |option: &&OptionSpec| option.name.ends_with("key-secret");
-    let Some(role) = driver.open_options().iter().find(named) else {
-        return Ok(None);
-    };
-    let group = role.name.strip_suffix("key-secret").unwrap_or_default();
-    let chosen = format!("{group}format");
-    let creates = |name: &str| driver.create_options().iter().any(|option| option.name == name);
-    let is_choice = !group.is_empty() && creates(&chosen);
-    Ok(Some(KeyRole {
-        option: role.name,
-        choice: is_choice.then(|| KeyChoice {
-            option: chosen,
-            luks: creates(&format!("{group}iter-time")),
-        }),
-    }))
-}
-
-/// A key makes no image encrypted: where encryption is a choice, an option says so.
-fn wants_encryption(driver: &dyn FormatDriver, options: &Options, role: &str) -> bool {
-    let Some(group) = role.strip_suffix("key-secret").filter(|group| !group.is_empty()) else {
-        return true;
-    };
-    let chosen = format!("{group}format");
-    let is_choice = driver.create_options().iter().any(|option| option.name == chosen);
-    !is_choice || options.contains_key(&chosen)
-}
-
 /// Options as the engine takes them.
 pub fn engine_options(options: &Options) -> vdisk_engine::options::Options {
     options
@@ -246,21 +174,6 @@ pub fn engine_options(options: &Options) -> vdisk_engine::options::Options {
         .fold(vdisk_engine::options::Options::new(), |all, (name, value)| {
             all.with(name, value)
         })
-}
-
-/// Refuses secrets that do not exist.
-///
-/// # Errors
-/// `not_found`.
-pub async fn require_secrets(inner: &Inner, secrets: &SecretRefs) -> Result<()> {
-    for id in secrets.values() {
-        inner
-            .store
-            .secret(*id)
-            .await
-            .map_err(|error| error.with_field("secrets"))?;
-    }
-    Ok(())
 }
 
 /// A priority within bounds.

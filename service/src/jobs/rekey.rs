@@ -23,7 +23,7 @@ use vdisk_engine::{Control, ErrorKind, Limits};
 
 use self::journal::Journal;
 use super::context::open_patiently;
-use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan};
+use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan, roles};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts, fill_random};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind, SecretId};
@@ -59,7 +59,7 @@ pub async fn plan(tx: &mut Tx, inner: &Inner, id: ImageId, request: RekeyRequest
     let chain = plan::ready_chain(tx, inner, id).await?;
     let top = chain.first().ok_or_else(|| ServiceError::not_found("image", id))?;
     plan::require_unprotected(top)?;
-    let role = plan::key_role(&top.image.format)?.filter(|_| top.image.encrypted);
+    let role = roles::key_role(&top.image.format)?.filter(|_| top.image.encrypted);
     let Some(role) = role else {
         return Err(ServiceError::new(
             ErrorCode::Unsupported,

@@ -31,7 +31,8 @@ pub struct CreateImage {
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, String>)]
     pub labels: Labels,
-    /// Secrets by the names that `options` give them, or by role (`encrypt.key-secret`). The image remembers those that open it.
+    /// Secrets by the names that `options` give them, or by role (`encrypt.key-secret`). The image remembers those that open it. One that
+    /// nothing uses is refused: a key alone makes no image encrypted where an option says whether it is (`encrypt.format`).
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, Uuid>)]
     pub secrets: SecretRefs,

@@ -28,7 +28,8 @@ pub struct ConvertRequest {
     #[schema(value_type = Option<Uuid>)]
     pub backing: Option<ImageRef>,
     /// Secrets by the names that `options` give them, or by role (`encrypt.key-secret`). The new image remembers those that open it. A
-    /// source that names no secrets of its own is opened with these.
+    /// source that names no secrets of its own is opened with these. One that nothing uses is refused: a key alone makes no image encrypted
+    /// where an option says whether it is (`encrypt.format`).
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, Uuid>)]
     pub secrets: SecretRefs,

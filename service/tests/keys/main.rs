@@ -7,6 +7,7 @@ mod changes;
 mod common;
 mod copies;
 mod master_key;
+mod unused;
 
 use common::{Lab, json, sample, tool};
 use serde_json::{Value, json};

@@ -6,7 +6,7 @@ use uuid::Builder;
 
 use crate::crypto::luks::{KeyEnv, KeyWork, LuksVolume, NewLuks, new_luks};
 use crate::env::CreateSpec;
-use crate::formats::{MeasureSpec, Measurement};
+use crate::formats::{Bound, MeasureSpec, Measurement};
 use crate::{CreateEnv, Error, Limits, Result, Storage, StorageRef};
 
 /// The file gets its length first, then key material, and the header last: a file without a header is no LUKS volume.
@@ -98,5 +98,15 @@ pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
         required: bytes,
         fully_allocated: bytes,
         bitmaps: None,
+    })
+}
+
+/// The file is as long as measured, and every byte of it is stored.
+pub(super) fn bound(spec: &MeasureSpec<'_>) -> Result<Bound> {
+    let len = measure(spec)?.required;
+    Ok(Bound {
+        len,
+        fixed: true,
+        stored: len,
     })
 }

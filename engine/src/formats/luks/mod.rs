@@ -17,7 +17,7 @@ mod options;
 
 use crate::crypto::luks::lost_its_magic;
 use crate::env::CreateSpec;
-use crate::formats::{Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
+use crate::formats::{Bound, Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
 use crate::options::{OptionSpec, Options};
 use crate::{CreateEnv, Error, Image, OpenEnv, Result, StorageRef};
 
@@ -81,5 +81,8 @@ impl FormatDriver for Luks {
     }
     fn measure(&self, spec: &MeasureSpec<'_>) -> Result<Measurement> {
         create::measure(spec)
+    }
+    fn bound(&self, spec: &MeasureSpec<'_>) -> Result<Bound> {
+        create::bound(spec)
     }
 }

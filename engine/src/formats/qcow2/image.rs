@@ -179,6 +179,9 @@ impl Image for Qcow2 {
     fn resize(&self, to: &Resize) -> Result<()> {
         self.change_size(to)
     }
+    fn resize_room(&self, virtual_size: u64) -> Result<u64> {
+        self.room_to_resize(virtual_size)
+    }
     fn set_backing(&self, backing: Option<&BackingReference>) -> Result<()> {
         self.change_backing(backing)
     }

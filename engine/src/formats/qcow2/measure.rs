@@ -2,7 +2,8 @@
 
 use super::create::Plan;
 use super::layout::header::MAX_L1_BYTES;
-use crate::formats::{MeasureSpec, Measurement};
+use crate::formats::common::BLOCK;
+use crate::formats::{Bound, MeasureSpec, Measurement};
 use crate::image::Preallocation;
 use crate::{Error, Result};
 
@@ -31,6 +32,37 @@ pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
         fully_allocated,
         bitmaps: None,
     })
+}
+
+/// What the file comes to at most. With all tables there beforehand it is as long as the disk, and what nothing is written to stays a hole.
+pub(super) fn bound(spec: &MeasureSpec<'_>) -> Result<Bound> {
+    let (plan, measured) = (Plan::new(spec.options, spec.backing)?, measure(spec)?);
+    let size = 1u64 << plan.cluster_bits;
+    let more = refcount_tables_left(measured.fully_allocated, size, plan.refcount_order);
+    let mut bound = Bound::dense(measured.required.saturating_add(more));
+    if plan.preallocation == Preallocation::Metadata {
+        bound.len = measured.fully_allocated.saturating_add(more);
+        if size < BLOCK {
+            // Each table, and each end of a range, may have a block of the file system to itself, which has a record of each then.
+            let virtual_size = spec.virtual_size.next_multiple_of(size);
+            let tables = bound.len.saturating_sub(virtual_size) / size;
+            let alone = (tables + 2 * spec.data.len() as u64).saturating_mul(BLOCK);
+            bound.stored = bound.stored.saturating_add(alone);
+        }
+    }
+    Ok(bound)
+}
+
+/// Bytes that a file which grows to `len` has for refcount tables that became too short, and in the last one for growth to come.
+fn refcount_tables_left(len: u64, size: u64, order: u32) -> u64 {
+    let per_block = (size * 8) >> order;
+    let tables = (len / size).div_ceil(per_block).div_ceil(size / 8);
+    // A new image has one cluster of them. Each table is half as long again as the one before it.
+    if tables < 2 {
+        0
+    } else {
+        (3 * tables + 2).saturating_mul(size)
+    }
 }
 
 /// Bytes of the clusters that hold data.

@@ -48,7 +48,7 @@ mod writer;
 mod zero;
 
 use crate::env::CreateSpec;
-use crate::formats::{Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
+use crate::formats::{Bound, Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
 use crate::options::{OptionSpec, Options};
 use crate::{CreateEnv, Image, OpenEnv, Result, StorageRef};
 
@@ -101,6 +101,9 @@ impl FormatDriver for Qcow2 {
     }
     fn measure(&self, spec: &MeasureSpec<'_>) -> Result<Measurement> {
         measure::measure(spec)
+    }
+    fn bound(&self, spec: &MeasureSpec<'_>) -> Result<Bound> {
+        measure::bound(spec)
     }
     fn create(&self, storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) -> Result<()> {
         create::create(storage, spec, env)

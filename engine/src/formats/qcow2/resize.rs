@@ -1,8 +1,10 @@
 //! Growing, dropping all data, changing the backing reference.
 
+use super::bitmap_table;
 use super::create::refuse_short;
 use super::image::Qcow2;
 use super::layout::extensions::ExtensionKind;
+use super::layout::refcounts::RefcountWidth;
 use super::layout::{Autoclear, Extension, L2Entry};
 use super::locate::Kind;
 use super::writer::Writer;
@@ -56,6 +58,34 @@ impl Qcow2 {
         self.change_header(&writer, |s| s.header.virtual_size = new)?;
         self.host.flush()?;
         self.save_resized_bitmaps(&mut writer)
+    }
+
+    /// Bytes for an L1 table, an L2 table, the bitmaps and what counts them, all beside the old ones.
+    pub fn room_to_resize(&self, new: u64) -> Result<u64> {
+        let (size, directory) = (self.geometry.cluster_size(), self.bitmap_directory()?);
+        let shared = self.read_shared();
+        let longest = new.max(shared.header.virtual_size);
+        let l1_entries = self.geometry.l1_entries(longest).max(shared.l1.len() as u64);
+        let mut tables = 1 + self.geometry.clusters(l1_entries.saturating_mul(8));
+        for bitmap in &directory {
+            let bits = self
+                .geometry
+                .clusters(longest.div_ceil(bitmap.granularity()).div_ceil(8));
+            tables += bits + self.geometry.clusters(bits.saturating_mul(8));
+        }
+        if !directory.is_empty() {
+            tables += self.geometry.clusters(bitmap_table::encode(&directory).len() as u64);
+        }
+        let header = &shared.header;
+        let per_block = RefcountWidth::new(header.refcount_order).count(size);
+        let mut blocks = tables.div_ceil(per_block) + 1;
+        let end = self.geometry.clusters(self.host.file.len()?) + tables + blocks;
+        let counted = u64::from(header.reftable_clusters) * (size / 8) * per_block;
+        if end > counted {
+            // The refcount table moves to a longer place.
+            blocks += u64::from(header.reftable_clusters) * 2 + 2;
+        }
+        Ok((tables + blocks).saturating_mul(size))
     }
 
     /// Saves the bitmaps after the size changed; when that fails, it is told that it did.

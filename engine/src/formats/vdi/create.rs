@@ -5,7 +5,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::layout::{DEFAULT_BLOCK, Entry, MAX_BLOCKS, RawHeader, SECTOR, SIGNATURE, VERSION_1_1, checked_block_size};
 use crate::env::CreateSpec;
-use crate::formats::{MeasureSpec, Measurement};
+use crate::formats::common::with_holes;
+use crate::formats::{Bound, MeasureSpec, Measurement};
 use crate::options::Options;
 use crate::{CreateEnv, Error, Limits, Result, StorageRef};
 
@@ -117,6 +118,15 @@ fn write_map(file: &StorageRef, plan: &Plan) -> Result<()> {
     }
     let padding = plan.data_offset() - SECTOR - plan.blocks * 4;
     file.write_zeroes(SECTOR + plan.blocks * 4, padding, false)
+}
+
+/// What the file comes to at most.
+pub(super) fn bound(spec: &MeasureSpec<'_>) -> Result<Bound> {
+    let (plan, len) = (Plan::new(spec.virtual_size, spec.options)?, measure(spec)?.required);
+    Ok(match plan.fixed {
+        true => with_holes(len, plan.data_offset(), plan.data_offset(), spec.data),
+        false => Bound::dense(len),
+    })
 }
 
 pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {

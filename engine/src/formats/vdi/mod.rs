@@ -25,7 +25,7 @@ mod tests;
 use zerocopy::FromBytes;
 
 use crate::env::CreateSpec;
-use crate::formats::{Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
+use crate::formats::{Bound, Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
 use crate::options::{OptionKind, OptionSpec, Options};
 use crate::{CreateEnv, Image, OpenEnv, Result, StorageRef};
 
@@ -104,5 +104,8 @@ impl FormatDriver for Vdi {
     }
     fn measure(&self, spec: &MeasureSpec<'_>) -> Result<Measurement> {
         create::measure(spec)
+    }
+    fn bound(&self, spec: &MeasureSpec<'_>) -> Result<Bound> {
+        create::bound(spec)
     }
 }

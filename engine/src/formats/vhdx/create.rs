@@ -11,7 +11,8 @@ use super::locator::Parent;
 use super::metadata::{BLOCKS, HAS_PARENT, LEAVE_ALLOCATED};
 use super::open;
 use crate::env::{BackingReference, CreateSpec};
-use crate::formats::{MeasureSpec, Measurement};
+use crate::formats::common::{units_touched, with_holes};
+use crate::formats::{Bound, MeasureSpec, Measurement};
 use crate::gate::{Reference, Role};
 use crate::options::Options;
 use crate::{CreateEnv, Error, OpenEnv, Result, Storage, StorageRef};
@@ -54,6 +55,10 @@ impl Plan {
     }
     fn first_block(&self) -> u64 {
         self.metadata().offset + MIB + SLACK
+    }
+    /// Length of the file when the disk is all there from the start. Sizes are up to 64 TiB: no sum here can overflow.
+    fn fixed_len(&self) -> u64 {
+        self.first_block() + self.geometry.size.next_multiple_of(MIB)
     }
 }
 
@@ -265,8 +270,7 @@ fn metadata(plan: &Plan, disk_id: [u8; 16]) -> Result<Vec<u8>> {
 fn bat(file: &dyn Storage, plan: &Plan) -> Result<()> {
     let (geometry, first) = (plan.geometry, plan.first_block());
     if plan.kind == Kind::Fixed {
-        // Sizes are up to 64 TiB: no sum here can overflow.
-        file.set_len(first + geometry.size.next_multiple_of(MIB))?;
+        file.set_len(plan.fixed_len())?;
     }
     if plan.kind != Kind::Fixed && !plan.zero {
         return Ok(());
@@ -284,11 +288,10 @@ fn bat(file: &dyn Storage, plan: &Plan) -> Result<()> {
     file.write_at(plan.bat().offset, &bytes)
 }
 
-/// Space that a new image needs.
-pub fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
-    let kind = kind_of(spec.options, spec.backing)?;
-    let plan = Plan {
-        kind,
+/// What is measured, as far as no other file must be opened for it.
+fn measured(spec: &MeasureSpec<'_>) -> Result<Plan> {
+    Ok(Plan {
+        kind: kind_of(spec.options, spec.backing)?,
         geometry: geometry(spec.virtual_size, spec.options, spec.backing)?,
         log: spec
             .options
@@ -298,7 +301,12 @@ pub fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
             .next_multiple_of(MIB),
         zero: false,
         parent: None,
-    };
+    })
+}
+
+/// Space that a new image needs.
+pub fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
+    let plan = measured(spec)?;
     let (block, first) = (plan.geometry.block, plan.first_block());
     let bitmaps = if spec.backing {
         plan.geometry.blocks().div_ceil(plan.geometry.chunk()) * MIB
@@ -306,8 +314,8 @@ pub fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
         0
     };
     let fully_allocated = first + bitmaps + plan.geometry.blocks() * block;
-    let used = crate::formats::common::units_touched(spec.data, block);
-    let required = match kind {
+    let used = units_touched(spec.data, block);
+    let required = match plan.kind {
         Kind::Fixed => fully_allocated,
         _ => first + bitmaps.min(used * MIB) + used * block,
     };
@@ -316,4 +324,19 @@ pub fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
         fully_allocated,
         bitmaps: None,
     })
+}
+
+/// What the file comes to at most.
+pub fn bound(spec: &MeasureSpec<'_>) -> Result<Bound> {
+    let plan = measured(spec)?;
+    if plan.kind != Kind::Fixed {
+        return Ok(Bound::dense(measure(spec)?.required));
+    }
+    let first = plan.first_block();
+    if spec.options.flag("block_state_zero")?.unwrap_or(false) {
+        // Blocks that begin as zeroes get their places behind those that were set aside.
+        let block = plan.geometry.block;
+        return Ok(Bound::dense(plan.fixed_len() + units_touched(spec.data, block) * block));
+    }
+    Ok(with_holes(plan.fixed_len(), first, first, spec.data))
 }

@@ -30,7 +30,7 @@ mod hostile;
 mod tests;
 
 use crate::env::CreateSpec;
-use crate::formats::{Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
+use crate::formats::{Bound, Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
 use crate::options::{OptionKind, OptionSpec, Options};
 use crate::{CreateEnv, Image, OpenEnv, Result, StorageRef};
 
@@ -115,6 +115,9 @@ impl FormatDriver for Vhdx {
     }
     fn measure(&self, spec: &MeasureSpec<'_>) -> Result<Measurement> {
         create::measure(spec)
+    }
+    fn bound(&self, spec: &MeasureSpec<'_>) -> Result<Bound> {
+        create::bound(spec)
     }
 }
 

@@ -8,7 +8,8 @@ use super::meta::{cid_of, safe_name};
 use super::open;
 use super::stream::tail;
 use crate::env::CreateSpec;
-use crate::formats::{MeasureSpec, Measurement};
+use crate::formats::common::units_touched;
+use crate::formats::{Bound, MeasureSpec, Measurement};
 use crate::gate::{Reference, Role};
 use crate::options::Options;
 use crate::{CreateEnv, Error, OpenEnv, Result, StorageRef};
@@ -365,4 +366,20 @@ pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
         fully_allocated: overhead + size.next_multiple_of(grain),
         bitmaps: None,
     })
+}
+
+/// What the file comes to at most. A stream has a marker before each grain and each table, and grains that do not become smaller take a
+/// sector more than they have.
+pub(super) fn bound(spec: &MeasureSpec<'_>) -> Result<Bound> {
+    let (kind, measured) = (Subformat::from(spec.options)?, measure(spec)?);
+    if !kind.stream {
+        return Ok(Bound::dense(measured.required));
+    }
+    let plan = SparsePlan::new(spec.virtual_size.next_multiple_of(SECTOR))?;
+    let header = GRAIN_SECTORS * SECTOR;
+    let empty = usize::try_from(plan.tables).map_err(|_| Error::limit("too many tables"))?;
+    let (end, _) = tail(&vec![0; empty], &plan.header(false).to_raw(), 0);
+    let tables = plan.tables * (SECTOR + TABLE_BYTES);
+    let grains = units_touched(spec.data, GRAIN_SECTORS * SECTOR) * (GRAIN_SECTORS + 1) * SECTOR;
+    Ok(Bound::dense(header + grains + tables + end.len() as u64))
 }

@@ -46,7 +46,7 @@ mod stream_tests;
 mod tests;
 
 use crate::env::CreateSpec;
-use crate::formats::{Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
+use crate::formats::{Bound, Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
 use crate::options::{OptionKind, OptionSpec, Options};
 use crate::{CreateEnv, Image, OpenEnv, Result, StorageRef};
 
@@ -148,5 +148,8 @@ impl FormatDriver for Vmdk {
     }
     fn measure(&self, spec: &MeasureSpec<'_>) -> Result<Measurement> {
         create::measure(spec)
+    }
+    fn bound(&self, spec: &MeasureSpec<'_>) -> Result<Bound> {
+        create::bound(spec)
     }
 }

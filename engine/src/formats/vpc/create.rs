@@ -10,7 +10,8 @@ use super::layout::{
 };
 use super::{locator, open};
 use crate::env::{BackingReference, CreateSpec};
-use crate::formats::{MeasureSpec, Measurement};
+use crate::formats::common::with_holes;
+use crate::formats::{Bound, MeasureSpec, Measurement};
 use crate::gate::{Reference, Role};
 use crate::options::Options;
 use crate::{CreateEnv, Error, Result, StorageRef};
@@ -233,5 +234,14 @@ pub fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
         required: metadata + used * stored,
         fully_allocated: metadata + entries(size) * stored,
         bitmaps: None,
+    })
+}
+
+/// What the file comes to at most.
+pub fn bound(spec: &MeasureSpec<'_>) -> Result<Bound> {
+    let len = measure(spec)?.required;
+    Ok(match kind_of(spec.options, spec.backing)? {
+        DiskKind::Fixed => with_holes(len, FOOTER, 0, spec.data),
+        _ => Bound::dense(len),
     })
 }

@@ -33,7 +33,7 @@ use zerocopy::FromBytes;
 use self::geometry::SizeRule;
 use self::layout::{DiskKind, FOOTER, Footer, RawFooter};
 use crate::env::CreateSpec;
-use crate::formats::{Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
+use crate::formats::{Bound, Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
 use crate::options::{OptionKind, OptionSpec, Options};
 use crate::{CreateEnv, Image, OpenEnv, Result, StorageRef};
 
@@ -135,6 +135,9 @@ impl FormatDriver for Vpc {
     }
     fn measure(&self, spec: &MeasureSpec<'_>) -> Result<Measurement> {
         create::measure(spec)
+    }
+    fn bound(&self, spec: &MeasureSpec<'_>) -> Result<Bound> {
+        create::bound(spec)
     }
 }
 

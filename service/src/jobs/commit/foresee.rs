@@ -8,11 +8,10 @@ use super::Payload;
 use crate::disk::{Layer, OpenSecrets, Opening};
 use crate::error::Result;
 use crate::jobs::context::open_patiently;
-use crate::jobs::foresee::{
-    Foreseen, Foresight, Ranges, data, grown, growth, losses, open, room, top, total, without_place,
-};
+use crate::jobs::foresee::{Foreseen, Foresight, Ranges, data, grown, losses, open, top, total, without_place};
 use crate::jobs::kept::refuse_snapshots;
 use crate::jobs::parse;
+use crate::jobs::space::growth;
 use crate::model::{Amount, Loss, LossKind};
 
 pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
@@ -26,8 +25,9 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
         let ranges = above(&chain, payload.depth, control)?;
         let (upper, lower) = layers.split_at_checked(payload.depth).unwrap_or_default();
         let base = top(lower)?;
-        let (size, new) = (chain.virtual_size(), without_place(&open(lower, limits)?, &ranges)?);
-        let grows = growth(base, size, &new);
+        let below = open(lower, limits)?;
+        let new = without_place(&below, &ranges)?;
+        let grows = growth(base, below.top(), chain.virtual_size().max(below.virtual_size()), &new)?;
         let again = if payload.verify {
             2 * total(&data(&chain, control)?)
         } else {
@@ -55,8 +55,8 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
         Ok(Foreseen {
             read: Some(Amount::at_most(total(&ranges).saturating_add(again))),
             write: Some(Amount::at_most(total(&ranges))),
-            target_size: grown(base, grows),
-            space_needed: grows.and(Some(Amount::at_most(room(base, size, &new)?))),
+            target_size: grown(base, grows.map(|room| room.len)),
+            space_needed: grows.map(|room| Amount::at_most(room.space)),
             losses: lost,
         })
     };
@@ -77,11 +77,11 @@ pub fn needs(layers: &[Layer], depth: usize, limits: &Limits, control: &Control)
         open_patiently(layers, &looking, control)?,
         layers.get(depth..).unwrap_or_default(),
     );
-    let new = without_place(
-        &open_patiently(lower, &looking, control)?,
-        &above(&chain, depth, control)?,
-    )?;
-    room(top(lower)?, chain.virtual_size(), &new)
+    let below = open_patiently(lower, &looking, control)?;
+    let new = without_place(&below, &above(&chain, depth, control)?)?;
+    let size = chain.virtual_size().max(below.virtual_size());
+    let grows = growth(top(lower)?, below.top(), size, &new)?;
+    Ok(grows.map_or(total(&new), |room| room.space))
 }
 
 /// Where the layers above a base have data.

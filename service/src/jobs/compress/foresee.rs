@@ -4,9 +4,10 @@ use serde_json::Value;
 
 use super::{Payload, options_of_new};
 use crate::error::Result;
-use crate::jobs::foresee::{Foreseen, Foresight, data, file_size, open, top, total};
+use crate::jobs::foresee::{Foreseen, Foresight, data, open, top, total};
 use crate::jobs::parse;
 use crate::jobs::sources::TopLayer;
+use crate::jobs::space::new_file;
 use crate::model::Amount;
 
 pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
@@ -23,7 +24,7 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
         let ranges = data(&TopLayer(&chain), control)?;
         let (bytes, format) = (total(&ranges), &top(&layers)?.record.image.format);
         // What does not compress is stored as it is.
-        let size = file_size(format, chain.virtual_size(), &ranges, &options, layers.len() > 1);
+        let room = new_file(format, chain.virtual_size(), &ranges, &options, layers.len() > 1);
         Ok(Foreseen {
             read: Some(if verify {
                 Amount::at_most(bytes.saturating_mul(3))
@@ -31,9 +32,9 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
                 Amount::exact(bytes)
             }),
             write: Some(Amount::at_most(bytes)),
-            target_size: size.map(Amount::at_most),
+            target_size: room.map(|room| Amount::at_most(room.len)),
             // Old and new file are there together for a moment.
-            space_needed: size.map(Amount::at_most),
+            space_needed: room.map(|room| Amount::at_most(room.space)),
             losses: Vec::new(),
         })
     };

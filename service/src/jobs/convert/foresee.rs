@@ -5,8 +5,8 @@ use vdisk_engine::formats;
 
 use super::{Payload, at_snapshot};
 use crate::error::Result;
-use crate::jobs::fill::space_for;
-use crate::jobs::foresee::{Foreseen, Foresight, data, file_size, losses, open, total};
+use crate::jobs::foresee::{Foreseen, Foresight, data, losses, open, total};
+use crate::jobs::space::new_file;
 use crate::jobs::{parse, plan};
 use crate::model::Amount;
 
@@ -20,15 +20,11 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
         let chain = at_snapshot(top, request.snapshot.as_deref())?;
         let (ranges, options) = (data(&chain, control)?, plan::engine_options(&request.options));
         let (bytes, onto_base) = (total(&ranges), request.backing.is_some());
-        let measure = |ranges: &[_]| file_size(&request.format, chain.virtual_size(), ranges, &options, onto_base);
-        let size = measure(&ranges);
+        let size = chain.virtual_size();
+        // What is zero in the source may have to be written over a base, in formats that cannot hide it otherwise.
+        let stored = if onto_base { vec![(0, size)] } else { ranges };
+        let room = new_file(&request.format, size, &stored, &options, onto_base);
         let can = formats::by_name(&request.format)?.capabilities();
-        // A format whose file is as long as the disk, whatever is in it.
-        let fixed = !request.compress && size == measure(&[]);
-        let space = match onto_base {
-            true => size,
-            false => size.and(Some(space_for(&chain, &request.format, &options, false, control)?)),
-        };
         let read_again = if request.verify { 3 } else { 1 };
         Ok(Foreseen {
             // What is the same on a base is read to be compared, and so is what is verified.
@@ -40,10 +36,13 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
             write: Some(if can.zero {
                 Amount::at_most(bytes)
             } else {
-                Amount::at_most(chain.virtual_size())
+                Amount::at_most(size)
             }),
-            target_size: size.map(if fixed { Amount::exact } else { Amount::at_most }),
-            space_needed: space.map(Amount::at_most),
+            target_size: room.map(|room| match room.fixed {
+                true => Amount::exact(room.len),
+                false => Amount::at_most(room.len),
+            }),
+            space_needed: room.map(|room| Amount::at_most(room.space)),
             losses,
         })
     };

@@ -8,9 +8,10 @@ use super::Payload;
 use crate::disk::{Layer, OpenSecrets, Opening};
 use crate::error::Result;
 use crate::jobs::context::open_patiently;
-use crate::jobs::foresee::{Foreseen, Foresight, data, grown, growth, missing, open, room, top, total};
+use crate::jobs::foresee::{Foreseen, Foresight, data, grown, missing, open, top, total};
 use crate::jobs::kept::refuse_snapshots;
 use crate::jobs::parse;
+use crate::jobs::space::growth;
 use crate::model::{Amount, ImageId, Loss, LossKind};
 use crate::request::RebaseMode;
 
@@ -38,7 +39,7 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
             .collect();
         let ranges = missing(&chain, &sources, control)?;
         let (bytes, layer) = (total(&ranges), top(&layers)?);
-        let grows = growth(layer, chain.virtual_size(), &ranges);
+        let grows = growth(layer, chain.top(), chain.virtual_size(), &ranges)?;
         let again = if verify { 2 * total(&data(&chain, control)?) } else { 0 };
         Ok(Foreseen {
             read: Some(Amount::at_most(
@@ -46,8 +47,8 @@ pub async fn foresee(foresight: Foresight, payload: Value) -> Result<Foreseen> {
             )),
             // What both bases show alike stays in them.
             write: Some(Amount::at_most(bytes)),
-            target_size: grown(layer, grows),
-            space_needed: grows.map(Amount::at_most),
+            target_size: grown(layer, grows.map(|room| room.len)),
+            space_needed: grows.map(|room| Amount::at_most(room.space)),
             losses: Vec::new(),
         })
     };
@@ -66,7 +67,8 @@ pub fn needs_alone(layers: &[Layer], limits: &Limits, control: &Control) -> Resu
     };
     let chain = open_patiently(layers, &looking, control)?;
     let ranges = missing(&chain, &[&chain], control)?;
-    room(top(layers)?, chain.virtual_size(), &ranges)
+    let grows = growth(top(layers)?, chain.top(), chain.virtual_size(), &ranges)?;
+    Ok(grows.map_or(total(&ranges), |room| room.space))
 }
 
 fn header_only(image: ImageId) -> Foreseen {

@@ -11,7 +11,7 @@ use super::undo;
 use crate::disk::{Layer, NewDisk, OpenSecrets, create_disk, file_facts, publish, reference_to};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
-use crate::jobs::{bind_base, creatable, engine_options, require_ready, require_same_pool, take_roles};
+use crate::jobs::{bind_base, creatable, engine_options, refuse_unused, require_ready, require_same_pool, take_roles};
 use crate::model::{Image, ImageId};
 use crate::pool::{FileName, PoolFolder};
 use crate::request::{CreateImage, SecretRefs};
@@ -39,6 +39,7 @@ pub(super) async fn create(
     let locks = RequestLocks::new(inner);
     let driver = creatable(&request.format, &request.options)?;
     let roles = take_roles(driver, &mut request.options, &request.secrets);
+    refuse_unused(driver, &request.options, &request.secrets, &[])?;
     let (id, holder) = (Uuid::now_v7(), locks.id);
     let plan = match reserve(inner, (id, &locks), &request, roles, key.as_ref()).await {
         Ok(Ok(plan)) => plan,
