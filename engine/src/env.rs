@@ -46,6 +46,8 @@ pub struct OpenEnv<'a> {
     pub for_check: bool,
     /// Whether metadata alone is wanted: a missing key or a dirty log is then no reason to refuse.
     pub metadata_only: bool,
+    /// Whether the caller puts the image over a layer that its header need not name.
+    pub over_base: bool,
     /// Opens the names inside images.
     pub gate: &'a dyn Gate,
     /// Bounds.
@@ -61,6 +63,7 @@ impl<'a> OpenEnv<'a> {
             writable: false,
             for_check: false,
             metadata_only: false,
+            over_base: false,
             gate: &DenyAll,
             limits,
             secrets: &NoSecrets,

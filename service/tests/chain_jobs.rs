@@ -317,6 +317,60 @@ async fn overlays_that_take_the_identity_of_their_base_are_made_in_one_step() {
     }
 }
 
+/// An image with these bytes over a base, or over none.
+async fn converted(lab: &Lab, bytes: &[u8], request: Value) -> ImageId {
+    let name = format!("of-{}", request["name"].as_str().unwrap());
+    let source = lab.upload(&name, Some("raw"), bytes).await.unwrap().id;
+    let job = lab.service.convert_image(source, json(request), &NONE).await.unwrap();
+    lab.succeed(job).await.result_image_id().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_a_base_shows_on_its_first_one_what_it_showed() {
+    for compat in ["0.10", "1.1"] {
+        let lab = Lab::new().await;
+        let mut bytes = vec![0; 4 << 20];
+        bytes[65_536..131_072].fill(1);
+        let request = json!({"name": "alone", "format": "qcow2", "options": {"compat": compat}});
+        let alone = converted(&lab, &bytes, request).await;
+        let base = lab.upload("base", Some("raw"), &vec![9; 4 << 20]).await.unwrap().id;
+        let request = json(json!({"backing": base}));
+        let job = lab.service.rebase_image(alone, request, &NONE).await.unwrap();
+        lab.succeed(job).await;
+        assert!(lab.data(alone).await == bytes, "{compat}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overlay_of_an_image_that_was_committed_shows_what_it_showed() {
+    let formats = ["qcow2", "qcow", "qed", "vmdk", "vhdx", "vpc"];
+    let each = formats.map(|format| (format, false, false));
+    for (format, empty, verify) in each.into_iter().chain([("vhdx", true, false), ("vhdx", false, true)]) {
+        let lab = Lab::new().await;
+        // A size that a VHD can have, too.
+        let (below, above) = (vec![0x11; 4_212_736], vec![0x22; 4_212_736]);
+        let request = json!({"name": "base", "format": format});
+        let base = converted(&lab, &below, request).await;
+        let request = json!({"name": "middle", "format": format, "backing": base});
+        let middle = match empty {
+            true => lab.service.create_image(json(request), &NONE).await.unwrap().id,
+            false => converted(&lab, &above, request).await,
+        };
+        let request = json(json!({"name": "top", "format": format, "backing": middle}));
+        let top = lab.service.create_image(request, &NONE).await.unwrap().id;
+        let shown = lab.data(top).await;
+        let request = json(json!({"verify": verify}));
+        let job = lab.service.commit_image(middle, request, &NONE).await.unwrap();
+        lab.succeed(job).await;
+        for image in [base, middle, top] {
+            assert!(
+                lab.data(image).await == shown,
+                "{format}, empty: {empty}, verify: {verify}"
+            );
+        }
+    }
+}
+
 /// The layers of a new stack, the top first.
 async fn stack(lab: &Lab, name: &str, layers: usize) -> Vec<ImageId> {
     let mut stack = vec![lab.create(name, OVERLAY, MIB).await.id];

@@ -362,9 +362,9 @@ impl Opener {
             writable: access.writable && !node.storage.is_read_only(),
             for_check: access.check,
             metadata_only: access.inspect,
-            gate: &gate,
-            limits: &self.limits,
-            secrets: &self.secrets,
+            ..OpenEnv::closed(&self.limits)
+                .with_gate(&gate)
+                .with_secrets(&self.secrets)
         };
         let top = node.storage.name().to_owned();
         let depths = [0, access.base.unwrap_or(0)];

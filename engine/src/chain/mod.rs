@@ -75,7 +75,10 @@ impl Chain {
             {
                 return Err(Error::corrupt("the backing chain comes back to this file").at(node.storage.name()));
             }
-            let env = env_at(layers.len());
+            let env = OpenEnv {
+                over_base: matches!(node.backing, BackingChoice::Explicit(_)),
+                ..env_at(layers.len())
+            };
             let image = open_layer(&node, &env)?;
             if let Some(above) = layers.last()
                 && !env.metadata_only

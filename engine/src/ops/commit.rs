@@ -20,12 +20,30 @@ pub fn commit(chain: &Chain, base: usize, empty_top: bool, options: &CopyOptions
     let Some(image) = chain.layers().get(base).map(AsRef::as_ref) else {
         return Err(Error::invalid(format!("there is no layer at depth {base}")));
     };
-    let done = write_into(chain, base, image, &source, empty_top, options, control);
-    if done.is_err() {
-        // What is in the base stays; room that was taken for more does not.
-        let _ = image.forget(&[]);
+    let top = chain.top();
+    super::showing_the_same(top, || {
+        let done = write_into(chain, base, image, &source, empty_top, options, control);
+        if done.is_err() {
+            // What is in the base stays; room that was taken for more does not.
+            let _ = image.forget(&[]);
+        }
+        super::closed(top, super::closed(image, done))
+    })
+}
+
+/// Empties the top of a chain whose base shows all of it since a commit, where its format can do that. The top is not closed.
+///
+/// # Errors
+/// What the driver says.
+pub fn empty_committed(top: &dyn Image) -> Result<()> {
+    super::showing_the_same(top, || make_empty(top))
+}
+
+fn make_empty(top: &dyn Image) -> Result<()> {
+    match formats::by_name(top.format())?.capabilities().make_empty {
+        true => top.make_empty(),
+        false => Ok(()),
     }
-    super::closed(chain.top(), super::closed(image, done))
 }
 
 fn write_into(
@@ -58,11 +76,10 @@ fn write_into(
     };
     pipeline::copy(source, &target, options, control)?;
     image.flush()?;
-    let top = chain.top();
-    if empty_top && formats::by_name(top.format())?.capabilities().make_empty {
-        top.make_empty()?;
+    match empty_top {
+        true => make_empty(chain.top()),
+        false => Ok(()),
     }
-    Ok(())
 }
 
 /// Whether there is anything to commit.

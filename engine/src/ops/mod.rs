@@ -22,6 +22,14 @@ use crate::{Image, Result};
 
 pub use source::{Concatenation, GuestSource, SourceExtent, SourceKind, Walk};
 
+/// Does work after which an image shows through its chain what it showed: layers above that know it by its content stay good.
+fn showing_the_same<T>(image: &dyn Image, work: impl FnOnce() -> T) -> T {
+    image.content_stays(true);
+    let done = work();
+    image.content_stays(false);
+    done
+}
+
 /// Closes an image whatever became of the work on it, so that its bitmaps are saved and marks of being in use go away. The work's own
 /// error comes first.
 fn closed(image: &dyn Image, done: Result<()>) -> Result<()> {

@@ -90,16 +90,15 @@ pub fn rebase_or_keep(
         flush_every: FLUSH_EVERY,
         ..*options
     };
-    top.content_stays(true);
-    let copied = pipeline::copy(&source, &target, &options, control).and_then(|()| top.flush());
-    if copied.is_err() && !keep() {
-        // The old base shows it all. What the copy failed for is what there is to tell.
-        let _ = top.forget(&source.copied());
-    }
-    let done = copied.and_then(|()| top.set_backing_over(backing, new_base.map(Chain::top)));
-    let done = super::closed(top, done);
-    top.content_stays(false);
-    done
+    super::showing_the_same(top, || {
+        let copied = pipeline::copy(&source, &target, &options, control).and_then(|()| top.flush());
+        if copied.is_err() && !keep() {
+            // The old base shows it all. What the copy failed for is what there is to tell.
+            let _ = top.forget(&source.copied());
+        }
+        let done = copied.and_then(|()| top.set_backing_over(backing, new_base.map(Chain::top)));
+        super::closed(top, done)
+    })
 }
 
 /// What the old base has. Zeroes count as known where the new base has them as well: elsewhere a driver must write them, not leave them to

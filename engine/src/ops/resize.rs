@@ -36,11 +36,11 @@ pub fn resize(chain: &Chain, to: &Resize) -> Result<()> {
     super::closed(image, done)
 }
 
-/// What lies below and was cut off by the old size stays hidden.
+/// What lies below and was cut off by the old size stays hidden. Layers above, which know no more of this one than its old size, see no change.
 pub(super) fn hide_longer_base(chain: &Chain, old_size: u64) -> Result<()> {
     let end = chain.below(0).virtual_size().min(chain.virtual_size());
     if end > old_size {
-        chain.write_zeroes(old_size, end - old_size, false)?;
+        super::showing_the_same(chain.top(), || chain.write_zeroes(old_size, end - old_size, false))?;
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Rebase and commit of every driver's overlays: what the guest sees stays as it was, whatever the layers hold and however long they are.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -8,97 +9,55 @@ use vdisk_engine::image::BackingReference;
 use vdisk_engine::ops::commit::commit;
 use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::ops::rebase::rebase;
-use vdisk_engine::{CancelToken, Chain, Control, ErrorKind, Limits, OpenEnv, Progress, Result};
+use vdisk_engine::options::Options;
+use vdisk_engine::{CancelToken, Chain, Control, Limits, OpenEnv, Progress, Result};
 
-use crate::support::{Files, assert_clean, contents, drivers, node};
+use crate::layers::{
+    FULL, Layer, base_format, done, layers, make, make_with, model, overlays, seen, size_of, variants,
+};
+use crate::support::{Files, assert_clean, contents, node};
 
-const FULL: u64 = 3 << 20;
-
-/// One layer: its size and what is written into it, zeroes among it.
-#[derive(Debug, Clone)]
-struct Layer {
-    size: u64,
-    writes: Vec<(u64, u64, u8)>,
+/// From where to where an overlay is rebased.
+#[derive(Clone, Copy)]
+struct Way {
+    from_base: bool,
+    onto_base: bool,
 }
 
-fn layer() -> impl Strategy<Value = Layer> {
-    let size =
-        prop_oneof![3 => Just(FULL), 1 => prop::sample::select(vec![512, 65_536, (1 << 20) + 512, FULL + (1 << 20)])];
-    let offset = prop_oneof![0..FULL / 512, (0..FULL / 65_536).prop_map(|c| c * 128)].prop_map(|s| s * 512);
-    let len = prop_oneof![4 => 1u64..300, 1 => 1u64..3000].prop_map(|s| s * 512);
-    let fill = prop_oneof![1 => Just(0), 3 => 1u8..];
-    (size, prop::collection::vec((offset, len, fill), 0..8)).prop_map(|(size, writes)| Layer { size, writes })
-}
+const WAYS: [Way; 3] = [
+    Way {
+        from_base: true,
+        onto_base: true,
+    },
+    Way {
+        from_base: true,
+        onto_base: false,
+    },
+    Way {
+        from_base: false,
+        onto_base: true,
+    },
+];
 
-/// Makes a layer and fills it. Formats that want layers of one size get them so.
-fn make(files: &Files, name: &str, format: &str, layer: &Layer, backing: Option<(&str, &str)>) -> bool {
-    let below = backing.map(|(name, format)| files.open(name, format, false).unwrap().virtual_size());
-    let made = [layer.size, below.unwrap_or(FULL)]
-        .iter()
-        .any(|size| files.create(name, format, *size, backing).is_ok());
-    if !made {
-        return false;
-    }
-    let chain = files.open(name, format, true).unwrap();
-    let size = chain.virtual_size();
-    for (offset, len, fill) in &layer.writes {
-        let len = (*len).min(size.saturating_sub(*offset));
-        if len == 0 {
-            continue;
-        }
-        match fill {
-            0 => chain.write_zeroes(*offset, len, false).unwrap(),
-            fill => chain.write(*offset, &vec![*fill; len as usize]).unwrap(),
-        }
-    }
-    chain.top().close().unwrap();
-    true
-}
-
-/// The format of bases: raw where a driver's overlays take that.
-fn base_format(driver: &dyn FormatDriver) -> &'static str {
-    let files = Files::default();
-    files.create("base", "raw", FULL, None).unwrap();
-    match files.create("top", driver.name(), FULL, Some(("base", "raw"))) {
-        Ok(()) => "raw",
-        Err(_) => driver.name(),
-    }
-}
-
-fn overlays() -> Vec<&'static dyn FormatDriver> {
-    drivers(|d| {
-        let can = d.capabilities();
-        can.create && can.write && can.backing && can.zero
-    })
-}
-
-fn seen(files: &Files, name: &str, driver: &dyn FormatDriver) -> Vec<u8> {
-    contents(&files.open(name, driver.name(), false).unwrap())
-}
-
-/// Whether it was done; what a format cannot do may be refused, and nothing else.
-fn done(driver: &dyn FormatDriver, what: &str, result: Result<()>) -> bool {
-    match result {
-        Ok(()) => true,
-        Err(error) if error.kind() == ErrorKind::Unsupported => false,
-        Err(error) => panic!("{} {what}: {error}", driver.name()),
-    }
-}
-
-/// Gives whether the overlay came onto the other base.
-fn rebase_onto(driver: &'static dyn FormatDriver, layers: &[Layer], onto: bool) -> bool {
+/// Gives whether the overlay came onto the other base, or onto none.
+fn rebase_onto(driver: &'static dyn FormatDriver, options: &Options, layers: &[Layer], way: Way) -> bool {
     let (files, base) = (Files::default(), base_format(driver));
     let [old, new, top] = layers else { return false };
+    let below = way.from_base.then_some(("old", base));
     if !make(&files, "old", base, old, None)
         || !make(&files, "new", base, new, None)
-        || !make(&files, "top", driver.name(), top, Some(("old", base)))
+        || !make_with(&files, "top", driver.name(), options, top, below)
     {
         return false;
     }
-    let expected = seen(&files, "top", driver);
+    let shown = match way.from_base {
+        true => model(size_of(&files, "old", base), &[], old),
+        false => Vec::new(),
+    };
+    let expected = model(size_of(&files, "top", driver.name()), &shown, top);
+    let other = way.onto_base.then(|| files.open("new", base, false).unwrap());
     let chain = files.open("top", driver.name(), true).unwrap();
-    let other = onto.then(|| files.open("new", base, false).unwrap());
-    let backing = onto.then(|| BackingReference {
+    let backing = way.onto_base.then(|| BackingReference {
         name: "new".into(),
         format: Some(base.into()),
     });
@@ -111,7 +70,11 @@ fn rebase_onto(driver: &'static dyn FormatDriver, layers: &[Layer], onto: bool) 
     );
     drop((chain, other));
     let done = done(driver, "rebase", result);
-    assert!(seen(&files, "top", driver) == expected, "{}: rebase", driver.name());
+    assert!(
+        seen(&files, "top", driver) == expected,
+        "{} {options:?}: rebase",
+        driver.name()
+    );
     assert_clean(&files, "top", driver);
     done
 }
@@ -153,18 +116,44 @@ fn commit_into(driver: &'static dyn FormatDriver, layers: &[Layer], into: usize)
     done
 }
 
-fn layers() -> impl Strategy<Value = [Layer; 3]> {
-    [layer(), layer(), layer()]
+/// Commits the layer in the middle into the one at the bottom, and empties it.
+fn commit_middle(driver: &'static dyn FormatDriver, options: &Options, layers: &[Layer]) {
+    let (files, base) = (Files::default(), base_format(driver));
+    let [bottom, middle, top] = layers else { return };
+    if !make(&files, "bottom", base, bottom, None)
+        || !make_with(&files, "middle", driver.name(), options, middle, Some(("bottom", base)))
+        || !make(&files, "top", driver.name(), top, Some(("middle", driver.name())))
+    {
+        return;
+    }
+    let shown = model(size_of(&files, "bottom", base), &[], bottom);
+    let shown = model(size_of(&files, "middle", driver.name()), &shown, middle);
+    let expected = model(size_of(&files, "top", driver.name()), &shown, top);
+    let limits = Limits::default();
+    let env = OpenEnv::closed(&limits).with_gate(&files).writable();
+    let chain = Chain::open_writable(node(files.get("middle"), driver.name()), &env, &[0, 1]).unwrap();
+    let result = commit(&chain, 1, true, &CopyOptions::default(), &Control::default());
+    drop(chain);
+    done(driver, "commit", result);
+    for (name, expected) in [("middle", shown), ("top", expected)] {
+        assert!(
+            seen(&files, name, driver) == expected,
+            "{} {options:?}: {name} after the commit below the top",
+            driver.name()
+        );
+    }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(5))]
 
     #[test]
-    fn a_rebase_changes_nothing_that_is_seen(layers in layers()) {
+    fn a_rebase_changes_nothing_that_is_seen(layers in layers(), variant in 0..7usize) {
         for driver in overlays().into_iter().filter(|d| d.capabilities().change_backing) {
-            rebase_onto(driver, &layers, true);
-            rebase_onto(driver, &layers, false);
+            let options = variants(driver);
+            for way in WAYS {
+                rebase_onto(driver, &options[variant % options.len()], &layers, way);
+            }
         }
     }
 
@@ -173,6 +162,36 @@ proptest! {
         for driver in overlays() {
             commit_into(driver, &layers, 1);
             commit_into(driver, &layers, 2);
+        }
+    }
+
+    #[test]
+    fn a_layer_above_one_that_is_committed_shows_what_it_showed(layers in layers(), variant in 0..7usize) {
+        for driver in overlays() {
+            let options = variants(driver);
+            commit_middle(driver, &options[variant % options.len()], &layers);
+        }
+    }
+}
+
+/// Also where nothing is committed, and where the base has to grow over a longer one.
+#[test]
+fn an_overlay_of_an_emptied_layer_opens() {
+    let layer = |size, writes: &[(u64, u64, u8)]| Layer {
+        size,
+        writes: writes.to_vec(),
+    };
+    let top = layer(FULL, &[(1 << 20, 512, 3)]);
+    for (bottom, middle) in [
+        (layer(FULL, &[(0, FULL, 1)]), layer(FULL, &[])),
+        (layer(FULL, &[(0, FULL, 1)]), layer(FULL, &[(0, 70_144, 2)])),
+        (layer(FULL, &[(0, FULL, 1)]), layer(1 << 20, &[(0, 70_144, 2)])),
+        (layer(1 << 20, &[(0, FULL, 1)]), layer(FULL, &[(0, 70_144, 2)])),
+    ] {
+        for driver in overlays() {
+            for options in variants(driver) {
+                commit_middle(driver, &options, &[bottom.clone(), middle.clone(), top.clone()]);
+            }
         }
     }
 }
@@ -193,11 +212,46 @@ fn zeroes_of_the_old_base_are_not_left_to_the_new_one() {
         for driver in overlays().into_iter().filter(|d| d.capabilities().change_backing) {
             // Some take a base of their own size only.
             assert!(
-                rebase_onto(driver, &layers, true) || size != FULL,
+                rebase_onto(driver, &Options::new(), &layers, WAYS[0]) || size != FULL,
                 "{} {size}",
                 driver.name()
             );
         }
+    }
+}
+
+/// What an image without a base does not hold reads as zeroes, and has to on its first base, whether it was zeroed or never written.
+#[test]
+fn zeroes_over_no_base_are_not_left_to_the_first_one() {
+    let top = Layer {
+        size: FULL,
+        writes: vec![
+            (65_536, 65_536, 1),
+            (66_048, 512, 0),
+            (196_608, 131_072, 2),
+            (196_608, 65_536, 0),
+            (1 << 20, 1 << 20, 0),
+        ],
+    };
+    let mut came = BTreeSet::new();
+    for (size, writes) in [
+        (FULL, vec![(0, FULL, 9)]),
+        (FULL + (1 << 20), vec![(512, 70_144, 9), (196_608, 2 << 20, 8)]),
+        (200_192, vec![(0, FULL, 9)]),
+    ] {
+        let new = Layer { size, writes };
+        let layers = [new.clone(), new, top.clone()];
+        for driver in overlays().into_iter().filter(|d| d.capabilities().change_backing) {
+            for options in variants(driver) {
+                if rebase_onto(driver, &options, &layers, WAYS[2]) {
+                    came.insert((driver.name(), size));
+                }
+            }
+        }
+    }
+    // Of the others only disks that were made as overlays can have one.
+    for name in ["cow", "qcow2", "qed", "vmdk"] {
+        assert!(came.contains(&(name, FULL)), "{name} was not rebased");
     }
 }
 

@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
 
+mod bases;
 mod chains;
 mod hostile;
+mod layers;
 mod lifecycle;
 mod resume;
 mod support;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use vdisk_engine::env::{CreateSpec, Secrets};
 use vdisk_engine::formats::{self, DRIVERS, FormatDriver};
-use vdisk_engine::gate::{Gate, Node, Reference};
+use vdisk_engine::gate::{BackingChoice, Gate, Node, Reference};
 use vdisk_engine::image::BackingReference;
 use vdisk_engine::ops::create::create;
 use vdisk_engine::options::Options;
@@ -77,8 +77,31 @@ impl Files {
         let env = if writable { env.writable() } else { env };
         Chain::open(node(self.get(name), format), &env)
     }
+    /// Opens `name` over `base`, whatever its header names.
+    pub fn open_over(&self, name: &str, format: &str, base: (&str, &str), writable: bool) -> Result<Chain> {
+        let limits = Limits::default();
+        let env = OpenEnv::closed(&limits).with_gate(self).with_secrets(&Passphrase);
+        let env = if writable { env.writable() } else { env };
+        let mut top = node(self.get(name), format);
+        top.backing = BackingChoice::Explicit(Box::new(node(self.get(base.0), base.1)));
+        Chain::open(top, &env)
+    }
     /// Creates an image under `name`; `backing` is a name and format.
     pub fn create(&self, name: &str, format: &str, size: u64, backing: Option<(&str, &str)>) -> Result<()> {
+        self.create_with(name, format, &Options::new(), size, backing)
+    }
+    /// The same with create options.
+    pub fn create_with(
+        &self,
+        name: &str,
+        format: &str,
+        options: &Options,
+        size: u64,
+        backing: Option<(&str, &str)>,
+    ) -> Result<()> {
+        let options = options
+            .iter()
+            .fold(create_options(format), |all, (name, value)| all.with(name, value));
         let random = |buf: &mut [u8]| buf.fill(0x5a);
         let limits = Limits::default();
         let env = CreateEnv {
@@ -99,7 +122,7 @@ impl Files {
             format,
             &CreateSpec {
                 virtual_size: size,
-                options: create_options(format),
+                options,
                 backing,
             },
             &env,

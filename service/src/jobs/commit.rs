@@ -257,11 +257,8 @@ impl Work {
             ..Opening::read(&self.limits, &secrets)
         };
         let chain = open_patiently(&self.layers, &opening, control)?;
-        let top = chain.top();
-        if formats::by_name(top.format())?.capabilities().make_empty {
-            top.make_empty()?;
-        }
-        Ok(top.close()?)
+        ops::commit::empty_committed(chain.top())?;
+        Ok(chain.top().close()?)
     }
 
     fn outcome(&self, control: &Control) -> Result<Done> {

@@ -197,14 +197,10 @@ pub(super) fn create(storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>
     // A data file that cannot be had is no reason to change the image's own.
     let gate = Created(data.transpose()?);
     write_skeleton(&storage, &plan, &first)?;
-    let open_env = OpenEnv {
-        writable: true,
-        for_check: false,
-        metadata_only: false,
-        gate: &gate,
-        limits: env.limits,
-        secrets: env.secrets,
-    };
+    let open_env = OpenEnv::closed(env.limits)
+        .with_gate(&gate)
+        .with_secrets(env.secrets)
+        .writable();
     let mut image = open::open(storage, &Options::new(), &open_env)?;
     image.host.unordered.store(true, Ordering::Relaxed);
     grow(&image, size)?;

@@ -141,7 +141,7 @@ impl Qcow2 {
 
     fn expand_table(&self, writer: &mut Writer, at: u64, table: Table) -> Result<()> {
         let mut words = words_from_be(&read_vec(self.host.file.as_ref(), at, self.geometry.cluster_len())?);
-        let backed = self.read_shared().backing.is_some();
+        let backed = self.has_base();
         let version = self.read_shared().header.version;
         let (mut freed, mut changed) = (Vec::new(), false);
         for index in 0..self.geometry.l2_entries() as usize {

@@ -29,6 +29,8 @@ pub(super) struct Qcow2 {
     /// `None`: guest data is stored as it is.
     pub encryption: Option<Arc<Encryption>>,
     pub limits: Limits,
+    /// The caller put it over another layer, whatever the header says.
+    pub over_base: bool,
     /// `None`: opened for reading.
     pub writer: Option<Mutex<Writer>>,
     pub shared: RwLock<Shared>,
@@ -64,6 +66,11 @@ impl Qcow2 {
     }
     pub fn write_metadata(&self) -> RwLockWriteGuard<'_, MetadataMap> {
         self.metadata.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a layer lies below, which shows where nothing is allocated.
+    pub fn has_base(&self) -> bool {
+        self.over_base || self.read_shared().backing.is_some()
     }
 
     /// Takes the right to change the image.

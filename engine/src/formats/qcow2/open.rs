@@ -139,6 +139,7 @@ pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) ->
         codec: Codec::new(geometry.compression),
         encryption,
         limits: env.limits.clone(),
+        over_base: env.over_base,
         writer,
         metadata,
         host,

@@ -111,7 +111,7 @@ impl Qcow2 {
             how => how,
         };
         // A reserved cluster hides the layer below it, which still shows in the first part of the cluster that the old size ends in.
-        let hides = self.read_shared().backing.is_some() && !self.geometry.extended_l2;
+        let hides = self.has_base() && !self.geometry.extended_l2;
         let from = if hides { end } else { old };
         self.preallocate(writer, from, new, how)
     }

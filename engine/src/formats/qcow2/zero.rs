@@ -7,8 +7,8 @@ use super::writer::Writer;
 use crate::Result;
 use crate::image::Below;
 
-/// Zero bytes written at once where flags cannot say it.
-const ZEROES: usize = 64 << 10;
+/// Zero bytes written at once where tables cannot say it; whole clusters where they are larger.
+const ZEROES: u64 = 64 << 10;
 
 /// What happens to whole clusters.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Qcow2 {
     }
 
     fn zero_parts(&self, writer: &mut Writer, from: u64, to: u64, how: Clear, below: &dyn Below) -> Result<()> {
-        let (version, backed, virtual_size) = self.basics();
+        let (version, _, virtual_size) = self.basics();
         let size = self.geometry.subcluster_size();
         let first = from.next_multiple_of(size);
         let last = if to == virtual_size {
@@ -41,48 +41,92 @@ impl Qcow2 {
         } else {
             to / size * size
         };
-        if version < 3 && backed || first >= last {
-            return self.zero_piece(writer, from, to, version >= 3 || !backed, below);
+        if first >= last {
+            return self.zero_piece(writer, from, to, below);
         }
-        self.zero_piece(writer, from, first, true, below)?;
-        self.clear_aligned(writer, first, last, how)?;
+        self.zero_piece(writer, from, first, below)?;
+        match version {
+            ..3 => self.zero_without_flags(writer, first, last, how, below)?,
+            _ => self.clear_aligned(writer, first, last, how)?,
+        }
         if last < to {
-            self.zero_piece(writer, last, to, true, below)?;
+            self.zero_piece(writer, last, to, below)?;
+        }
+        Ok(())
+    }
+
+    /// Whole clusters of version 2: nothing where that reads as zeroes, else bytes.
+    fn zero_without_flags(
+        &self,
+        writer: &mut Writer,
+        mut at: u64,
+        to: u64,
+        how: Clear,
+        below: &dyn Below,
+    ) -> Result<()> {
+        let size = self.geometry.cluster_size();
+        if self.is_zero_unallocated(at, to, below)? {
+            return self.clear_aligned(writer, at, to, how);
+        }
+        while at < to {
+            let free = self.is_zero_unallocated(at, at + size, below)?;
+            let mut end = at + size;
+            while end < to && self.is_zero_unallocated(end, end + size, below)? == free {
+                end += size;
+            }
+            match free {
+                true => self.clear_aligned(writer, at, end, how)?,
+                false => self.write_zero_bytes(writer, at, end, below)?,
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Whether whole clusters of version 2 read as zeroes without anything in the tables. An overlay does not count on its base; what has none
+    /// goes by `below`, since a base may be about to come.
+    fn is_zero_unallocated(&self, from: u64, to: u64, below: &dyn Below) -> Result<bool> {
+        let (_, backed, virtual_size) = self.basics();
+        Ok(!backed && below.is_zero(from, to.min(virtual_size).saturating_sub(from))?)
+    }
+
+    /// Writes zeroes as data, as far as the disk goes.
+    fn write_zero_bytes(&self, writer: &mut Writer, mut at: u64, to: u64, below: &dyn Below) -> Result<()> {
+        let to = to.min(self.basics().2);
+        let step = ZEROES.max(self.geometry.cluster_size());
+        while at < to {
+            let end = ((at / step + 1) * step).min(to);
+            self.write_range(writer, at, &vec![0; (end - at) as usize], below)?;
+            at = end;
         }
         Ok(())
     }
 
     /// Version, whether there is a layer below, virtual size.
     fn basics(&self) -> (u32, bool, u64) {
+        let backed = self.has_base();
         let shared = self.read_shared();
-        (
-            shared.header.version,
-            shared.backing.is_some(),
-            shared.header.virtual_size,
-        )
+        (shared.header.version, backed, shared.header.virtual_size)
     }
 
     /// Zeroes less than a subcluster (at most two pieces of two neighbours): by its flag where the rest is zero anyway, else by bytes.
-    fn zero_piece(&self, writer: &mut Writer, from: u64, to: u64, flags: bool, below: &dyn Below) -> Result<()> {
+    fn zero_piece(&self, writer: &mut Writer, from: u64, to: u64, below: &dyn Below) -> Result<()> {
         let size = self.geometry.subcluster_size();
+        let has_flags = self.basics().0 >= 3;
         let mut at = from;
         while at < to {
             let start = at / size * size;
-            let end = if flags {
-                to.min(start + size)
-            } else {
-                to.min(at + ZEROES as u64)
-            };
+            let end = to.min(start + size);
             let around = [(start, at), (end, start + size)];
-            let free = flags && self.has_no_data(start)? && {
+            let sayable = has_flags || self.is_zero_unallocated(start, start + size, below)?;
+            let free = sayable && self.has_no_data(start)? && {
                 let known: Result<Vec<bool>> = around.iter().map(|(a, b)| self.is_zero(*a, b - a, below)).collect();
                 known?.into_iter().all(|zero| zero)
             };
             if free {
                 self.clear_aligned(writer, start, start + size, Clear::Zero)?;
             } else {
-                let zeroes = vec![0; (end - at) as usize];
-                self.write_range(writer, at, &zeroes, below)?;
+                self.write_zero_bytes(writer, at, end, below)?;
             }
             at = end;
         }

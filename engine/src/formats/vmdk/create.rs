@@ -222,14 +222,10 @@ fn parent_cid(main: &StorageRef, backing: &crate::env::BackingReference, env: &C
     if node.format.as_deref().is_some_and(|f| f != "vmdk") {
         return Err(Error::invalid("backing_file must be a vmdk image"));
     }
-    let open_env = OpenEnv {
-        writable: false,
-        for_check: false,
-        metadata_only: true,
-        gate: env.gate,
-        limits: env.limits,
-        secrets: env.secrets,
-    };
+    let open_env = OpenEnv::closed(env.limits)
+        .with_gate(env.gate)
+        .with_secrets(env.secrets)
+        .metadata_only();
     cid_of(&open::open(node.storage, &open_env)?)
 }
 

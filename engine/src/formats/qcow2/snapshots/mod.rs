@@ -242,6 +242,7 @@ impl Snapshots for Qcow2 {
             codec: Codec::new(self.geometry.compression),
             encryption: self.encryption.clone(),
             limits: self.limits.clone(),
+            over_base: self.over_base,
             writer: None,
             metadata: self.metadata.clone(),
             unpacked: Mutex::default(),
