@@ -200,7 +200,10 @@ impl Image for RawImage {
         None
     }
     fn info(&self) -> Result<ImageInfo> {
-        Ok(ImageInfo::default())
+        Ok(ImageInfo {
+            dirty: Some(false),
+            ..ImageInfo::default()
+        })
     }
     fn storages(&self) -> Vec<StorageRef> {
         vec![self.file.clone()]
