@@ -13,7 +13,7 @@ use crate::image::{
     Scratch,
 };
 use crate::options::{OptionKind, OptionSpec, Options};
-use crate::storage::read_padded;
+use crate::storage::read_guest_padded;
 use crate::{CreateEnv, Error, Image, OpenEnv, Result, StorageRef};
 
 const CAPABILITIES: Capabilities = Capabilities {
@@ -230,7 +230,7 @@ impl Image for RawImage {
         if place + buf.len() as u64 + SECTOR <= self.start + self.virtual_size() {
             return self.file.read_guest_at(place, buf);
         }
-        read_padded(self.file.as_ref(), place, buf)
+        read_guest_padded(self.file.as_ref(), place, buf)
     }
     fn write(&self, offset: u64, buf: &[u8], _below: &dyn Below) -> Result<()> {
         self.file.write_at(self.inside(offset, buf.len() as u64)?, buf)
