@@ -182,8 +182,8 @@ fn checked(spec: &OptionSpec, value: String) -> Result<String, Failure> {
             Err(_) => Err(Failure::new(format!("Parameter '{name}' expects a number"))),
         },
         OptionKind::Bool => match value.as_str() {
-            "on" | "yes" | "true" | "y" => Ok("on".to_owned()),
-            "off" | "no" | "false" | "n" => Ok("off".to_owned()),
+            // As it is: the line that `create` prints repeats the word.
+            "on" | "yes" | "true" | "y" | "off" | "no" | "false" | "n" => Ok(value),
             _ => Err(Failure::new(format!("Parameter '{name}' expects 'on' or 'off'"))),
         },
         OptionKind::Choice(_) | OptionKind::Text => Ok(value),

@@ -80,7 +80,7 @@ pub struct ImageInfo {
     pub encrypted: bool,
     /// Whether the image as a whole is of compressed units (streamOptimized and the like).
     pub compressed: bool,
-    /// The image was not closed properly; `None` where the format cannot tell.
+    /// The image was not closed properly; `None` where `qemu-img info` leaves that out.
     pub dirty: Option<bool>,
     /// Internal snapshots.
     pub snapshots: Vec<SnapshotInfo>,

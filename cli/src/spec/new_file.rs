@@ -20,7 +20,7 @@ impl Hints {
     /// From the options for the file. A file system that has no extent size hints ignores them, and so does this program.
     pub fn new(options: &Options) -> Self {
         Self {
-            nocow: options.get("nocow") == Some("on"),
+            nocow: matches!(options.flag("nocow"), Ok(Some(true))),
         }
     }
     /// Tells them of a file without content. Where the file system does not know a hint there is nothing to do.

@@ -14,7 +14,7 @@ use crate::image::{
     Scratch,
 };
 use crate::options::{OptionKind, OptionSpec, Options};
-use crate::storage::read_padded;
+use crate::storage::read_guest_padded;
 use crate::{CreateEnv, Error, Image, OpenEnv, Result, StorageRef};
 
 const CAPABILITIES: Capabilities = Capabilities {
@@ -209,7 +209,10 @@ impl Image for RawImage {
         None
     }
     fn info(&self) -> Result<ImageInfo> {
-        Ok(ImageInfo::default())
+        Ok(ImageInfo {
+            dirty: Some(false),
+            ..ImageInfo::default()
+        })
     }
     fn storages(&self) -> Vec<StorageRef> {
         vec![self.file.clone()]
@@ -236,7 +239,7 @@ impl Image for RawImage {
         if place + buf.len() as u64 + SECTOR <= self.start + self.virtual_size() {
             return self.file.read_guest_at(place, buf);
         }
-        read_padded(self.file.as_ref(), place, buf)
+        read_guest_padded(self.file.as_ref(), place, buf)
     }
     fn write(&self, offset: u64, buf: &[u8], _below: &dyn Below) -> Result<()> {
         self.file.write_at(self.inside(offset, buf.len() as u64)?, buf)

@@ -110,7 +110,9 @@ impl Description {
         if let Some(specific) = &self.image.specific {
             put("format-specific", json!({ "type": self.format, "data": specific }));
         }
-        put("dirty-flag", self.image.dirty.unwrap_or(false).into());
+        if let Some(dirty) = self.image.dirty {
+            put("dirty-flag", dirty.into());
+        }
         put("children", children.iter().map(Child::to_json).collect());
         out
     }

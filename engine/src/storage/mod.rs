@@ -106,14 +106,27 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
 /// Reads like [`Storage::read_at`], with zeroes for what lies past the end.
 pub fn read_padded(storage: &dyn Storage, offset: u64, buf: &mut [u8]) -> Result<()> {
+    match pad(storage, offset, buf)? {
+        [] => Ok(()),
+        there => storage.read_at(offset, there),
+    }
+}
+
+/// Reads like [`Storage::read_guest_at`], with zeroes for what lies past the end.
+pub fn read_guest_padded(storage: &dyn Storage, offset: u64, buf: &mut [u8]) -> Result<()> {
+    match pad(storage, offset, buf)? {
+        [] => Ok(()),
+        there => storage.read_guest_at(offset, there),
+    }
+}
+
+/// Fills what lies past the end with zeroes, and gives the rest of the buffer.
+fn pad<'b>(storage: &dyn Storage, offset: u64, buf: &'b mut [u8]) -> Result<&'b mut [u8]> {
     let there = storage.len()?.saturating_sub(offset);
     let n = usize::try_from(there).unwrap_or(usize::MAX).min(buf.len());
     let (head, tail) = buf.split_at_mut(n);
-    if !head.is_empty() {
-        storage.read_at(offset, head)?;
-    }
     tail.fill(0);
-    Ok(())
+    Ok(head)
 }
 
 /// Reads `len` bytes into a new vector. `len` must have been bounded by the caller.

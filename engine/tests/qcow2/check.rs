@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use vdisk_engine::image::{NothingBelow, Repair};
+use vdisk_engine::image::{NothingBelow, Repair, Resize};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::MemoryStorage;
-use vdisk_engine::{Control, Limits, OpenEnv, formats};
+use vdisk_engine::{Control, Image, Limits, OpenEnv, formats};
 
 use crate::support::{Files, Scratch, assert_clean, assert_qemu_clean, read_all};
 
@@ -139,6 +139,167 @@ fn repair_mends_what_needs_no_guess_at_once_and_qemu_agrees() {
         if qemu {
             assert_qemu_clean(&storage.contents(), &scratch, false, what);
         }
+    }
+}
+
+/// The sample with a snapshot, and with other data in the active image since. Gives the place of the snapshot's L1 table, too.
+fn sample_with_snapshot(size: u64, cluster: &str) -> (Vec<u8>, usize) {
+    let files = Files::default();
+    let storage = Arc::new(MemoryStorage::empty());
+    files.create_on(
+        storage.clone(),
+        size,
+        Options::new().with("cluster_size", cluster),
+        None,
+    );
+    let image = files.open_on(storage.clone(), true).unwrap();
+    image.write(0, &[3; 10 << 16], &NothingBelow).unwrap();
+    image.snapshots().unwrap().create("s", (0, 0)).unwrap();
+    image.write(0, &[4; 5 << 16], &NothingBelow).unwrap();
+    image.close().unwrap();
+    let bytes = storage.contents();
+    let l1 = word(&bytes, word(&bytes, 64));
+    (bytes, l1)
+}
+
+fn word(bytes: &[u8], at: usize) -> usize {
+    usize::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+/// What `check` finds and does: corruptions and leaks that are left, and what was mended.
+fn checked(image: &dyn Image, repair: Repair) -> (u64, u64, u64) {
+    let report = image.check(repair, &Control::default()).unwrap();
+    (
+        report.corruptions,
+        report.leaks,
+        report.corruptions_fixed + report.leaks_fixed,
+    )
+}
+
+/// Such an entry reads as nothing, but its table and data may still be found: they are no leaks.
+#[test]
+fn an_l1_entry_that_lost_its_place_is_told_and_nothing_is_taken_from_it() {
+    let (with_snapshot, snapshot_l1) = sample_with_snapshot(1 << 20, "64k");
+    let mut larger = sample();
+    // A slot past the end of the disk, which never had a table.
+    larger[36..40].copy_from_slice(&2u32.to_be_bytes());
+    let cases = [
+        ("active", sample(), 0x3_0000, true),
+        ("snapshot", with_snapshot, snapshot_l1, true),
+        ("empty", larger, 0x3_0008, false),
+    ];
+    for (what, mut bytes, entry, lost) in cases {
+        put(&mut bytes, entry, COPIED);
+        let storage = Arc::new(MemoryStorage::new("m", bytes.clone()));
+        let image = Files::default().open_on(storage.clone(), true).unwrap();
+        for repair in [Repair::No, Repair::Leaks, Repair::All] {
+            let (corruptions, leaks, mended) = checked(&*image, repair);
+            assert!(corruptions > 0, "{what} {repair:?}");
+            assert_eq!((leaks > 0, mended), (lost, 0), "{what} {repair:?}");
+            assert!(storage.contents() == bytes, "{what} {repair:?}: something was changed");
+        }
+        if e2e::tools::have(&["qemu-img"]) {
+            assert_eq!(qemu_verdict(&Scratch::new(), &bytes).0, Some(2), "{what}");
+        }
+    }
+}
+
+/// A refcount block where a snapshot has its L1 table: both cannot be right, and whoever writes one destroys the other.
+#[test]
+fn a_refcount_block_over_a_snapshot_is_made_anew_elsewhere() {
+    for cluster in ["512", "4096"] {
+        let (mut bytes, l1) = sample_with_snapshot(1 << 20, cluster);
+        let reftable = word(&bytes, 48);
+        let free = (reftable..).step_by(8).find(|at| word(&bytes, *at) == 0).unwrap();
+        let files = Files::default();
+        let open = |bytes: &[u8]| {
+            let storage = Arc::new(MemoryStorage::new("m", bytes.to_vec()));
+            (files.open_on(storage.clone(), true).unwrap(), storage)
+        };
+        let contents = |image: &dyn Image| {
+            let snapshot = image.snapshots().unwrap().open("s").unwrap();
+            (read_all(image), read_all(&*snapshot))
+        };
+        let before = contents(&*open(&bytes).0);
+        put(&mut bytes, free, l1 as u64);
+        let (image, storage) = open(&bytes);
+        assert!(checked(&*image, Repair::No).0 > 0, "{cluster}");
+        assert!(checked(&*image, Repair::Leaks).0 > 0, "{cluster}");
+        assert!(storage.contents() == bytes, "{cluster}: -r leaks changed something");
+        let (corruptions, leaks, mended) = checked(&*image, Repair::All);
+        assert_eq!((corruptions, leaks, mended > 0), (0, 0, true), "{cluster}");
+        image.close().unwrap();
+        drop(image);
+        let (image, storage) = open(&storage.contents());
+        assert_clean(&*image);
+        assert!(contents(&*image) == before, "{cluster}");
+        let to = Resize {
+            virtual_size: 12 << 20,
+            ..Resize::default()
+        };
+        image.resize(&to).unwrap();
+        image.write(11 << 20, &[9; 4096], &NothingBelow).unwrap();
+        image.close().unwrap();
+        assert_clean(&*image);
+        if e2e::tools::have(&["qemu-img"]) {
+            let scratch = Scratch::new();
+            assert_eq!(qemu_verdict(&scratch, &bytes).0, Some(2), "{cluster}");
+            assert_qemu_clean(&storage.contents(), &scratch, false, cluster);
+        }
+    }
+}
+
+/// Refcounts can be right about structures that overlap, but such an image cannot be written.
+#[test]
+fn what_cannot_be_written_is_never_called_sound() {
+    let (bytes, _) = sample_with_snapshot(1 << 20, "64k");
+    let storage = Arc::new(MemoryStorage::new("m", bytes));
+    let files = Files::default();
+    let image = files.open_on(storage.clone(), true).unwrap();
+    image.snapshots().unwrap().create("t", (0, 0)).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let mut bytes = storage.contents();
+    // The second snapshot's L1 table is that of the first one.
+    let table = word(&bytes, 64);
+    let l1 = word(&bytes, table);
+    put(&mut bytes, table + 72, l1 as u64);
+    let storage = Arc::new(MemoryStorage::new("m", bytes.clone()));
+    let image = files.open_on(storage.clone(), true).unwrap();
+    assert_eq!(image.snapshots().unwrap().list().unwrap().len(), 2);
+    assert!(checked(&*image, Repair::Leaks).0 > 0);
+    assert!(storage.contents() == bytes, "-r leaks changed something");
+    for repair in [Repair::All, Repair::No] {
+        assert!(checked(&*image, repair).0 > 0, "{repair:?}");
+        assert!(image.write(0, &[1; 512], &NothingBelow).is_err());
+    }
+}
+
+/// Clusters of a data file have no refcounts; each has one user, so each entry has the copied flag.
+#[test]
+fn copied_flags_of_a_data_file_are_checked() {
+    let scratch = Scratch::new();
+    let (path, data) = (scratch.file("top"), scratch.file("data"));
+    let options = Options::new().with("data_file", e2e::tools::arg(&data));
+    scratch.create(&path, 1 << 20, options);
+    let image = scratch.open_writable(&path);
+    image.write(0, &[3; 10 << 16], &NothingBelow).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let sound = std::fs::read(&path).unwrap();
+    let mut bytes = sound.clone();
+    bytes[L2 + 8] &= 0x7f;
+    for repair in [Repair::Leaks, Repair::All] {
+        std::fs::write(&path, &bytes).unwrap();
+        if e2e::tools::have(&["qemu-img"]) {
+            let out = e2e::tools::run("qemu-img", &["check", e2e::tools::arg(&path)]);
+            assert_eq!(out.status.code(), Some(2));
+        }
+        let image = scratch.open_writable(&path);
+        assert_eq!(checked(&*image, Repair::No), (1, 0, 0));
+        assert_eq!(checked(&*image, repair), (0, 0, 1));
+        assert_eq!(checked(&*image, Repair::No), (0, 0, 0));
+        assert!(std::fs::read(&path).unwrap() == sound);
     }
 }
 

@@ -221,6 +221,25 @@ fn amended_images_are_sound_and_keep_their_content() {
     assert!(image.amend(&other, false, &vdisk_engine::Control::default()).is_err());
 }
 
+/// As QEMU reads it: a size of 0 was not given.
+#[test]
+fn an_amended_size_of_0_leaves_the_disk_as_it_is() {
+    let scratch = Scratch::new();
+    let path = scratch.file("ours.qcow2");
+    scratch.create(&path, 1 << 20, Options::new());
+    let image = scratch.open_writable(&path);
+    image.write(0, &[7; 1 << 20], &NothingBelow).unwrap();
+    image.snapshots().unwrap().create("one", (0, 0)).unwrap();
+    let alone = Options::new().with("size", "0");
+    let lazy = alone.clone().with("lazy_refcounts", "on");
+    let older = alone.clone().with("compat", "0.10");
+    for options in [alone, lazy, older] {
+        image.amend(&options, false, &vdisk_engine::Control::default()).unwrap();
+        assert!(read_all(&*image) == [7; 1 << 20], "{options:?}");
+        assert_clean(&*image);
+    }
+}
+
 #[test]
 fn a_data_file_holds_the_guest_data_at_its_own_offsets() {
     let scratch = Scratch::new();

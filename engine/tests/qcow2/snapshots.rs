@@ -1,6 +1,8 @@
 //! Internal snapshots of ours and of qemu-img's.
 
-use e2e::tools::{arg, have, ok};
+use std::path::{Path, PathBuf};
+
+use e2e::tools::{arg, have, ok, run};
 use vdisk_engine::image::NothingBelow;
 use vdisk_engine::options::Options;
 
@@ -155,4 +157,79 @@ fn snapshots_that_version_2_cannot_hold_keep_an_image_at_version_3() {
     change("size", "4M").unwrap();
     change("compat", "0.10").unwrap();
     assert_clean(&*image);
+}
+
+/// A disk of 4 MiB whose snapshot has VM state behind the disk, as a machine leaves it; and what the snapshot holds, the state included.
+fn with_vm_state(scratch: &Scratch, name: &str, state: u64) -> (PathBuf, Vec<u8>) {
+    let path = scratch.file(name);
+    scratch.create(&path, 8 << 20, Options::new().with("cluster_size", "4096"));
+    let image = scratch.open_writable(&path);
+    image.write(0, &[1; 300_000], &NothingBelow).unwrap();
+    image.write(4 << 20, &[5; 200_000], &NothingBelow).unwrap();
+    image
+        .write_zeroes((4 << 20) + 8192, 4096, false, &NothingBelow)
+        .unwrap();
+    let held = read_all(&*image);
+    image.snapshots().unwrap().create("vm", (0, 0)).unwrap();
+    image.write(0, &[2; 300_000], &NothingBelow).unwrap();
+    image.close().unwrap();
+    drop(image);
+    set_disk(&path, 4 << 20, state);
+    (path, held)
+}
+
+/// Sets the size of the disk, in the header and in the only snapshot, and the size of its VM state.
+fn set_disk(path: &Path, size: u64, state: u64) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let entry = usize::from_be_bytes(bytes[64..72].try_into().unwrap());
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(24, &size.to_be_bytes());
+    put(entry + 32, &u32::try_from(state).unwrap_or(0).to_be_bytes());
+    put(entry + 40, &state.to_be_bytes());
+    put(entry + 48, &size.to_be_bytes());
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn version_2_keeps_the_vm_state_of_a_snapshot() {
+    let scratch = Scratch::new();
+    let (path, held) = with_vm_state(&scratch, "a.qcow2", 200_000);
+    let image = scratch.open_writable(&path);
+    let options = Options::new().with("compat", "0.10");
+    image.amend(&options, false, &vdisk_engine::Control::default()).unwrap();
+    image.close().unwrap();
+    assert_clean(&*image);
+    assert_eq!(image.info().unwrap().snapshots[0].vm_state_size, 200_000);
+    drop(image);
+    if have(&["qemu-img"]) {
+        let copy = scratch.file("copy");
+        std::fs::copy(&path, &copy).unwrap();
+        let p = arg(&copy);
+        ok("qemu-img", &["check", "-f", "qcow2", p]);
+        assert!(ok("qemu-img", &["info", p]).contains("compat: 0.10"));
+        ok("qemu-img", &["snapshot", "-a", "vm", p]);
+        assert!(read_all(&*scratch.open(&copy)) == held[..4 << 20]);
+    }
+    // As a larger disk the snapshot shows its VM state.
+    set_disk(&path, 8 << 20, 200_000);
+    let image = scratch.open(&path);
+    assert!(read_all(&*image.snapshots().unwrap().open("vm").unwrap()) == held);
+}
+
+#[test]
+fn vm_state_whose_size_version_2_cannot_say_keeps_an_image_at_version_3() {
+    let scratch = Scratch::new();
+    let options = Options::new().with("compat", "0.10");
+    for (name, state, fits) in [("most", u64::from(u32::MAX), true), ("more", 1 << 32, false)] {
+        let (path, _) = with_vm_state(&scratch, name, state);
+        if have(&["qemu-img"]) {
+            let copy = scratch.file("copy");
+            std::fs::copy(&path, &copy).unwrap();
+            let out = run("qemu-img", &["amend", "-f", "qcow2", "-o", "compat=0.10", arg(&copy)]);
+            assert_eq!(out.status.success(), fits, "{name}: {out:?}");
+        }
+        let image = scratch.open_writable(&path);
+        let done = image.amend(&options, false, &vdisk_engine::Control::default());
+        assert_eq!(done.is_ok(), fits, "{name}: {done:?}");
+    }
 }

@@ -342,7 +342,7 @@ impl Job<'_> {
         if !driver.capabilities().compress {
             return Err(Failure::new("Compression not supported for this file format"));
         }
-        if given.get("encrypt.format").is_some() || given.get("encryption") == Some("on") {
+        if given.get("encrypt.format").is_some() || matches!(given.flag("encryption"), Ok(Some(true))) {
             return Err(Failure::new(
                 "Compression and encryption not supported at the same time",
             ));

@@ -9,7 +9,7 @@ use crate::formats::common::{READ_ONLY, check_range};
 use crate::formats::{Capabilities, Confidence, FormatDriver, Probe};
 use crate::image::{BackingReference, Extent, ExtentKind, HostPlace, ImageInfo};
 use crate::options::Options;
-use crate::storage::read_padded;
+use crate::storage::read_guest_padded;
 use crate::{Error, Image, OpenEnv, Result, StorageRef};
 
 const SECTOR: u64 = 512;
@@ -107,7 +107,7 @@ impl Image for IsoImage {
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         check_range(offset, buf.len() as u64, self.size)?;
-        read_padded(self.file.as_ref(), offset, buf)
+        read_guest_padded(self.file.as_ref(), offset, buf)
     }
     fn flush(&self) -> Result<()> {
         self.file.flush()

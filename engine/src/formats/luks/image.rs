@@ -153,6 +153,7 @@ impl Image for LuksImage {
         let specific = describe(&header, &self.layout, self.detached.is_some());
         Ok(ImageInfo {
             encrypted: true,
+            dirty: Some(false),
             specific: Some(specific),
             ..ImageInfo::default()
         })

@@ -40,7 +40,9 @@ impl Qcow2 {
         };
         self.refuse_too_old(options, version)?;
         let width = options.get("refcount_bits").map(|_| refcount_order(options, 3));
-        let (width, size) = (width.transpose()?, options.size("size")?);
+        // No size is asked for by 0, as QEMU reads it: a disk of nothing is the work of a resize.
+        let size = options.size("size")?.filter(|size| *size != 0);
+        let width = width.transpose()?;
         if version < 3 && width.is_some_and(|order| order != 4) {
             return Err(Error::invalid(
                 "refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",

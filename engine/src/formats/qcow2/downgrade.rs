@@ -68,11 +68,11 @@ impl Qcow2 {
                 header.compression != Compression::Zlib,
                 "cannot downgrade an image with zstd compression",
             ),
-            // A snapshot of version 2 is as large as the image.
+            // A snapshot of version 2 is as large as the image, and has 32 bits for the size of its VM state.
             (
                 snapshots
                     .clone()
-                    .any(|s| s.vm_state_size != 0 || differs(s.virtual_size)),
+                    .any(|s| s.vm_state_size > u64::from(u32::MAX) || differs(s.virtual_size)),
                 "internal snapshots prevent downgrade of image",
             ),
             (bitmaps, "cannot downgrade an image with dirty bitmaps"),

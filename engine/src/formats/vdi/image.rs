@@ -133,6 +133,7 @@ impl Image for VdiImage {
         };
         Ok(ImageInfo {
             cluster_size: Some(header.block),
+            dirty: Some(false),
             specific,
             ..ImageInfo::default()
         })

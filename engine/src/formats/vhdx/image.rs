@@ -159,6 +159,7 @@ impl Image for VhdxImage {
     fn info(&self) -> Result<ImageInfo> {
         Ok(ImageInfo {
             cluster_size: Some(self.geometry().block),
+            dirty: Some(false),
             ..ImageInfo::default()
         })
     }

@@ -178,6 +178,7 @@ impl Image for VmdkImage {
         let cluster = self.sparse_extents().next().map(|e| e.grain);
         Ok(ImageInfo {
             cluster_size: cluster,
+            dirty: Some(false),
             specific: Some(self.facts()),
             ..ImageInfo::default()
         })

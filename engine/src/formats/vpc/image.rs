@@ -111,6 +111,7 @@ impl Image for VpcImage {
     fn info(&self) -> Result<ImageInfo> {
         Ok(ImageInfo {
             cluster_size: self.blocks.as_ref().map(Blocks::block_size),
+            dirty: Some(false),
             ..ImageInfo::default()
         })
     }

@@ -30,9 +30,7 @@ impl Qcow2 {
                     *slot = L1Entry::Table { at, copied: alone }.encode();
                 }
             }
-            if !self.geometry.data_file {
-                self.check_table_flags(walk, at, mending)?;
-            }
+            self.check_table_flags(walk, at, mending)?;
         }
         if mending && changed {
             let offset = self.read_shared().header.l1_offset;
@@ -60,7 +58,11 @@ impl Qcow2 {
             else {
                 continue;
             };
-            let refcount = walk.refcount(host >> self.geometry.cluster_bits);
+            // Clusters of a data file are not counted: each has one user.
+            let refcount = match self.geometry.data_file {
+                true => 1,
+                false => walk.refcount(host >> self.geometry.cluster_bits),
+            };
             let alone = refcount == 1;
             if alone != copied {
                 let raw = words.get(index * self.geometry.entry_words()).copied().unwrap_or(0);

@@ -38,8 +38,18 @@ impl Qcow2 {
         walk.run(&self.read_shared(), control)?;
         self.compare_refcounts(&mut walk, Repair::No)?;
         self.check_flags(&mut walk, None)?;
+        self.check_conflicts(&mut walk);
         walk.note_incomplete(false);
         Ok(walk.report)
+    }
+
+    /// Structures that overlap keep an image from being written, whatever their refcounts say. Most are told by what they are.
+    fn check_conflicts(&self, walk: &mut Walk<'_>) {
+        if walk.report.corruptions == 0
+            && let Err(error) = self.read_metadata().refuse_conflicts()
+        {
+            walk.corruption(|| format!("ERROR {error}"));
+        }
     }
 
     /// Counts all references of an image that must be sound, but for clusters with more users than a refcount can say; gives how many those are.

@@ -25,7 +25,8 @@ impl Qcow2 {
             walk = self.walk(control)?;
         }
         // What looks like a leak may be the data that a broken entry should point to: nothing is taken from it.
-        let unclear = !walk.bad.is_empty() || repair == Repair::Leaks && walk.report.corruptions > 0;
+        let damaged = walk.report.corruptions > 0 || self.read_metadata().refuse_conflicts().is_err();
+        let unclear = !walk.bad.is_empty() || repair == Repair::Leaks && damaged;
         let safe = if unclear { Repair::No } else { repair };
         let before = walk.report.clone();
         self.compare_refcounts(&mut walk, Repair::No)?;
@@ -59,6 +60,7 @@ impl Qcow2 {
             self.host.flush()?;
             self.reload(writer)?;
         }
+        self.check_conflicts(&mut walk);
         let complete = repair == Repair::All && walk.report.corruptions == 0 && !walk.incomplete.is_empty();
         if complete {
             self.rewrite_snapshot_table(writer)?;

@@ -66,7 +66,8 @@ impl Walk<'_> {
         let what = if active { "L1 table" } else { "snapshot's L1 table" };
         for (index, raw) in l1.iter().enumerate().filter(|(_, raw)| **raw != 0) {
             let why = match L1Entry::decode(*raw, &self.geometry) {
-                Ok(L1Entry::Unallocated) => continue,
+                // Reads as nothing, but is what is left of an entry that had a table: its clusters are no leaks.
+                Ok(L1Entry::Unallocated) => "it has a copied flag, but no place".to_owned(),
                 Ok(L1Entry::Table { at, copied }) => {
                     let end = at.saturating_add(self.geometry.cluster_size());
                     let others = self.counts.get(at >> self.geometry.cluster_bits);
@@ -87,9 +88,7 @@ impl Walk<'_> {
                 Err(error) => error.to_string(),
             };
             self.corruption(|| format!("ERROR {what} entry {index} ({raw:#x}): {why}"));
-            if active {
-                self.bad.push(BadEntry::L1);
-            }
+            self.bad.push(if active { BadEntry::L1 } else { BadEntry::Snapshot });
         }
     }
 }

@@ -102,17 +102,19 @@ impl<'a> Walk<'a> {
         self.report.compressed_clusters = Some(0);
         self.add(0, 1, 1);
         self.refcount_structures(shared)?;
+        let alone = self.blocks_alone();
         let snapshots = self.l1_tables(shared)?;
         self.l1_entries(&shared.l1, true);
         self.snapshots(&snapshots, control)?;
         self.l2_tables(control)?;
-        self.bitmaps(shared)?;
         for extension in &shared.extensions.0 {
             if let Extension::Crypto { offset, len } = extension {
                 self.add(*offset, *len, 1);
             }
         }
-        Ok(())
+        self.covered_refcounts(shared, &alone);
+        // After that: bits of a bitmap that a block lies over are not what they were, wherever new blocks are made.
+        self.bitmaps(shared)
     }
 
     pub fn say(&mut self, message: impl FnOnce() -> String) {
@@ -213,6 +215,32 @@ impl<'a> Walk<'a> {
             self.counts.add(cluster, times);
         }
         true
+    }
+
+    /// Refcount blocks, with their table indices, in clusters that nothing else was found in yet.
+    fn blocks_alone(&self) -> Vec<(usize, u64)> {
+        let bits = self.geometry.cluster_bits;
+        let blocks = self.blocks.iter().map(|(index, at)| (*index, *at));
+        blocks.filter(|(_, at)| self.counts.get(at >> bits) == 1).collect()
+    }
+
+    /// Finds refcount structures in whose clusters something else was found since: what they say is not to be believed, and changing it would
+    /// destroy the other.
+    fn covered_refcounts(&mut self, shared: &Shared, alone: &[(usize, u64)]) {
+        let bits = self.geometry.cluster_bits;
+        let covered: Vec<_> = alone.iter().filter(|(_, at)| self.counts.get(at >> bits) > 1).collect();
+        for (index, at) in covered {
+            self.bad_refcounts = true;
+            self.blocks.remove(index);
+            self.corruption(|| format!("ERROR refcount block {index} at {at:#x} overlaps other metadata"));
+        }
+        let first = shared.header.reftable_offset >> bits;
+        let mut table = first..first.saturating_add(u64::from(shared.header.reftable_clusters));
+        if !self.bad_refcounts && table.any(|cluster| self.counts.get(cluster) > 1) {
+            self.bad_refcounts = true;
+            let at = shared.header.reftable_offset;
+            self.corruption(|| format!("ERROR the refcount table at {at:#x} overlaps other metadata"));
+        }
     }
 
     fn refcount_structures(&mut self, shared: &Shared) -> Result<()> {
