@@ -19,6 +19,7 @@ mod flush;
 mod image;
 mod inflate;
 mod layout;
+mod measure;
 mod meta;
 mod open;
 mod open_extent;
@@ -144,6 +145,6 @@ impl FormatDriver for Vmdk {
         create::create(&storage, spec, env)
     }
     fn measure(&self, spec: &MeasureSpec<'_>) -> Result<Measurement> {
-        create::measure(spec)
+        measure::measure(spec)
     }
 }
