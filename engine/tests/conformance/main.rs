@@ -5,6 +5,7 @@
 mod chains;
 mod hostile;
 mod lifecycle;
+mod limits;
 mod resume;
 mod support;
 mod writes;
