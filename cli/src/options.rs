@@ -170,6 +170,15 @@ pub fn read(list: Option<&str>, table: &[OptionSpec]) -> Result<Options, Failure
     Ok(options)
 }
 
+/// Options as the summary line tells them: of yes and no the word that was given.
+pub fn as_given(options: &Options, list: Option<&str>, table: &[OptionSpec]) -> Options {
+    let is_flag = |name: &str| table.iter().any(|s| s.name == name && s.kind == OptionKind::Bool);
+    let words = keyval::parse(list.unwrap_or_default(), None).into_iter();
+    words
+        .filter(|(name, _)| is_flag(name))
+        .fold(options.clone(), |shown, (name, word)| shown.with(name, word))
+}
+
 fn checked(spec: &OptionSpec, value: String) -> Result<String, Failure> {
     let name = spec.name;
     match spec.kind {

@@ -207,6 +207,42 @@ fn an_unsafe_rebase_of_a_vmdk_takes_the_base_as_it_is() {
 }
 
 #[test]
+fn a_commit_into_a_deeper_base_leaves_a_chain_that_opens() {
+    for format in ["vmdk", "vhdx"] {
+        let dir = tempfile::tempdir().unwrap();
+        ok(dir.path(), &["create", "-q", "-f", format, "l0", "4M"]);
+        for (below, name) in [("l0", "l1"), ("l1", "l2")] {
+            ok(
+                dir.path(),
+                &["create", "-q", "-f", format, "-b", below, "-F", format, name],
+            );
+        }
+        ok(
+            dir.path(),
+            &[
+                "bench",
+                "-w",
+                "-f",
+                format,
+                "-c",
+                "8",
+                "-s",
+                "64k",
+                "--pattern",
+                "7",
+                "l2",
+            ],
+        );
+        let digest = |name: &str| ok(dir.path(), &["digest", name]).split(' ').next().unwrap().to_owned();
+        let before = digest("l2");
+        ok(dir.path(), &["commit", "-q", "-b", "l0", "l2"]);
+        for name in ["l0", "l1", "l2"] {
+            assert_eq!(digest(name), before, "{format}: {name}");
+        }
+    }
+}
+
+#[test]
 fn a_differencing_vdi_is_read_over_the_disk_that_is_given() {
     let dir = tempfile::tempdir().unwrap();
     disk(dir.path());

@@ -66,6 +66,21 @@ fn an_image_that_is_refused_leaves_the_file_that_is_there() {
 }
 
 #[test]
+fn an_image_with_larger_tables_than_can_be_opened_is_not_made() {
+    let dir = tempfile::tempdir().unwrap();
+    for options in [
+        "-f parallels -o cluster_size=512 t 33G",
+        "-f vdi -o block_size=4096 t 300G",
+        "-f vhdx -o block_size=1M t 40T",
+        "-f qed -o cluster_size=64M,table_size=16 t 1G",
+    ] {
+        let words: Vec<&str> = ["create"].into_iter().chain(options.split(' ')).collect();
+        assert_eq!(vdisk(dir.path(), &words).status.code(), Some(1), "{options}");
+        assert_eq!(names(dir.path()), [""; 0], "{options}");
+    }
+}
+
+#[test]
 fn a_new_image_keeps_nothing_of_the_file_that_was_there() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();

@@ -281,6 +281,11 @@ pub trait Image: Send + Sync {
     fn check_below(&self, _below: &dyn Image) -> Result<()> {
         Ok(())
     }
+    /// Whether it knows the layer below by what changes with that one's content, so that a commit into that one needs this one open for
+    /// writing ([`expect_change`](Self::expect_change)).
+    fn follows_below(&self) -> bool {
+        false
+    }
     /// Before a commit changes the content of `below`: lets this layer know `below` as it is and as [`begin_change`](Self::begin_change)
     /// makes it, so that a commit that is cut off anywhere can be done again. Stable when it returns.
     fn expect_change(&self, _below: &dyn Image) -> Result<()> {
@@ -363,7 +368,8 @@ pub trait BulkWrite: Sync {
     /// a smaller unit, and allocates the block when its first unit is placed.
     fn unit(&self) -> u64;
     /// Whether every unit must be encoded (streamOptimized and the like). Elsewhere [`encode`](Self::encode) is called only when the
-    /// caller wants compression; without it whole runs of units are placed and stored as they are.
+    /// caller wants compression; without it whole runs of units are placed and stored as they are. An image of which every unit is encoded
+    /// is filled from its start to its end: it takes units in rising guest order alone, by plain writes as well.
     fn encodes(&self) -> bool;
     /// Whether units that are allocated already may be placed again (formats with a fixed place for each byte).
     fn overwrites(&self) -> bool {
@@ -377,7 +383,8 @@ pub trait BulkWrite: Sync {
     /// The stored form of one unit, or `None` when it is better stored as is. `scratch` is one worker's own, kept between calls.
     fn encode(&self, data: &[u8], scratch: &mut Scratch) -> Result<Option<Vec<u8>>>;
     /// Gives a run a place: `encoded` is the stored length of one encoded unit, `None` for a run of plain units, of which the placement may
-    /// be the beginning alone: the rest has another place then, and is asked for next. Called in rising guest order by one thread at a time.
+    /// be the beginning alone: the rest has another place then, and is asked for next. Called by one thread at a time, and in rising guest
+    /// order where all units are encoded.
     fn place(&self, offset: u64, len: u64, encoded: Option<u64>) -> Result<Placement>;
     /// Writes the bytes of a placement, or of a part of a plain one: any thread, any order.
     fn store(&self, placement: &Placement, bytes: &[u8]) -> Result<()>;

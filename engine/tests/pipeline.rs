@@ -139,6 +139,58 @@ fn what_was_preallocated_is_filled() {
     }
 }
 
+/// Some images are written from their start to their end alone, whatever order the workers could take.
+#[test]
+fn what_is_filled_once_is_filled_in_order() {
+    let mut bytes = vec![0; 32 << 20];
+    let mut random = 1u64;
+    // Pieces that take long to compress beside others that do not.
+    for (n, piece) in bytes.chunks_mut(192 << 10).enumerate() {
+        for (i, byte) in piece.iter_mut().enumerate() {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            *byte = if n % 3 == 0 {
+                (random >> 33) as u8
+            } else {
+                (i / 700 + n) as u8
+            };
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("raw"), &bytes).unwrap();
+    let source = raw(Arc::new(MemoryStorage::new("in", bytes)), false);
+    let once = [
+        ("vmdk", Some(("subformat", "streamOptimized"))),
+        ("cloop", None),
+        ("dmg", Some(("subformat", "UDZO"))),
+        ("dmg", Some(("subformat", "ULFO"))),
+    ];
+    for (n, (format, option)) in once.into_iter().enumerate() {
+        let path = dir.path().join(format!("image{n}"));
+        let file: StorageRef = Arc::new(FileStorage::create_new(&path, FileOptions::write()).unwrap());
+        let options = option.map_or(Options::new(), |(name, value)| Options::new().with(name, value));
+        let target = new_image(file, format, source.virtual_size(), &options).unwrap();
+        let unordered = CopyOptions {
+            workers: 4,
+            ordered: false,
+            ..CopyOptions::default()
+        };
+        convert(&source, target.top(), &unordered, &Control::default()).unwrap_or_else(|e| panic!("{format}: {e}"));
+        drop(target);
+        let limits = Limits::default();
+        let file: StorageRef = Arc::new(FileStorage::open(&path, FileOptions::read()).unwrap());
+        let copy = Chain::open(Node::new(file, format), &OpenEnv::closed(&limits)).unwrap();
+        let found = compare::compare(&source, &copy, true, 2, &Control::default()).unwrap();
+        assert!(found.difference.is_none(), "{format} {option:?}");
+        if e2e::tools::have(&["qemu-img"]) && option != Some(("subformat", "ULFO")) {
+            let (raw, image) = (dir.path().join("raw"), path.to_str().unwrap());
+            e2e::tools::ok(
+                "qemu-img",
+                &["compare", "-f", "raw", "-F", format, raw.to_str().unwrap(), image],
+            );
+        }
+    }
+}
+
 #[test]
 fn holes_stay_holes() {
     let dir = tempfile::tempdir().unwrap();

@@ -9,8 +9,8 @@ use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApiBui
 use utoipa::{IntoResponses, ToSchema};
 use vdisk_service::model::Event;
 
-use super::documented::problems;
 use super::declared::is_strict;
+use super::documented::problems;
 use super::problem::Problem;
 use super::{api, documented, examples};
 use crate::access::roles;

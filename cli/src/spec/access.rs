@@ -20,6 +20,8 @@ pub struct Access {
     pub no_backing: bool,
     /// The layer at this depth will be changed as well.
     pub base: Option<usize>,
+    /// And so will the one over it, which may lie below the top.
+    pub over_base: bool,
     /// The guest's data is not wanted: an encrypted image may stay locked.
     pub keyless: bool,
     /// When writes are stable.
@@ -58,6 +60,11 @@ impl Access {
     pub fn keyless(mut self) -> Self {
         self.keyless = true;
         self
+    }
+    /// Whether the layer at a depth below the top will be changed.
+    pub fn changes(&self, depth: usize) -> bool {
+        self.base
+            .is_some_and(|base| base == depth || self.over_base && base == depth + 1)
     }
     /// The lock that fits.
     pub fn lock(&self) -> LockMode {

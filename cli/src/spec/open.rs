@@ -327,7 +327,7 @@ impl Opener {
         }
         // The layer that a commit writes to may be named by options as well.
         let access = Access {
-            writable: access.base == Some(1),
+            writable: access.changes(1),
             base: access
                 .base
                 .and_then(|depth| depth.checked_sub(1))
@@ -367,7 +367,9 @@ impl Opener {
                 .with_secrets(&self.secrets)
         };
         let top = node.storage.name().to_owned();
-        let depths = [0, access.base.unwrap_or(0)];
+        let depths: Vec<usize> = (0..=access.base.unwrap_or(0))
+            .filter(|depth| *depth == 0 || access.changes(*depth))
+            .collect();
         let format = node.format.clone().unwrap_or_default();
         Chain::open_writable(node, &env, &depths).map_err(|error| {
             let depth = error.place().filter(|p| *p != top).map_or(0, |p| trail.depth(p));

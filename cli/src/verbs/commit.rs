@@ -58,9 +58,10 @@ pub fn run(args: &Args) -> Outcome {
     let cache = super::target_cache(args.cache.as_deref(), CacheMode::Writeback)?;
     let opener = args.common.opener()?;
     let spec = Spec::new(text, args.format.as_deref(), args.image_opts)?;
-    let depth = depth_of_base(&opener, spec, args.base.as_deref())?;
+    let (depth, over_base) = depth_of_base(&opener, spec, args.base.as_deref())?;
     let access = Access {
         base: Some(depth),
+        over_base,
         ..Access::write().cached(cache)
     };
     let image = opener.open(spec, access)?;
@@ -85,17 +86,18 @@ pub fn run(args: &Args) -> Outcome {
     Ok(0)
 }
 
-/// How far down the image is that is committed to.
-fn depth_of_base(opener: &Opener, spec: Spec<'_>, base: Option<&str>) -> Result<usize, Failure> {
-    let Some(base) = base else { return Ok(1) };
+/// How far down the image is that is committed to, and whether the one over it must be told of its change.
+fn depth_of_base(opener: &Opener, spec: Spec<'_>, base: Option<&str>) -> Result<(usize, bool), Failure> {
+    let Some(base) = base else { return Ok((1, false)) };
     let image = opener.open(spec, Access::read(true))?;
     let wanted = canonical(&image.place(), base);
-    let found = image.chain.layers().iter().position(|layer| {
+    let layers = image.chain.layers();
+    let found = layers.iter().position(|layer| {
         let Some(backing) = layer.backing() else { return false };
         backing.name == base || wanted.is_some() && canonical(&place(layer.as_ref()), &backing.name) == wanted
     });
     found
-        .map(|d| d + 1)
+        .map(|over| (over + 1, layers[over].follows_below()))
         .ok_or_else(|| Failure::new(format!("Did not find '{base}' in the backing chain of '{}'", spec.text)))
 }
 

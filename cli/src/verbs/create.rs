@@ -141,7 +141,7 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<(u64, Made), Fai
     target::local_path(request.file)?;
     let table = options::create_table(driver);
     let mut given = options::read(request.list, &table)?;
-    let shown = given.clone();
+    let shown = options::as_given(&given, request.list, &table);
     let size = match (given.take("size").and_then(|s| s.parse().ok()), request.size) {
         (Some(_), Some(_)) => return Err(Failure::new("The image size must be specified only once")),
         (a, b) => a.or(b),

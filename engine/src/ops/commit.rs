@@ -9,9 +9,9 @@ use crate::{Chain, Control, Error, Image, Result, formats};
 /// Writes everything that the layers above depth `base` hold into the layer at `base`, which must have been opened for writing
 /// ([`Chain::open_writable`]). A base that is shorter than the top grows first. With `empty_top` the top is emptied afterwards.
 ///
-/// Order of writes: where the top knows its base by what changes with the content, the identities of before and after; data and tables of
-/// the base, flush, and only then is the top emptied. A crash before that leaves the top whole, and what it shows is what it showed; the commit can
-/// be done again.
+/// Order of writes: where the layer over the base knows it by what changes with the content ([`Image::follows_below`]; it must be open for
+/// writing as well), the identities of before and after; data and tables of the base, flush, and only then is the top emptied. A crash before
+/// that leaves the top whole, and what it shows is what it showed; the commit can be done again.
 ///
 /// # Errors
 /// What the layers say; `Cancelled`, which leaves the top whole and a part of it in the base.
@@ -56,9 +56,8 @@ fn write_into(
     control: &Control,
 ) -> Result<()> {
     let size = chain.virtual_size();
-    if base == 1 && (image.virtual_size() < size || has_data(source, control)?) {
-        chain.top().expect_change(image)?;
-        image.begin_change()?;
+    if image.virtual_size() < size || has_data(source, control)? {
+        begin_change(chain, base, image)?;
     }
     if image.virtual_size() < size {
         say_zeroes(chain, image.virtual_size(), chain.below(base).virtual_size().min(size))?;
@@ -80,6 +79,21 @@ fn write_into(
         true => make_empty(chain.top()),
         false => Ok(()),
     }
+}
+
+/// Lets the base change, and the layer over it know the base as it is and as it will be.
+fn begin_change(chain: &Chain, base: usize, image: &dyn Image) -> Result<()> {
+    let over = chain.layers()[base - 1].as_ref();
+    if over.follows_below() {
+        let expected = over.expect_change(image);
+        // The top is closed when it is emptied or left as it is; a layer between is done with.
+        if base > 1 {
+            super::closed(over, expected)
+        } else {
+            expected
+        }?;
+    }
+    image.begin_change()
 }
 
 /// Whether there is anything to commit.

@@ -10,7 +10,7 @@ use vdisk_engine::ops::commit::commit;
 use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::ops::rebase::rebase;
 use vdisk_engine::options::Options;
-use vdisk_engine::{CancelToken, Chain, Control, Limits, OpenEnv, Progress, Result};
+use vdisk_engine::{CancelToken, Chain, Control, Limits, OpenEnv, Progress};
 
 use crate::layers::{
     FULL, Layer, base_format, done, layers, make, make_with, model, overlays, seen, size_of, variants,

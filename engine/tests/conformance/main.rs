@@ -7,6 +7,7 @@ mod chains;
 mod hostile;
 mod layers;
 mod lifecycle;
+mod limits;
 mod resume;
 mod support;
 mod writes;

@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use e2e::tools::{arg, have, ok};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -152,6 +154,52 @@ fn an_existing_image_is_not_opened_for_writing() {
     assert!(image.write(0, &[1; 512], &NothingBelow).is_err());
 }
 
+/// The image with every chunk made one that is ignored.
+fn ignoring_all(image: &[u8]) -> Vec<u8> {
+    let koly = image.len() - 512;
+    let (start, len) = (number_at(image, koly + 216), number_at(image, koly + 224));
+    let plist = String::from_utf8(image[start..start + len].to_vec()).unwrap();
+    let (head, rest) = plist.split_once("<data>\n").unwrap();
+    let (data, tail) = rest.split_once("\n</data>").unwrap();
+    let mut table = BASE64.decode(data.replace('\n', "")).unwrap();
+    for chunk in table[204..].chunks_mut(40).filter(|c| c[0] != 0xff) {
+        chunk[..4].copy_from_slice(&2u32.to_be_bytes());
+    }
+    let encoded = BASE64.encode(&table);
+    let lines: Vec<_> = encoded.as_bytes().chunks(76).map(String::from_utf8_lossy).collect();
+    let patched = format!("{head}<data>\n{}\n</data>{tail}", lines.join("\n"));
+    assert_eq!(patched.len(), len);
+    [&image[..start], patched.as_bytes(), &image[start + len..]].concat()
+}
+
+fn number_at(bytes: &[u8], at: usize) -> usize {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize
+}
+
+#[test]
+fn ignored_chunks_do_not_make_an_image_new() {
+    for subformat in ["UDZO", "ULFO"] {
+        let damaged = ignoring_all(&filled(&pattern(3 << 20), subformat));
+        let storage = Arc::new(MemoryStorage::new("d.dmg", damaged.clone()));
+        assert!(open_rw(storage.clone(), "dmg").is_err(), "{subformat}");
+        assert!(storage.contents() == damaged, "{subformat}");
+        let image = open_ro(storage, "dmg").unwrap();
+        let mut bytes = vec![1; 3 << 20];
+        image.read(0, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|b| *b == 0), "{subformat}");
+    }
+}
+
+#[test]
+fn a_new_image_that_gets_nothing_stays_as_it_is() {
+    let storage = created("dmg", 3 << 20, &[]);
+    let before = storage.contents();
+    open_rw(storage.clone(), "dmg").unwrap().close().unwrap();
+    assert!(storage.contents() == before);
+    bulk_fill("dmg", storage.clone(), &pattern(3 << 20));
+    assert!(storage.contents() != before);
+}
+
 /// An image of one chunk: bytes stored in some compression.
 fn one_chunk(kind: u32, stored: &[u8], len: u64) -> Arc<MemoryStorage> {
     let mut table = b"mish".to_vec();
@@ -161,10 +209,7 @@ fn one_chunk(kind: u32, stored: &[u8], len: u64) -> Arc<MemoryStorage> {
     table.extend(1u32.to_be_bytes());
     table.extend([kind.to_be_bytes(), [0; 4]].concat());
     table.extend([0, len / 512, 0, stored.len() as u64].map(u64::to_be_bytes).concat());
-    let base64 = {
-        use base64::Engine as _;
-        base64::engine::general_purpose::STANDARD.encode(table)
-    };
+    let base64 = BASE64.encode(table);
     let xml = format!(
         "<plist><dict><key>resource-fork</key><dict><key>blkx</key><array><dict><key>Data</key><data>{base64}</data>\
          </dict></array></dict></dict></plist>"

@@ -1,9 +1,15 @@
 //! New images are what qemu-img makes.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use e2e::tools::{arg, have, ok};
-use vdisk_engine::ErrorKind;
+use vdisk_engine::gate::Node;
+use vdisk_engine::ops::convert::{CopyOptions, convert};
+use vdisk_engine::ops::measure;
+use vdisk_engine::storage::{FileOptions, FileStorage};
+use vdisk_engine::{Chain, Control, ErrorKind, Limits, OpenEnv};
 
 use crate::support::{SUBFORMATS, create, open, options};
 
@@ -197,5 +203,51 @@ fn what_cannot_be_is_refused_with_qemus_words() {
             matches!(error.kind(), ErrorKind::InvalidArgument | ErrorKind::Io),
             "{error:?}"
         );
+    }
+}
+
+/// Bytes of all files in a folder.
+fn bytes_in(folder: &Path) -> u64 {
+    let files = std::fs::read_dir(folder).unwrap();
+    files.map(|f| f.unwrap().metadata().unwrap().len()).sum()
+}
+
+#[test]
+fn no_subformat_takes_more_than_measure_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("raw");
+    for size in [1 << 20, (4 << 30) + 512] {
+        // What does not become shorter by being compressed, also over the border of two extents.
+        let raw = std::fs::File::create(&path).unwrap();
+        raw.set_len(size).unwrap();
+        let mut random = 1u64;
+        let mut noise = vec![0; 700 << 10];
+        noise.fill_with(|| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) as u8
+        });
+        for at in [0, (2 << 30) - (100 << 10), size - (700 << 10)] {
+            if at + (700 << 10) <= size {
+                raw.write_all_at(&noise, at).unwrap();
+            }
+        }
+        let file = Arc::new(FileStorage::open(&path, FileOptions::read()).unwrap());
+        let source = Chain::open(Node::new(file, "raw"), &OpenEnv::closed(&Limits::default())).unwrap();
+        let data = measure::data_ranges(&source, &Control::default()).unwrap();
+        for subformat in SUBFORMATS {
+            let folder = tempfile::tempdir().unwrap();
+            let disk = folder.path().join("disk.vmdk");
+            let options = options(&[("subformat", subformat)]);
+            let told = measure::measure("vmdk", size, &data, &options, false).unwrap();
+            create(&disk, size, options, None).unwrap();
+            let target = open(&disk, true);
+            convert(&source, target.top(), &CopyOptions::default(), &Control::default()).unwrap();
+            drop(target);
+            let taken = bytes_in(folder.path());
+            assert!(told.required >= taken, "{subformat}: {told:?}, {taken}");
+            assert!(told.fully_allocated >= told.required, "{subformat}: {told:?}");
+            // A descriptor's names are not known, nor how well grains are compressed.
+            assert!(told.required < taken + (512 << 10), "{subformat}: {told:?}, {taken}");
+        }
     }
 }

@@ -236,7 +236,8 @@ impl Work {
             ..CopyOptions::default()
         };
         let opening = Opening {
-            writable: &[0, self.payload.depth],
+            // The layer over the base is told what becomes of the base.
+            writable: &[0, self.payload.depth.saturating_sub(1), self.payload.depth],
             ..Opening::read(&self.limits, &secrets)
         };
         let chain = open_patiently(&self.layers, &opening, control)?;

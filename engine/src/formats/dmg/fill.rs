@@ -50,10 +50,14 @@ struct State {
 }
 
 impl Filling {
-    /// For an image without any data. The name of its block table says how chunks are to be compressed.
-    pub(super) fn of(file: &StorageRef, table: &Table, size: u64) -> Result<Self> {
+    /// For an image without any data: nothing stands before its property list, where the data fork would be. The name of its block table
+    /// says how chunks are to be compressed.
+    pub(super) fn of(file: &StorageRef, koly: &Koly, table: &Table, size: u64) -> Result<Self> {
         let refused = || Error::unsupported("an existing dmg image cannot be changed").at(file.name());
-        let empty = table.chunks.iter().all(|c| matches!(c.kind, Kind::Zero | Kind::Ignore));
+        // Chunks alone do not tell: what is ignored where data are stored is damage, not a new image.
+        let empty = koly.data_len.get() == 0
+            && koly.xml_offset.get() == 0
+            && table.chunks.iter().all(|c| matches!(c.kind, Kind::Zero | Kind::Ignore));
         if !empty || !size.is_multiple_of(SECTOR) {
             return Err(refused());
         }
@@ -76,10 +80,14 @@ impl Filling {
         !lock(&self.state).chunks.is_empty()
     }
 
-    /// Makes the chunks stable, then writes property list and trailer. May be called again after more chunks were placed.
+    /// Makes the chunks stable, then writes property list and trailer. May be called again after more chunks were placed. While none was,
+    /// those of the new image are right.
     pub(super) fn finish(&self, image: &DmgImage) -> Result<()> {
         let state = lock(&self.state);
         image.file.flush()?;
+        if state.chunks.is_empty() {
+            return Ok(());
+        }
         let (chunks, crc) = state.describe(image.size);
         let end = write_tail(&image.file, image.size, self.codec, &chunks, crc, state.end)?;
         image.file.set_len(end)?;

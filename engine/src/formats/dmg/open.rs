@@ -116,7 +116,7 @@ impl DmgImage {
             table.chunks.last().map_or(0, Chunk::end)
         };
         let filling = if env.writable {
-            Some(Filling::of(&file, &table, size)?)
+            Some(Filling::of(&file, &koly, &table, size)?)
         } else {
             None
         };

@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use super::layout;
 use crate::env::CreateSpec;
-use crate::formats::common::{empty_file, units_touched};
+use crate::formats::common::{check_table, empty_file, units_touched};
 use crate::formats::{MeasureSpec, Measurement};
 use crate::options::Options;
 use crate::{CreateEnv, Error, Result, StorageRef};
@@ -27,7 +27,9 @@ pub(super) fn create(storage: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_
             spec.virtual_size
         )));
     }
-    let raw = layout::new_header(spec.virtual_size, cluster_size(&spec.options)?)?;
+    let cluster = cluster_size(&spec.options)?;
+    let raw = layout::new_header(spec.virtual_size, cluster)?;
+    check_table("the BAT", layout::bat_bytes(spec.virtual_size, cluster), env.limits)?;
     empty_file(storage, "a Parallels image")?;
     storage.write_zeroes(0, u64::from(raw.data_off.get()) * 512, true)?;
     storage.write_at(0, raw.as_bytes())?;

@@ -103,6 +103,11 @@ impl Header {
     }
 }
 
+/// Bytes of the BAT of a disk.
+pub(super) fn bat_bytes(size: u64, cluster: u64) -> u64 {
+    size.div_ceil(cluster).saturating_mul(4)
+}
+
 /// Bytes of header and a BAT of so many entries.
 pub(super) fn bat_end(entries: u64) -> u64 {
     HEADER_LEN as u64 + entries.saturating_mul(4)

@@ -13,7 +13,7 @@ use crate::image::{
     BackingReference, Below, Bitmaps, BulkWrite, CheckReport, Extent, ImageInfo, Placement, Repair, Resize, Scratch,
 };
 use crate::storage::read_padded;
-use crate::{Control, Error, Image, OpenEnv, Result, StorageRef};
+use crate::{Control, Error, Image, Limits, OpenEnv, Result, StorageRef};
 
 /// An open layer.
 pub(super) struct ParallelsImage {
@@ -24,6 +24,8 @@ pub(super) struct ParallelsImage {
     /// End of the used file, for readers.
     end: AtomicU64,
     pub(super) bitmaps: super::bitmaps::Extension,
+    /// What growing must stay within.
+    pub(super) limits: Limits,
 }
 
 impl ParallelsImage {
@@ -51,6 +53,7 @@ impl ParallelsImage {
                 ..Space::default()
             }),
             end: len.into(),
+            limits: env.limits.clone(),
         };
         if env.writable && !env.for_check {
             image.mend_harmless()?;
@@ -167,7 +170,7 @@ impl Image for ParallelsImage {
         super::check::check(self, repair, control)
     }
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
-        (shared(&self.header).raw.ext_off.get() != 0).then_some(&self.bitmaps)
+        Some(&self.bitmaps)
     }
 }
 

@@ -7,7 +7,7 @@
 use super::check::{cut, used_end};
 use super::layout::{self, Header};
 use super::open::ParallelsImage;
-use crate::formats::common::{exclusive, lock, shared};
+use crate::formats::common::{check_table, exclusive, lock, shared};
 use crate::image::{Image, Preallocation, Resize};
 use crate::{Error, Result};
 
@@ -30,6 +30,9 @@ pub(super) fn resize(image: &ParallelsImage, to: &Resize) -> Result<()> {
     }
     if size > header.max_size() {
         return Err(image.too_large(size));
+    }
+    if size > header.size {
+        check_table("the BAT", layout::bat_bytes(size, header.cluster), &image.limits)?;
     }
     image.before_change()?;
     image.flush()?;

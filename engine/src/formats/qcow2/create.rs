@@ -183,7 +183,7 @@ pub(super) fn create(storage: StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>
         .checked_next_multiple_of(512)
         .filter(|size| *size <= env.limits.virtual_size)
         .ok_or_else(|| Error::limit(format!("a virtual size of {} bytes is too large", spec.virtual_size)))?;
-    refuse_too_large(&plan.geometry(), size)?;
+    refuse_too_large(&plan.geometry(), size, env.limits)?;
     let passphrase = plan.encryption.as_ref().map(|e| e.passphrase(env)).transpose()?;
     if let Some(wanted) = &plan.encryption {
         // Options of LUKS that make no sense are told before anything is there.

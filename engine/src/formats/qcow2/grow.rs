@@ -7,19 +7,21 @@ use super::image::Qcow2;
 use super::layout::header::MAX_L1_BYTES;
 use super::layout::{Geometry, Header, L2Entry, Subclusters, words_to_be};
 use super::writer::{Release, Writer};
+use crate::formats::common::check_table;
 use crate::image::Preallocation;
 use crate::storage::write_zero_bytes;
-use crate::{Error, Result};
+use crate::{Error, Limits, Result};
 
 /// # Errors
 /// `LimitExceeded` for a virtual size whose L1 table would be longer than is allowed.
-pub(super) fn refuse_too_large(geometry: &Geometry, virtual_size: u64) -> Result<()> {
-    match geometry.l1_entries(virtual_size) > MAX_L1_BYTES / 8 {
-        true => Err(Error::limit(
+pub(super) fn refuse_too_large(geometry: &Geometry, virtual_size: u64, limits: &Limits) -> Result<()> {
+    let entries = geometry.l1_entries(virtual_size);
+    if entries > MAX_L1_BYTES / 8 {
+        return Err(Error::limit(
             "the image size is too large for file format 'qcow2' (try using a larger cluster size)",
-        )),
-        false => Ok(()),
+        ));
     }
+    check_table("the L1 table", entries * 8, limits)
 }
 
 /// What a preallocation did so far.
@@ -50,7 +52,7 @@ impl Qcow2 {
         if entries <= old_len {
             return Ok(());
         }
-        refuse_too_large(&self.geometry, virtual_size)?;
+        refuse_too_large(&self.geometry, virtual_size, &self.limits)?;
         self.write_back(writer)?;
         let mut table = self.read_shared().l1.clone();
         table.resize(entries as usize, 0);

@@ -2,6 +2,7 @@
 
 use super::bitmap_table;
 use super::create::refuse_short;
+use super::grow::refuse_too_large;
 use super::image::Qcow2;
 use super::layout::extensions::ExtensionKind;
 use super::layout::refcounts::RefcountWidth;
@@ -16,30 +17,9 @@ impl Qcow2 {
     /// Grows or shrinks.
     pub fn change_size(&self, to: &Resize) -> Result<()> {
         let mut writer = self.lock_writer()?;
-        if self.geometry.data_file {
-            refuse_short(self.host.data(), to.virtual_size)?;
-        }
+        let (old, new) = (self.read_shared().header.virtual_size, to.virtual_size);
+        self.refuse_size(old, new)?;
         self.prepare(&mut writer)?;
-        let (old, version, snapshots) = {
-            let shared = self.read_shared();
-            (
-                shared.header.virtual_size,
-                shared.header.version,
-                shared.snapshots.len(),
-            )
-        };
-        let new = to.virtual_size;
-        if !new.is_multiple_of(512) {
-            return Err(Error::invalid(format!(
-                "the virtual size must be a multiple of 512, not {new}"
-            )));
-        }
-        if new > self.limits.virtual_size {
-            return Err(Error::limit(format!("a virtual size of {new} bytes is too large")));
-        }
-        if snapshots > 0 && version < 3 {
-            return Err(Error::unsupported("can't resize a v2 image which has snapshots"));
-        }
         if new == 0 && !self.bitmap_directory()?.is_empty() {
             return Err(Error::unsupported(
                 "an image with bitmaps cannot shrink to nothing: the format has no bitmap of no bytes; remove them first",
@@ -86,6 +66,29 @@ impl Qcow2 {
             blocks += u64::from(header.reftable_clusters) * 2 + 2;
         }
         Ok((tables + blocks).saturating_mul(size))
+    }
+
+    /// What is refused before anything is changed.
+    fn refuse_size(&self, old: u64, new: u64) -> Result<()> {
+        if self.geometry.data_file {
+            refuse_short(self.host.data(), new)?;
+        }
+        if !new.is_multiple_of(512) {
+            return Err(Error::invalid(format!(
+                "the virtual size must be a multiple of 512, not {new}"
+            )));
+        }
+        if new > self.limits.virtual_size {
+            return Err(Error::limit(format!("a virtual size of {new} bytes is too large")));
+        }
+        if new > old {
+            refuse_too_large(&self.geometry, new, &self.limits)?;
+        }
+        let shared = self.read_shared();
+        if !shared.snapshots.is_empty() && shared.header.version < 3 {
+            return Err(Error::unsupported("can't resize a v2 image which has snapshots"));
+        }
+        Ok(())
     }
 
     /// Saves the bitmaps after the size changed; when that fails, it is told that it did.

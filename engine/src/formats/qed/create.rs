@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use super::layout::{self, BACKING_FILE, BACKING_IS_RAW, HEADER_LEN, MAGIC, MAX_NAME, RawHeader};
 use crate::env::{BackingReference, CreateSpec};
-use crate::formats::common::{empty_file, units_touched};
+use crate::formats::common::{check_table, empty_file, units_touched};
 use crate::formats::{MeasureSpec, Measurement};
 use crate::options::Options;
 use crate::{CreateEnv, Error, Result, StorageRef};
@@ -46,6 +46,7 @@ pub(super) fn create(storage: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_
     if size > env.limits.virtual_size {
         return Err(Error::limit(format!("the virtual size {size} exceeds the limit")));
     }
+    check_table("the L1 table", plan.table * plan.cluster, env.limits)?;
     let mut raw = RawHeader {
         magic: MAGIC,
         cluster_size: narrow(plan.cluster)?.into(),

@@ -4,11 +4,12 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::layout::{DEFAULT_BLOCK, Entry, MAX_BLOCKS, RawHeader, SECTOR, SIGNATURE, VERSION_1_1, checked_block_size};
+use super::map::check_size;
 use crate::env::CreateSpec;
 use crate::formats::common::with_holes;
 use crate::formats::{Bound, MeasureSpec, Measurement};
 use crate::options::Options;
-use crate::{CreateEnv, Error, Limits, Result, StorageRef};
+use crate::{CreateEnv, Error, Result, StorageRef};
 
 const TEXT: &[u8] = b"<<< vdiskd VirtualBox Disk Image >>>\n";
 
@@ -55,7 +56,7 @@ pub(super) fn create(file: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) 
         return Err(Error::unsupported("Backing file not supported for file format 'vdi'"));
     }
     let plan = Plan::new(spec.virtual_size, &spec.options)?;
-    within_limits(&plan, env.limits)?;
+    check_size(plan.blocks, env.limits)?;
     file.write_at(0, header(&plan, env).as_bytes())?;
     write_map(file, &plan)?;
     if file.can_resize() {
@@ -65,16 +66,6 @@ pub(super) fn create(file: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) 
         file.write_zeroes(plan.data_offset(), plan.end() - plan.data_offset(), false)?;
     }
     file.flush()
-}
-
-fn within_limits(plan: &Plan, limits: &Limits) -> Result<()> {
-    if plan.blocks * 4 > limits.table_bytes {
-        let (bytes, limit) = (plan.blocks * 4, limits.table_bytes);
-        return Err(Error::limit(format!(
-            "the block map of {bytes} bytes exceeds the limit of {limit} bytes"
-        )));
-    }
-    Ok(())
 }
 
 fn header(plan: &Plan, env: &CreateEnv<'_>) -> RawHeader {

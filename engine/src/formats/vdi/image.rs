@@ -9,7 +9,7 @@ use super::map::BlockMap;
 use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, ExtentKind, HostPlace, ImageInfo, Repair, Resize,
 };
-use crate::{Control, Error, Image, Result, StorageRef};
+use crate::{Control, Error, Image, Limits, Result, StorageRef};
 
 /// Header and map; what is dirty reaches the file in `flush`.
 #[derive(Debug)]
@@ -26,6 +26,8 @@ pub(super) struct VdiImage {
     pub meta: RwLock<Meta>,
     /// Held while blocks are added: their order in the file is the order of the map's changes.
     pub growth: Mutex<()>,
+    /// What growing must stay within.
+    pub limits: Limits,
 }
 
 /// A guest range inside one block.

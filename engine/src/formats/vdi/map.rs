@@ -6,6 +6,7 @@ use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::layout::{Entry, Header, MOVED_AT_MOST};
+use crate::formats::common::check_table;
 use crate::storage::read_vec;
 use crate::{Error, Limits, Result, Storage, StorageRef};
 
@@ -34,19 +35,20 @@ pub(super) struct Damage {
     pub shared: Vec<u64>,
 }
 
+/// Bytes of a map, which may be as long as the limits allow.
+pub(super) fn check_size(blocks: u64, limits: &Limits) -> Result<u64> {
+    let bytes = blocks.saturating_mul(4);
+    check_table("the block map", bytes, limits)?;
+    Ok(bytes)
+}
+
 impl BlockMap {
     /// Reads the map. The caller decides about [`damage`](Self::damage).
     ///
     /// # Errors
     /// `LimitExceeded` for a map over the limit, `Corrupt` for one that the file cannot hold, `Io`.
     pub fn read(file: &StorageRef, header: &Header, limits: &Limits) -> Result<Self> {
-        let bytes = header.blocks * 4;
-        if bytes > limits.table_bytes {
-            let limit = limits.table_bytes;
-            return Err(Error::limit(format!(
-                "the block map of {bytes} bytes exceeds the limit of {limit} bytes"
-            )));
-        }
+        let bytes = check_size(header.blocks, limits)?;
         let len = usize::try_from(bytes).map_err(|_| Error::limit(format!("a block map of {bytes} bytes")))?;
         let raw = read_vec(file.as_ref(), header.map_offset, len).map_err(|e| e.at("block map"))?;
         let bound = index_bound(file.len()?, header);

@@ -48,5 +48,6 @@ pub(super) fn open(file: StorageRef, env: &OpenEnv<'_>) -> Result<VdiImage> {
             header_dirty: false,
         }),
         growth: Mutex::new(()),
+        limits: env.limits.clone(),
     })
 }

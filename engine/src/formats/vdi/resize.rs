@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 
 use super::image::VdiImage;
 use super::layout::{Entry, Header, Kind, MAX_BLOCKS, SECTOR};
-use super::map::BlockMap;
+use super::map::{BlockMap, check_size};
 use crate::image::{Preallocation, Resize};
 use crate::{Error, Result};
 
@@ -30,10 +30,11 @@ impl VdiImage {
         if to.preallocation != Preallocation::Off && old.kind != Kind::Static {
             return Err(Error::unsupported("only static VDI images can be preallocated"));
         }
+        let blocks = size.div_ceil(old.block).max(old.blocks);
+        check_size(blocks, &self.limits)?;
         let _growth = self.growth();
         self.flush_growing()?;
         self.clear_tail(&old, size)?;
-        let blocks = size.div_ceil(old.block).max(old.blocks);
         if blocks * 4 > old.data_offset - old.map_offset {
             self.make_room(blocks)?;
         }

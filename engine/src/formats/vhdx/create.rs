@@ -157,14 +157,19 @@ fn geometry(size: u64, options: &Options, overlay: bool) -> Result<Geometry> {
     })
 }
 
+/// Bytes of the log: what was asked for, in whole MiB.
+fn log_size(options: &Options) -> Result<u64> {
+    match options.size("log_size")?.unwrap_or(MIB).checked_next_multiple_of(MIB) {
+        Some(0) => Err(Error::invalid("Log size must be a multiple of 1 MB")),
+        Some(log) if log <= LARGEST_LOG => Ok(log),
+        _ => Err(Error::invalid("Log size must be smaller than 4 GB")),
+    }
+}
+
 fn plan(storage: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) -> Result<Plan> {
     let options = &spec.options;
     let kind = kind_of(options, spec.backing.is_some())?;
-    let log = options.size("log_size")?.unwrap_or(MIB).max(MIB);
-    let log = log
-        .checked_next_multiple_of(MIB)
-        .filter(|l| *l <= LARGEST_LOG)
-        .ok_or_else(|| Error::invalid(format!("the log has less than 4 GiB, not {log} bytes")))?;
+    let log = log_size(options)?;
     let zero = options.flag("block_state_zero")?;
     if zero == Some(true) && kind == Kind::Differencing {
         return Err(Error::invalid("block_state_zero would hide the backing file"));
@@ -293,12 +298,7 @@ fn measured(spec: &MeasureSpec<'_>) -> Result<Plan> {
     Ok(Plan {
         kind: kind_of(spec.options, spec.backing)?,
         geometry: geometry(spec.virtual_size, spec.options, spec.backing)?,
-        log: spec
-            .options
-            .size("log_size")?
-            .unwrap_or(MIB)
-            .max(MIB)
-            .next_multiple_of(MIB),
+        log: log_size(spec.options)?,
         zero: false,
         parent: None,
     })

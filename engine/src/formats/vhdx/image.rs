@@ -16,7 +16,7 @@ use crate::formats::common::{check_range, lock, shared};
 use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, HostPlace, ImageInfo, Placement, Repair, Resize, Scratch,
 };
-use crate::{Control, Error, Image, OpenEnv, Result, StorageRef};
+use crate::{Control, Error, Image, Limits, OpenEnv, Result, StorageRef};
 
 /// An open image.
 pub struct VhdxImage {
@@ -40,6 +40,8 @@ pub struct VhdxImage {
     pub(super) writable: bool,
     /// The image is open for a check although its tables contradict themselves: nothing may be built on it.
     suspect: bool,
+    /// What growing must stay within.
+    pub(super) limits: Limits,
 }
 
 /// What writers share; held for the whole of an allocation or an overlay's write.
@@ -81,6 +83,7 @@ impl VhdxImage {
             suspect: opened.findings.refuse(),
             file: opened.storage,
             header: opened.header,
+            limits: env.limits.clone(),
         };
         if !image.suspect {
             // The last block of a fixed disk may be stored only as far as the guest has it.
@@ -227,6 +230,9 @@ impl Image for VhdxImage {
     fn set_backing_over(&self, backing: Option<&BackingReference>, below: Option<&dyn Image>) -> Result<()> {
         self.may_write()?;
         backing::change(self, backing, below)
+    }
+    fn follows_below(&self) -> bool {
+        shared(&self.parent).is_some()
     }
     fn expect_change(&self, below: &dyn Image) -> Result<()> {
         self.may_write()?;

@@ -11,7 +11,7 @@ use super::image::{Space, VhdxImage};
 use super::journal::Page;
 use super::layout::{Block, Geometry, MAX_SIZE, MIB, PAGE, REGION_TABLES, VIRTUAL_SIZE, encode_table};
 use super::open::Regions;
-use crate::formats::common::{exclusive, lock, shared};
+use crate::formats::common::{check_table, exclusive, lock, shared};
 use crate::image::{Preallocation, Resize};
 use crate::{Error, Result};
 
@@ -38,9 +38,12 @@ pub fn resize(image: &VhdxImage, to: &Resize) -> Result<()> {
     if to.preallocation != Preallocation::Off {
         return Err(Error::unsupported("a VHDX cannot preallocate when it grows"));
     }
+    let new = Geometry { size, ..old };
+    if size > old.size {
+        check_table("the BAT", new.entries() * 8, &image.limits)?;
+    }
     image.start(&size.to_le_bytes())?;
     let space = &mut *lock(&image.space);
-    let new = Geometry { size, ..old };
     if size > old.size {
         image.zero_rest(&old, old.size)?;
         image.unstable.store(true, Ordering::Release);

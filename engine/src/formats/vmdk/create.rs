@@ -8,8 +8,7 @@ use super::meta::{cid_of, safe_name};
 use super::open;
 use super::stream::tail;
 use crate::env::CreateSpec;
-use crate::formats::common::units_touched;
-use crate::formats::{Bound, MeasureSpec, Measurement};
+use crate::formats::common::check_table;
 use crate::gate::{Reference, Role};
 use crate::options::Options;
 use crate::{CreateEnv, Error, OpenEnv, Result, StorageRef};
@@ -19,15 +18,15 @@ const SPLIT: u64 = 2 << 30;
 /// Sectors of the embedded descriptor.
 const DESCRIPTOR_SECTORS: u64 = 20;
 /// Bytes of a grain table.
-const TABLE_BYTES: u64 = TABLE_ENTRIES * 4;
+pub(super) const TABLE_BYTES: u64 = TABLE_ENTRIES * 4;
 
 /// What the subformat option says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Subformat {
-    name: &'static str,
-    flat: bool,
-    split: bool,
-    stream: bool,
+pub(super) struct Subformat {
+    pub name: &'static str,
+    pub flat: bool,
+    pub split: bool,
+    pub stream: bool,
 }
 
 const SUBFORMATS: &[Subformat] = &[
@@ -64,29 +63,46 @@ const SUBFORMATS: &[Subformat] = &[
 ];
 
 impl Subformat {
-    fn from(options: &Options) -> Result<Self> {
+    pub fn from(options: &Options) -> Result<Self> {
         let wanted = options.get("subformat").unwrap_or("monolithicSparse");
         let found = SUBFORMATS.iter().find(|s| s.name == wanted).copied();
         found.ok_or_else(|| Error::invalid(format!("Invalid subformat '{wanted}'")))
     }
     /// Whether the main file is the extent.
-    fn embedded(self) -> bool {
+    pub fn embedded(self) -> bool {
         !self.flat && !self.split
+    }
+    /// What the name of an extent's file has behind the image's own.
+    pub fn suffix(self, number: u64) -> String {
+        match (self.split, self.flat) {
+            (false, _) => "flat".to_owned(),
+            (true, true) => format!("f{:03}", number + 1),
+            (true, false) => format!("s{:03}", number + 1),
+        }
+    }
+    /// An extent's line in the descriptor.
+    pub fn line(self, len: u64, name: &str) -> String {
+        let (word, offset) = if self.flat { ("FLAT", " 0") } else { ("SPARSE", "") };
+        format!("RW {} {word} \"{name}\"{offset}", len / SECTOR)
+    }
+    /// Guest bytes of each extent but the last.
+    pub fn extent_len(self, size: u64) -> u64 {
+        if self.split { SPLIT } else { size.max(1) }
     }
 }
 
 /// Sectors of the parts of a sparse extent.
 #[derive(Debug, Clone, Copy)]
-struct SparsePlan {
+pub(super) struct SparsePlan {
     sectors: u64,
-    tables: u64,
+    pub tables: u64,
     redundant: u64,
     directory: u64,
-    overhead: u64,
+    pub overhead: u64,
 }
 
 impl SparsePlan {
-    fn new(len: u64) -> Result<Self> {
+    pub fn new(len: u64) -> Result<Self> {
         let sectors = len / SECTOR;
         let tables = sectors.div_ceil(GRAIN_SECTORS * TABLE_ENTRIES);
         let directory_sectors = (tables * 4).div_ceil(SECTOR);
@@ -151,6 +167,10 @@ pub(super) fn create(main: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) 
         .map(|b| parent_cid(main, b, env).map(|cid| (b.name.clone(), cid)))
         .transpose()?;
     let stem = Stem::of(main.name())?;
+    if !kind.flat {
+        let plan = SparsePlan::new(kind.extent_len(size).min(size))?;
+        check_table("the grain directory", plan.tables * 4, env.limits)?;
+    }
     let lines = extents(main, kind, size, zero_grains, &stem, env)?;
     let mut cid = [0; 4];
     (env.random)(&mut cid);
@@ -183,7 +203,7 @@ pub(super) fn create(main: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) 
     main.flush()
 }
 
-fn hw_version(options: &Options) -> Result<String> {
+pub(super) fn hw_version(options: &Options) -> Result<String> {
     let compat6 = options.flag("compat6")?.unwrap_or(false);
     match (compat6, option_word(options, "hwversion", "undefined")?) {
         (true, "undefined") => Ok("6".into()),
@@ -194,7 +214,7 @@ fn hw_version(options: &Options) -> Result<String> {
 }
 
 /// A text option that goes between quotes.
-fn option_word<'a>(options: &'a Options, name: &str, default: &'a str) -> Result<&'a str> {
+pub(super) fn option_word<'a>(options: &'a Options, name: &str, default: &'a str) -> Result<&'a str> {
     let word = options.get(name).unwrap_or(default);
     if word.len() > 64 || word.contains(|c: char| c == '"' || c.is_control()) {
         return Err(Error::invalid(format!(
@@ -266,9 +286,9 @@ fn extents(
         } else {
             new_sparse(main, size, zero_grains)?;
         }
-        return Ok(vec![format!("RW {} SPARSE \"{}\"", size / SECTOR, stem.file())]);
+        return Ok(vec![kind.line(size, &stem.file())]);
     }
-    let each = if kind.split { SPLIT } else { size.max(1) };
+    let each = kind.extent_len(size);
     let count = size.div_ceil(each).max(1);
     if count > env.limits.files as u64 {
         return Err(Error::limit(format!(
@@ -279,12 +299,7 @@ fn extents(
     let mut lines = Vec::new();
     for number in 0..count {
         let len = each.min(size - number * each);
-        let suffix = match (kind.split, kind.flat) {
-            (false, _) => "flat".to_owned(),
-            (true, true) => format!("f{:03}", number + 1),
-            (true, false) => format!("s{:03}", number + 1),
-        };
-        let name = stem.with(&suffix);
+        let name = stem.with(&kind.suffix(number));
         let reference = Reference {
             name: &name,
             format: None,
@@ -296,12 +311,11 @@ fn extents(
         if kind.flat {
             storage.set_len(len)?;
             storage.flush()?;
-            lines.push(format!("RW {} FLAT \"{name}\" 0", len / SECTOR));
         } else {
             new_sparse(&storage, len, zero_grains)?;
             storage.flush()?;
-            lines.push(format!("RW {} SPARSE \"{name}\"", len / SECTOR));
         }
+        lines.push(kind.line(len, &name));
     }
     Ok(lines)
 }
@@ -333,49 +347,4 @@ fn new_stream(file: &StorageRef, len: u64, zero_grains: bool) -> Result<()> {
     file.write_at(0, header.as_bytes())?;
     file.write_at(at, &bytes)?;
     file.set_len(at + bytes.len() as u64)
-}
-
-pub(super) fn measure(spec: &MeasureSpec<'_>) -> Result<Measurement> {
-    let kind = Subformat::from(spec.options)?;
-    let size = spec.virtual_size.next_multiple_of(SECTOR);
-    if kind.flat {
-        return Ok(Measurement {
-            required: size,
-            fully_allocated: size,
-            bitmaps: None,
-        });
-    }
-    let each = if kind.split { SPLIT } else { size.max(1) };
-    let (full, rest) = (size / each, size % each);
-    let overhead_of = |len: u64| SparsePlan::new(len).map(|p| p.overhead * SECTOR);
-    let overhead = full * overhead_of(each)? + if rest > 0 { overhead_of(rest)? } else { 0 };
-    let grain = GRAIN_SECTORS * SECTOR;
-    let (mut touched, mut counted_to) = (0, 0);
-    for (offset, len) in spec.data {
-        let first = (offset / grain).max(counted_to);
-        let end = offset.saturating_add(*len).div_ceil(grain);
-        touched += end.saturating_sub(first);
-        counted_to = counted_to.max(end);
-    }
-    Ok(Measurement {
-        required: overhead + touched * grain,
-        fully_allocated: overhead + size.next_multiple_of(grain),
-        bitmaps: None,
-    })
-}
-
-/// What the file comes to at most. A stream has a marker before each grain and each table, and grains that do not become smaller take a
-/// sector more than they have.
-pub(super) fn bound(spec: &MeasureSpec<'_>) -> Result<Bound> {
-    let (kind, measured) = (Subformat::from(spec.options)?, measure(spec)?);
-    if !kind.stream {
-        return Ok(Bound::dense(measured.required));
-    }
-    let plan = SparsePlan::new(spec.virtual_size.next_multiple_of(SECTOR))?;
-    let header = GRAIN_SECTORS * SECTOR;
-    let empty = usize::try_from(plan.tables).map_err(|_| Error::limit("too many tables"))?;
-    let (end, _) = tail(&vec![0; empty], &plan.header(false).to_raw(), 0);
-    let tables = plan.tables * (SECTOR + TABLE_BYTES);
-    let grains = units_touched(spec.data, GRAIN_SECTORS * SECTOR) * (GRAIN_SECTORS + 1) * SECTOR;
-    Ok(Bound::dense(header + grains + tables + end.len() as u64))
 }

@@ -14,7 +14,7 @@ use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, ExtentKind, HostPlace, ImageInfo, Repair, Resize,
 };
 use crate::options::Options;
-use crate::{Control, Error, Image, Result, StorageRef};
+use crate::{Control, Error, Image, Limits, Result, StorageRef};
 
 /// What holds the bytes of a part.
 #[derive(Debug)]
@@ -75,6 +75,8 @@ pub(super) struct VmdkImage {
     pub stream: Option<Mutex<Stream>>,
     /// Bytes of changed tables that are held at most.
     pub dirty_limit: u64,
+    /// What growing must stay within.
+    pub limits: Limits,
 }
 
 impl VmdkImage {
@@ -266,6 +268,11 @@ impl Image for VmdkImage {
                 found.map_or_else(|| "none".to_owned(), |cid| format!("{cid:08x}"))
             ))),
         }
+    }
+    fn follows_below(&self) -> bool {
+        self.descriptor()
+            .as_ref()
+            .is_some_and(|(d, _)| d.parent_cid != NO_PARENT)
     }
     fn expect_change(&self, below: &dyn Image) -> Result<()> {
         self.record_parent(cid_of_commit(cid_of(below)?))

@@ -19,6 +19,7 @@ mod flush;
 mod image;
 mod inflate;
 mod layout;
+mod measure;
 mod meta;
 mod open;
 mod open_extent;
@@ -46,7 +47,7 @@ mod stream_tests;
 mod tests;
 
 use crate::env::CreateSpec;
-use crate::formats::{Bound, Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
+use crate::formats::{Capabilities, Confidence, FormatDriver, MeasureSpec, Measurement, Probe};
 use crate::options::{OptionKind, OptionSpec, Options};
 use crate::{CreateEnv, Image, OpenEnv, Result, StorageRef};
 
@@ -147,9 +148,6 @@ impl FormatDriver for Vmdk {
         create::create(&storage, spec, env)
     }
     fn measure(&self, spec: &MeasureSpec<'_>) -> Result<Measurement> {
-        create::measure(spec)
-    }
-    fn bound(&self, spec: &MeasureSpec<'_>) -> Result<Bound> {
-        create::bound(spec)
+        measure::measure(spec)
     }
 }

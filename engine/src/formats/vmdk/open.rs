@@ -209,6 +209,7 @@ fn finish(
         cid_changed: AtomicBool::new(false),
         stream: stream.map(Mutex::new),
         dirty_limit: env.limits.cache_bytes.max(8 << 20),
+        limits: env.limits.clone(),
     })
 }
 

@@ -14,6 +14,7 @@ use super::image::{Body, VmdkImage};
 use super::layout::{Header, SECTOR};
 use super::sparse::{Packing, Run, SparseExtent};
 use super::tables::{Entry, Grain};
+use crate::formats::common::check_table;
 use crate::image::{Preallocation, Resize};
 use crate::{Error, Result, StorageRef};
 
@@ -38,6 +39,9 @@ impl VmdkImage {
         };
         let len = size - part.start;
         self.refuse_long_split(len)?;
+        if let Body::Sparse { extent, .. } = &part.body {
+            check_table("the grain directory", extent.directory_bytes(len), &self.limits)?;
+        }
         self.flush_all()?;
         match &part.body {
             Body::Zero => return Err(Error::unsupported("an extent of type ZERO cannot grow")),
@@ -98,6 +102,12 @@ struct Room {
 }
 
 impl SparseExtent {
+    /// Bytes of a directory for an extent of so many guest bytes.
+    fn directory_bytes(&self, len: u64) -> u64 {
+        len.div_ceil(self.grain * self.tables().geometry.entries)
+            .saturating_mul(4)
+    }
+
     /// Grows from `old` guest bytes to `new`; `old` may be less than the capacity where a descriptor uses a part only.
     fn grow(&self, old: u64, new: u64) -> Result<()> {
         self.refuse_read_only()?;

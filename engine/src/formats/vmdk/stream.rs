@@ -45,11 +45,13 @@ impl Stream {
             return None;
         }
         let capacity = extent.capacity();
-        let fresh = capacity == 0 || extent.run(0, capacity).ok()? == (Run::Unallocated, capacity);
-        let tables = usize::try_from(header.tables()).ok()?;
         let next = header
             .overhead
             .max(header.descriptor.map_or(SECTOR, |(o, l)| o.saturating_add(l)));
+        // Tables alone do not tell: where the file has more than an end behind its header, an empty directory is damage.
+        let fresh = extent.file.len().ok()? <= next.saturating_add(tail_len(header.tables()))
+            && (capacity == 0 || extent.run(0, capacity).ok()? == (Run::Unallocated, capacity));
+        let tables = usize::try_from(header.tables()).ok()?;
         fresh.then(|| Self {
             next,
             current: None,
@@ -244,6 +246,11 @@ pub(super) fn tail(directory: &[u32], header: &super::layout::RawHeader, at: u64
     all.extend_from_slice(footer.as_bytes());
     all.extend_from_slice(&metadata_marker(marker::END_OF_STREAM, 0));
     (all, at + SECTOR)
+}
+
+/// Bytes of the [`tail`] of a stream with so many tables.
+pub(super) fn tail_len(tables: u64) -> u64 {
+    4 * SECTOR + tables.saturating_mul(4).next_multiple_of(SECTOR)
 }
 
 /// Writes the table of the grains placed last.

@@ -179,3 +179,19 @@ fn a_footer_need_not_repeat_where_the_descriptor_is() {
     let image = open_on(Arc::new(MemoryStorage::new("d.vmdk", bytes))).unwrap();
     assert!(whole(image.as_ref()) == data);
 }
+
+/// An image whose directory lost its entries reads as zeroes, but holds grains: it is not taken for a new one.
+#[test]
+fn an_empty_directory_does_not_make_a_stream_new() {
+    let (mut bytes, _) = a_stream();
+    let footer = bytes.len() - 1024;
+    let directory = u64::from_le_bytes(bytes[footer + 56..footer + 64].try_into().unwrap()) as usize * 512;
+    bytes[directory..directory + 4].fill(0);
+    let storage = Arc::new(MemoryStorage::new("d.vmdk", bytes.clone()));
+    let image = open_on(storage.clone()).unwrap();
+    assert!(whole(image.as_ref()).iter().all(|b| *b == 0));
+    assert!(image.bulk().is_none());
+    image.write(0, &vec![1; GRAIN as usize], &NothingBelow).unwrap_err();
+    image.close().unwrap();
+    assert!(storage.contents() == bytes);
+}

@@ -10,7 +10,7 @@ use super::layout::{
 };
 use super::{locator, open};
 use crate::env::{BackingReference, CreateSpec};
-use crate::formats::common::with_holes;
+use crate::formats::common::{check_table, with_holes};
 use crate::formats::{Bound, MeasureSpec, Measurement};
 use crate::gate::{Reference, Role};
 use crate::options::Options;
@@ -44,6 +44,9 @@ pub fn create(storage: &StorageRef, spec: &CreateSpec, env: &CreateEnv<'_>) -> R
         ));
     }
     let plan = plan(storage, spec, env)?;
+    if plan.kind != DiskKind::Fixed {
+        check_table("the table", entries(plan.size) * 4, env.limits)?;
+    }
     let footer = footer(&plan, env);
     let end = match plan.kind {
         DiskKind::Fixed => plan.size,

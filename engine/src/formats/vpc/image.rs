@@ -12,7 +12,7 @@ use crate::image::{
     BackingReference, Below, BulkWrite, CheckReport, Extent, ExtentKind, HostPlace, ImageInfo, Placement, Repair,
     Resize, Scratch,
 };
-use crate::{Control, Error, Image, OpenEnv, Result, StorageRef};
+use crate::{Control, Error, Image, Limits, OpenEnv, Result, StorageRef};
 
 /// An open image.
 pub struct VpcImage {
@@ -24,6 +24,8 @@ pub struct VpcImage {
     /// How the size was found.
     pub(super) rule: SizeRule,
     writable: bool,
+    /// What growing must stay within.
+    pub(super) limits: Limits,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -48,6 +50,7 @@ impl VpcImage {
             footer: RwLock::new(footer),
             rule,
             writable: env.writable,
+            limits: env.limits.clone(),
         }
     }
 
@@ -125,16 +128,13 @@ impl Image for VpcImage {
             return blocks.extent(offset, len);
         }
         let at = Some(HostPlace { file: 0, offset });
-        let found = self.file.extent(offset, len)?;
-        let kind = if found.data {
-            ExtentKind::Data { at, direct: true }
-        } else {
-            ExtentKind::Zero { at }
-        };
         Ok(Extent {
-            len: found.len.min(len),
-            kind,
+            len,
+            kind: ExtentKind::Data { at, direct: true },
         })
+    }
+    fn reserves_space(&self) -> bool {
+        self.blocks.is_none()
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.inside(offset, buf.len() as u64)?;

@@ -16,6 +16,7 @@ use super::blocks::{Blocks, Space};
 use super::geometry::{Geometry, is_exact};
 use super::image::{VpcImage, lock, reading, writing};
 use super::layout::{DiskKind, FOOTER, Footer, MAX_SECTORS, SECTOR, UNUSED};
+use crate::formats::common::check_table;
 use crate::image::{Image, Preallocation, Resize};
 use crate::storage::read_vec;
 use crate::{Error, Result};
@@ -51,6 +52,10 @@ pub fn resize(image: &VpcImage, to: &Resize) -> Result<()> {
     }
     if size == now {
         return Ok(());
+    }
+    if let Some(blocks) = image.blocks.as_ref().filter(|_| size > now) {
+        let entries = size.div_ceil(blocks.block_size());
+        check_table("the table", entries * 4, &image.limits)?;
     }
     image.refuse_hidden()?;
     let footer = with_size(reading(&image.footer).to_owned(), size);

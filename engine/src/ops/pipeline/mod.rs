@@ -30,7 +30,7 @@ pub struct CopyOptions {
     pub level: Option<i32>,
     /// Runs of zeroes of at least this many bytes in data are left out; 0 stores every byte, also those of holes.
     pub sparse: u64,
-    /// Give places in guest order. Without it the output depends on the timing of the workers.
+    /// Give places in guest order. Without it the output depends on the timing of the workers, but where the target takes no other order.
     pub ordered: bool,
     /// Progress counts the bytes of data alone, which are counted beforehand. Without it holes count as well.
     pub count_data: bool,
@@ -107,7 +107,7 @@ impl<'a> Pipeline<'a> {
         let sink = Sink::new(target, options)?;
         Ok(Self {
             planner: Mutex::new(Planner::new(source, &sink, range)),
-            turns: Turns::new(options.ordered),
+            turns: Turns::new(options.ordered || sink.wants_order()),
             source,
             sink,
             options,

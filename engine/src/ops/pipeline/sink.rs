@@ -137,6 +137,11 @@ impl<'a> Sink<'a> {
         !self.target.is_zero
     }
 
+    /// Whether the target is filled from its start to its end.
+    pub(super) fn wants_order(&self) -> bool {
+        self.target.image.bulk().is_some_and(BulkWrite::encodes)
+    }
+
     /// Finds zeroes and encodes: any thread.
     pub(super) fn prepare(&self, offset: u64, buf: &[u8], scratch: &mut Scratch) -> Result<Prepared> {
         let runs = if self.encode {
