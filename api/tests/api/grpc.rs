@@ -132,7 +132,7 @@ async fn a_file_that_was_damaged_on_its_way_is_taken_once_more() {
         let start = proto::UploadStart {
             id: id.clone(),
             total: Some(3),
-            sha256: Some(Sha256::digest(b"abc").to_vec().into()),
+            sha256: Some(Sha256::digest(b"abc").to_vec()),
             ..Default::default()
         };
         futures::stream::iter([

@@ -155,7 +155,7 @@ fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
 fn fields(document: &Value, schema: &Value, above: &[String]) -> Vec<Vec<String>> {
     let properties = resolved(document, schema)["properties"].as_object();
     let each = properties.into_iter().flatten().flat_map(|(name, schema)| {
-        let path = [above, &[name.clone()]].concat();
+        let path = [above, std::slice::from_ref(name)].concat();
         let below = fields(document, schema, &path);
         [vec![path], below].concat()
     });

@@ -7,6 +7,7 @@ mod folder;
 mod steps;
 
 use e2e::tools::have;
+use vdisk_engine::Image;
 
 use self::folder::{Folder, Shape};
 use self::steps::Step;
@@ -61,6 +62,17 @@ fn run(seed: u64) -> usize {
     for _ in 0..4 + random.below(8) {
         let now = theirs.alone("top", false).unwrap();
         let step = Step::choose(&mut random, &shape, now.top());
+        // What qemu-img rebases then shows the base wherever it had zeroes; tests/conformance/bases.rs has what ours shows.
+        if matches!(
+            step,
+            Step::Rebase {
+                base: Some(_),
+                safe: true
+            }
+        ) && is_bare_version_2(now.top())
+        {
+            break;
+        }
         drop(now);
         if trace {
             eprintln!("next: {step:?}");
@@ -102,6 +114,12 @@ fn run(seed: u64) -> usize {
     };
     pair.compare();
     worked
+}
+
+/// Whether an image has neither a base nor a way to say that something is zero.
+fn is_bare_version_2(image: &dyn Image) -> bool {
+    let compat = image.info().unwrap().specific.unwrap()["compat"].clone();
+    image.backing().is_none() && compat == "0.10"
 }
 
 /// The sequences of one of the parts that run side by side.
