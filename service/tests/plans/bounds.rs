@@ -118,7 +118,7 @@ impl Wrong {
         }
     }
 
-    fn is_nothing(self) {
+    fn assert_nothing(&self) {
         assert!(self.0.is_empty(), "{}", self.0.join("\n"));
     }
 }
@@ -150,7 +150,7 @@ async fn a_copy_is_never_larger_than_foreseen() {
             lab.service.delete_image(made.id).await.unwrap();
         }
     }
-    wrong.is_nothing();
+    wrong.assert_nothing();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,7 +173,7 @@ async fn what_is_said_to_be_needed_is_near_what_is_taken() {
             );
         }
     }
-    wrong.is_nothing();
+    wrong.assert_nothing();
 }
 
 /// The image after a resize.
@@ -223,5 +223,5 @@ async fn a_resized_image_is_never_larger_than_foreseen() {
             lab.service.delete_image(image.id).await.unwrap();
         }
     }
-    wrong.is_nothing();
+    wrong.assert_nothing();
 }
