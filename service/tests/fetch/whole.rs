@@ -210,8 +210,8 @@ async fn an_import_is_paused_and_slowed() {
     let job = fetching(&lab, "disk", &url, None).await;
     until_fetched(&lab, &job, 1 << 20).await;
     lab.service.pause_job(job.id, &NONE).await.unwrap();
-    // Until the worker has heard of it.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Until the worker has heard of it, which takes a second at most where the machine has time for it.
+    tokio::time::sleep(Duration::from_secs(5)).await;
     go.send(()).unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let paused = lab.service.job(job.id).await.unwrap();
