@@ -45,14 +45,15 @@ pub fn refuse_unused(
         let mut keys = options.iter().filter(|(option, _)| option.ends_with("key-secret"));
         keys.any(|(_, secret)| secret == name)
     };
-    let opens = |name: &str| {
-        layers
-            .iter()
-            .any(|layer| lacks_key(layer) && is_role(&layer.image.format, name))
-    };
-    let unused = secrets.keys().find(|name| !is_named(name) && !opens(name));
-    let Some(name) = unused else { return Ok(()) };
     let (format, role) = (driver.name(), key_role(driver.name())?);
+    // A key that its image has anyway may be given again where it cannot be meant for the target.
+    let is_own = |layer: &ImageRecord, id| role.is_none() && layer.image.secrets.values().any(|own| own == id);
+    let opens = |name: &str, id| {
+        let mut encrypted = layers.iter().filter(|layer| layer.image.encrypted);
+        encrypted.any(|layer| is_role(&layer.image.format, name) && (lacks_key(layer) || is_own(layer, id)))
+    };
+    let mut unused = secrets.iter().filter(|(name, id)| !is_named(name) && !opens(name, *id));
+    let Some((name, _)) = unused.next() else { return Ok(()) };
     let missing = match role.as_ref().map(|role| (role.option, &role.choice)) {
         None => format!("an image of format '{format}' takes no passphrase"),
         Some((option, Some(choice))) if option == name && !options.contains_key(option) => {

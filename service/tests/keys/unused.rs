@@ -116,13 +116,20 @@ async fn a_secret_for_the_source_is_used_where_the_source_names_none() {
     let key = secret(&lab, "one").await;
     for (id, role) in both_forms(&lab, &bytes, key).await {
         assert_eq!(named(&lab, id, role).await, key);
-        let request = json!({"name": format!("plain-{role}"), "format": "raw", "secrets": {role: key}});
-        let convert = async || lab.service.convert_image(id, json(request.clone()), &NONE).await;
-        said(convert().await, &request);
-        let none = json(json!({"secrets": {}}));
-        lab.service.update_image(id, none).await.unwrap();
-        let plain = lab.succeed(convert().await.unwrap()).await.result_image_id().unwrap();
-        assert!(lab.data(plain).await == bytes);
+        let copy = |name: &str, format: &str, secret| json!({"name": format!("{name}-{role}"), "format": format, "secrets": {role: secret}});
+        let convert = async |request: &Value| lab.service.convert_image(id, json(request.clone()), &NONE).await;
+        // The image's own is for the image where the target takes none; it may be meant for one that does.
+        let other = secret(&lab, &format!("other-{role}")).await;
+        for request in [copy("other", "raw", other), copy("meant", "qcow2", key)] {
+            said(convert(&request).await, &request);
+        }
+        for name in ["own", "given"] {
+            let job = convert(&copy(name, "raw", key)).await.unwrap();
+            let plain = lab.succeed(job).await.result_image_id().unwrap();
+            assert!(lab.data(plain).await == bytes);
+            let none = json(json!({"secrets": {}}));
+            lab.service.update_image(id, none).await.unwrap();
+        }
         // What a decryption is given beside the image's own is not needed, and must be there all the same.
         let own = json(json!({"secrets": {role: key}}));
         lab.service.update_image(id, own).await.unwrap();
