@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{Lab, MIB, OVERLAY, json, quick_config, sample};
+use e2e::small_disk::SmallDisk;
 use serde_json::json;
 use vdisk_service::model::{ImageId, ImageState, Job, JobState, SecretId};
 use vdisk_service::request::{Call, UpdateJob};
@@ -369,23 +370,12 @@ async fn a_stopped_service_hands_its_job_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_fails_the_job_and_frees_its_space() {
-    let mount = tempfile::tempdir().unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=12m", "tmpfs"])
-        .arg(mount.path())
-        .status();
-    let small = mount.path().to_owned();
-    if !mounted.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: a tmpfs cannot be mounted here");
+    let place = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(&place.path().join("small"), 12) else {
         return;
-    }
-    let outcome = tokio::spawn(async move {
-        fill_disk(&small).await;
-        full_of_others(&small).await;
-    })
-    .await;
-    Command::new("umount").arg(mount.path()).status().unwrap();
-    outcome.unwrap();
+    };
+    fill_disk(disk.path()).await;
+    full_of_others(disk.path()).await;
 }
 
 /// Database and pool on the same small disk: the failure must be recorded there too.

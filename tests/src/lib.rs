@@ -1,10 +1,11 @@
-//! What the project's tests share: finding tools and sample images, and saying why a test was skipped.
+//! What the project's tests share: finding tools and sample images, small disks, and saying why a test was skipped.
 //!
 //! The scenarios themselves stand in `tests/tests/`.
 
 #![expect(clippy::expect_used, reason = "test support: a broken precondition fails the test")]
 
 pub mod corpus;
+pub mod small_disk;
 pub mod tools;
 
 /// Says that the calling test does not run, and why. With `VDISK_REQUIRE=all` that is a failure.

@@ -1,43 +1,17 @@
 //! A disk that fills up, on a tmpfs of 8 MiB.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
+use e2e::small_disk::SmallDisk;
 use reqwest::StatusCode;
 use serde_json::json;
 
 use crate::server::Server;
-
-/// A small file system, unmounted when dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path) -> Option<Self> {
-        std::fs::create_dir_all(at).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"])
-            .arg(at)
-            .status();
-        if mounted.is_ok_and(|status| status.success()) {
-            return Some(Self(at.to_owned()));
-        }
-        e2e::skip("a tmpfs cannot be mounted here");
-        None
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
 
 /// A server with the disk as its pool `small`, beside one with room.
 async fn with_a_small_pool(disk: &SmallDisk) -> Server {
     Server::start_with(|config| {
         config.pools = [
             ("default".to_owned(), config.data_dir.join("pool")),
-            ("small".to_owned(), disk.0.clone()),
+            ("small".to_owned(), disk.path().to_owned()),
         ]
         .into();
     })
@@ -47,7 +21,7 @@ async fn with_a_small_pool(disk: &SmallDisk) -> Server {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_fails_the_job_and_gets_its_space_back() {
     let place = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(&place.path().join("small")) else {
+    let Some(disk) = SmallDisk::mount(&place.path().join("small"), 8) else {
         return;
     };
     let server = with_a_small_pool(&disk).await;
@@ -75,10 +49,11 @@ async fn a_full_disk_fails_the_job_and_gets_its_space_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_refuses_an_upload() {
     let place = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(&place.path().join("small")) else {
+    let Some(disk) = SmallDisk::mount(&place.path().join("small"), 8) else {
         return;
     };
-    let server = Server::start_with(|config| config.pools = [("default".to_owned(), disk.0.clone())].into()).await;
+    let server =
+        Server::start_with(|config| config.pools = [("default".to_owned(), disk.path().to_owned())].into()).await;
     let id = server.import("disk", "raw").await;
     server
         .put(&format!("/v1/images/{id}/file"), &[], vec![7; 16 << 20])
@@ -95,10 +70,11 @@ async fn a_full_disk_refuses_an_upload() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_overlay_that_does_not_fit_stays_as_it_is() {
     let place = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(&place.path().join("small")) else {
+    let Some(disk) = SmallDisk::mount(&place.path().join("small"), 8) else {
         return;
     };
-    let server = Server::start_with(|config| config.pools = [("default".to_owned(), disk.0.clone())].into()).await;
+    let server =
+        Server::start_with(|config| config.pools = [("default".to_owned(), disk.path().to_owned())].into()).await;
     let size = 5 << 20;
     let base = server.upload("base", "raw", vec![7; size]).await;
     let empty = server
@@ -140,7 +116,7 @@ async fn an_overlay_that_does_not_fit_stays_as_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_would_not_fit_leaves_the_base_alone() {
     let place = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(&place.path().join("small")) else {
+    let Some(disk) = SmallDisk::mount(&place.path().join("small"), 8) else {
         return;
     };
     let server = with_a_small_pool(&disk).await;

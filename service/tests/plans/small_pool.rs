@@ -1,9 +1,9 @@
 //! What does not fit in a pool is refused before anything is written.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
+use e2e::small_disk::SmallDisk;
 use serde_json::{Value, json};
 use vdisk_service::model::ImageId;
 
@@ -12,19 +12,11 @@ use crate::common::{Lab, MIB, json};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_does_not_fit_is_refused_before_it_writes() {
-    let mount = tempfile::tempdir().unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=16m", "tmpfs"])
-        .arg(mount.path())
-        .status();
-    let small = mount.path().to_owned();
-    if !mounted.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: a tmpfs cannot be mounted here");
+    let place = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(&place.path().join("small"), 16) else {
         return;
-    }
-    let outcome = tokio::spawn(async move { into(&small).await }).await;
-    Command::new("umount").arg(mount.path()).status().unwrap();
-    outcome.unwrap();
+    };
+    into(disk.path()).await;
 }
 
 async fn into(small: &Path) {
