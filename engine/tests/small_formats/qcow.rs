@@ -1,10 +1,13 @@
 //! qcow (version 1) against qemu-img and the corpus.
 
+use std::sync::Arc;
+
 use e2e::tools::{arg, have, ok, run};
 use proptest::prelude::*;
 use tempfile::TempDir;
-use vdisk_engine::ErrorKind;
-use vdisk_engine::image::{ExtentKind, NothingBelow};
+use vdisk_engine::image::{ExtentKind, NothingBelow, Repair};
+use vdisk_engine::storage::MemoryStorage;
+use vdisk_engine::{Control, ErrorKind};
 
 use crate::support::{self, *};
 
@@ -48,7 +51,7 @@ fn created_files_are_those_of_qemu_img() {
         }
         args.extend([arg(&theirs), &size_text]);
         ok("qemu-img", &args);
-        let ours = std::sync::Arc::new(vdisk_engine::storage::MemoryStorage::empty());
+        let ours = Arc::new(MemoryStorage::empty());
         create_on(ours.clone(), "qcow", size, &[], backing.map(|b| (b, "raw")));
         assert_eq!(std::fs::read(&theirs).unwrap(), ours.contents(), "{size} {backing:?}");
     }
@@ -220,4 +223,88 @@ fn encrypted_images_go_both_ways_with_qemu() {
     assert_eq!(error.kind(), ErrorKind::WrongKey);
     assert!(error.to_string().contains("encrypt.key-secret"), "{error}");
     assert!(locked.write(0, &[0; 512], &NothingBelow).is_err());
+}
+
+/// Where the first L2 table is: both headers have the place of the L1 table at offset 40.
+fn first_table(format: &str, bytes: &[u8]) -> usize {
+    let number = |at: usize| {
+        let raw = bytes[at..at + 8].try_into().unwrap();
+        if format == "qed" {
+            u64::from_le_bytes(raw)
+        } else {
+            u64::from_be_bytes(raw)
+        }
+    };
+    number(number(40) as usize) as usize
+}
+
+/// Two clusters whose L2 entries both name the first one's place.
+fn two_clusters_in_one_place(format: &str, unit: usize) -> Arc<MemoryStorage> {
+    let storage = created(format, 1 << 20, &[]);
+    let image = open_rw(storage.clone(), format).unwrap();
+    image.write(0, &vec![0x11; unit], &NothingBelow).unwrap();
+    image.write(unit as u64, &vec![0x22; unit], &NothingBelow).unwrap();
+    image.close().unwrap();
+    let mut bytes = storage.contents();
+    let table = first_table(format, &bytes);
+    bytes.copy_within(table..table + 8, table + 8);
+    Arc::new(MemoryStorage::new("image", bytes))
+}
+
+#[test]
+fn no_write_changes_two_places() {
+    for (format, unit) in [("qcow", 4096), ("qed", 65536)] {
+        let storage = two_clusters_in_one_place(format, unit);
+        let before = storage.contents();
+        let image = open_rw(storage.clone(), format).unwrap();
+        let mut seen = [0; 1];
+        image.read(unit as u64, &mut seen).unwrap();
+        assert_eq!(seen, [0x11], "{format}: the entries do not share a place");
+        let report = image.check(Repair::No, &Control::default()).unwrap();
+        assert_eq!(report.corruptions, 1, "{format}: {:?}", report.messages);
+        for error in [
+            image.write(0, &[9; 512], &NothingBelow).unwrap_err(),
+            image.write_zeroes(unit as u64, 512, false, &NothingBelow).unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{format}: {error}");
+        }
+        drop(image);
+        assert!(storage.contents() == before, "{format}");
+    }
+}
+
+#[test]
+fn check_finds_places_over_each_other_and_outside() {
+    let storage = created("qcow", 1 << 20, &[]);
+    let image = open_rw(storage.clone(), "qcow").unwrap();
+    image.write(0, &[1; 20_000], &NothingBelow).unwrap();
+    for n in 0..9 {
+        image
+            .write_compressed((100 << 10) + n * 4096, &[n as u8; 4096])
+            .unwrap();
+    }
+    image.close().unwrap();
+    let report = image.check(Repair::No, &Control::default()).unwrap();
+    assert_eq!(report.corruptions, 0, "{:?}", report.messages);
+    assert_eq!(
+        (report.allocated_clusters, report.compressed_clusters),
+        (Some(14), Some(9))
+    );
+    let sound = storage.contents();
+    let compressed = |offset: u64| (1u64 << 63 | 100 << (63 - 12) | offset).to_be_bytes();
+    let table = first_table("qcow", &sound);
+    let over = table as u64 - 512;
+    for (entry, word) in [
+        (over.to_be_bytes(), "over something else"),
+        ((1u64 << 40).to_be_bytes(), "lies outside"),
+        ((over + 1).to_be_bytes(), "not aligned"),
+        (compressed(over), "over something else"),
+    ] {
+        let mut bytes = sound.clone();
+        bytes[table..table + 8].copy_from_slice(&entry);
+        let image = open_ro(Arc::new(MemoryStorage::new("image", bytes)), "qcow").unwrap();
+        let report = image.check(Repair::No, &Control::default()).unwrap();
+        let found = report.messages.join("\n");
+        assert!(report.corruptions > 0 && found.contains(word), "{word}: {found}");
+    }
 }

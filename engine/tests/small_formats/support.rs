@@ -6,10 +6,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use vdisk_engine::env::{BackingReference, CreateSpec, NoSecrets};
 use vdisk_engine::gate::{BackingChoice, DenyAll, Node};
-use vdisk_engine::image::{ExtentKind, NothingBelow, Placement, Scratch};
+use vdisk_engine::image::{ExtentKind, NothingBelow, Placement, Repair, Scratch};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{FaultyStorage, FileOptions, FileStorage, LoggedOp, MemoryStorage};
-use vdisk_engine::{Chain, CreateEnv, Image, Limits, OpenEnv, Result, StorageRef, formats};
+use vdisk_engine::{Chain, Control, CreateEnv, Image, Limits, OpenEnv, Result, StorageRef, formats};
 
 /// Options from `name=value` pairs.
 pub fn options(pairs: &[(&str, &str)]) -> Options {
@@ -170,7 +170,12 @@ pub fn behaves_as_bytes(format: &str, storage: StorageRef, ops: &[Op]) {
     }
     image.close().unwrap();
     drop(image);
-    matches_model(open_ro(storage, format).unwrap().as_ref(), &model);
+    let image = open_ro(storage, format).unwrap();
+    matches_model(image.as_ref(), &model);
+    if formats::by_name(format).unwrap().capabilities().check {
+        let report = image.check(Repair::No, &Control::default()).unwrap();
+        assert_eq!(report.corruptions + report.check_errors, 0, "{:?}", report.messages);
+    }
 }
 
 /// Content and extents of an image are those of `model`.

@@ -7,6 +7,8 @@ use crate::{Error, Result};
 
 /// First bytes of every image, shared with qcow2.
 pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
+/// Places are at multiples of this, those of compressed clusters apart.
+pub(super) const SECTOR: u64 = 512;
 /// Longest backing file name.
 pub(super) const MAX_NAME: u64 = 1023;
 
@@ -100,7 +102,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<Header> {
     Ok(Header {
         cluster_bits: raw.cluster_bits.into(),
         l2_entries: 1 << raw.l2_bits,
-        size: size & !511,
+        size: size & !(SECTOR - 1),
         l1_offset: l1_offset(&raw)?,
         l1_entries: size.div_ceil(1 << shift),
         backing: backing(&raw)?,

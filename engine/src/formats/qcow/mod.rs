@@ -1,6 +1,6 @@
 //! qcow: version 1 of QEMU's copy-on-write format.
 //!
-//! Supported: reading and writing, backing files, compressed clusters (also writing them), emptying an overlay, AES encryption.
+//! Supported: reading and writing, backing files, compressed clusters (also writing them), emptying an overlay, AES encryption, checking.
 //! Refused: data of an encrypted image without its secret (`WrongKey`), compressing in one (`Unsupported`), an image size below 2 bytes as in QEMU, resizing (the L1 table cannot grow).
 
 mod create;
@@ -20,6 +20,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     make_empty: true,
     zero: true,
     compress: true,
+    check: true,
     encryption: true,
     measure: true,
     ..READ_ONLY

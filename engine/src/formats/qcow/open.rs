@@ -2,20 +2,20 @@
 
 use libdeflater::{CompressionLvl, Compressor, Decompressor};
 
-use super::layout::{self, HEADER_LEN};
+use super::layout::{self, HEADER_LEN, Header, SECTOR};
 use crate::crypto::{Secret, SectorCipher, legacy_qcow_cipher};
 use crate::formats::common::text;
 use crate::formats::two_level::{Codec, Shape, Slot, TwoLevel};
-use crate::image::{BackingReference, Below, BulkWrite, Extent, ImageInfo, Placement, Scratch};
+use crate::image::{BackingReference, Below, BulkWrite, CheckReport, Extent, ImageInfo, Placement, Repair, Scratch};
 use crate::options::Options;
 use crate::storage::{read_padded, read_vec};
-use crate::{Error, ErrorKind, Image, OpenEnv, Result, StorageRef};
+use crate::{Control, Error, ErrorKind, Image, OpenEnv, Result, StorageRef};
 
 /// zlib's default, as QEMU has it.
 const LEVEL: i32 = 6;
 
 /// L2 entries: 0 is unallocated; with bit 63 the rest is length and offset of a compressed cluster, else an offset.
-struct Entries {
+pub(super) struct Entries {
     cluster_bits: u32,
     encryption: Encryption,
 }
@@ -114,8 +114,8 @@ fn encryption(encrypted: bool, options: &Options, env: &OpenEnv<'_>) -> Result<E
 /// An open layer.
 pub(super) struct QcowImage {
     map: TwoLevel<Entries>,
+    header: Header,
     backing: Option<BackingReference>,
-    encrypted: bool,
     locked: bool,
 }
 
@@ -143,7 +143,7 @@ impl QcowImage {
             first_free: header.l1_offset.saturating_add(header.l1_entries * 8),
             little_endian: false,
             alignment: 1 << header.cluster_bits,
-            accepted_alignment: 512,
+            accepted_alignment: SECTOR,
             cache_bytes: env.limits.cache_bytes,
         };
         let codec = Entries {
@@ -153,15 +153,15 @@ impl QcowImage {
         let locked = matches!(codec.encryption, Encryption::Locked);
         Ok(Self {
             map: TwoLevel::open(file, codec, shape, header.size, env.limits)?,
+            header,
             backing,
-            encrypted: header.encrypted,
             locked,
         })
     }
 
     /// Compressed clusters are never encrypted: they would show what the rest of the image hides.
     fn refuse_packed(&self) -> Result<()> {
-        if self.encrypted {
+        if self.header.encrypted {
             return Err(Error::unsupported(
                 "compression and encryption cannot be used at the same time: compressed clusters are stored unencrypted",
             ));
@@ -216,7 +216,7 @@ impl Image for QcowImage {
     fn info(&self) -> Result<ImageInfo> {
         Ok(ImageInfo {
             cluster_size: Some(self.map.cluster()),
-            encrypted: self.encrypted,
+            encrypted: self.header.encrypted,
             dirty: Some(false),
             ..ImageInfo::default()
         })
@@ -254,6 +254,9 @@ impl Image for QcowImage {
     fn missing_key(&self) -> Option<Error> {
         self.locked.then(|| locked().at(self.map.file().name()))
     }
+    fn check(&self, _repair: Repair, control: &Control) -> Result<CheckReport> {
+        self.map.check(self.header.backing, control)
+    }
     fn make_empty(&self) -> Result<()> {
         self.map.clear()
     }
@@ -267,7 +270,7 @@ impl BulkWrite for QcowImage {
         false
     }
     fn sparse_store(&self) -> bool {
-        !self.encrypted && self.map.file().can_resize()
+        !self.header.encrypted && self.map.file().can_resize()
     }
     fn encode(&self, data: &[u8], scratch: &mut Scratch) -> Result<Option<Vec<u8>>> {
         self.refuse_packed()?;

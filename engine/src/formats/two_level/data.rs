@@ -149,6 +149,7 @@ impl<C: Codec> TwoLevel<C> {
             let (slot, bytes) = self.slot_run(offset, buf.len() as u64)?;
             let done = match slot {
                 Slot::Data(at) => {
+                    self.refuse_double_use()?;
                     let head = buf.get(..usize::try_from(bytes).unwrap_or(0)).unwrap_or_default();
                     self.store_data(offset, at + offset % self.shape.cluster, head)?;
                     bytes
@@ -238,6 +239,7 @@ impl<C: Codec> TwoLevel<C> {
                 Slot::Zero => bytes,
                 Slot::Unallocated if below.is_zero(offset, bytes)? => bytes,
                 Slot::Data(at) if !self.codec.encrypted() => {
+                    self.refuse_double_use()?;
                     self.file.write_zeroes(at + inside, bytes, unmap)?;
                     bytes
                 }

@@ -4,10 +4,12 @@
 //! guest data and empty new tables, flush, L2 entries, flush, L1 entries, flush. A crash in between loses what was not flushed and
 //! leaves at most space at the end of the file that nothing refers to. Space is taken at the end of the file and never given back.
 
+mod check;
 mod data;
 mod tables;
+mod users;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, RwLock};
 
 use crate::crypto::SectorCipher;
@@ -90,6 +92,8 @@ pub(super) struct TwoLevel<C> {
     end: AtomicU64,
     /// Pages changed and not yet written.
     dirty_pages: AtomicUsize,
+    /// No two entries name one place, as far as a first write looks.
+    looked: AtomicBool,
     /// Held while an encrypted sector is read, changed in part and written back.
     partial: Mutex<()>,
 }
@@ -116,6 +120,7 @@ impl<C: Codec> TwoLevel<C> {
             space: Mutex::new(Space { end, broken: false }),
             end: end.into(),
             dirty_pages: AtomicUsize::new(0),
+            looked: AtomicBool::new(false),
             partial: Mutex::new(()),
             file,
             codec,
