@@ -11,7 +11,8 @@ pub trait Progress: Send + Sync {
     fn set_total(&self, bytes: u64);
     /// This much more is done (for copies: stored, not only read).
     fn advance(&self, bytes: u64);
-    /// Called by one thread before each unit of work. May block, which is how a caller pauses or slows an operation down.
+    /// Called by one thread before each unit of work, with the bytes that will be read and written. May block, which is how a caller pauses or
+    /// slows an operation down.
     fn pace(&self, _bytes: u64) {}
 }
 

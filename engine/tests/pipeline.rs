@@ -324,3 +324,44 @@ fn after_a_cancel_each_worker_ends_the_batch_that_it_has_and_no_more() {
         assert!(stored <= most, "{workers} workers: {stored} bytes are stored");
     }
 }
+
+/// Counts what a limit of speed would be charged.
+#[derive(Default)]
+struct Charged(AtomicU64);
+
+impl Progress for Charged {
+    fn set_total(&self, _bytes: u64) {}
+    fn advance(&self, _bytes: u64) {}
+    fn pace(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_limit_of_speed_is_charged_for_data_and_not_for_holes() {
+    const MIB: usize = 1 << 20;
+    let mut bytes = vec![0; 64 * MIB];
+    bytes[..MIB].fill(5);
+    bytes[60 * MIB..61 * MIB].fill(6);
+    let limits = Limits::default();
+    let image = Arc::new(MemoryStorage::empty());
+    let chain = new_image(image.clone(), "qcow2", bytes.len() as u64, &Options::new()).unwrap();
+    for at in [0, 60 * MIB] {
+        chain.write(at as u64, &bytes[at..at + MIB]).unwrap();
+    }
+    chain.top().close().unwrap();
+    drop(chain);
+    let source = Chain::open(Node::new(image, "qcow2"), &OpenEnv::closed(&limits)).unwrap();
+    let target = Arc::new(MemoryStorage::new("out", vec![0; bytes.len()]));
+    let charged = Arc::new(Charged::default());
+    let control = Control::new(charged.clone(), CancelToken::new());
+    convert(
+        &source,
+        raw(target.clone(), true).top(),
+        &CopyOptions::default(),
+        &control,
+    )
+    .unwrap();
+    assert!(target.contents() == bytes);
+    assert_eq!(charged.0.load(Ordering::SeqCst), 2 * MIB as u64);
+}

@@ -163,9 +163,14 @@ impl ServiceError {
         }
     }
 
-    /// [`ErrorCode::NotFound`] for a thing of this kind.
+    /// [`ErrorCode::NotFound`] for a thing of this kind, which goes by its id.
     pub fn not_found(kind: &str, id: impl fmt::Display) -> Self {
-        Self::new(ErrorCode::NotFound, format!("no {kind} has the id or name '{id}'"))
+        Self::new(ErrorCode::NotFound, format!("no {kind} has the id '{id}'"))
+    }
+
+    /// [`ErrorCode::NotFound`] for a thing that goes by its name too.
+    pub fn no_such_name(kind: &str, name: impl fmt::Display) -> Self {
+        Self::new(ErrorCode::NotFound, format!("no {kind} has the id or name '{name}'"))
     }
 
     /// [`ErrorCode::InvalidArgument`] that names the field at fault.

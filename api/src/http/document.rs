@@ -66,6 +66,7 @@ pub fn json() -> &'static str {
         add_refusals(&mut document);
         add_strictness(&mut document);
         add_dry_run(&mut document);
+        drop_defaults(&mut document);
         for operation in operations(&mut document) {
             optional_body(operation);
             add_examples(operation);
@@ -153,7 +154,7 @@ fn add_response(responses: &mut Map<String, Value>, status: String, response: Va
 
 /// A request that leads to a job may ask first what the job would do.
 fn add_dry_run(document: &mut Value) {
-    let field = json!({"type": ["boolean", "null"], "default": false,
+    let field = json!({"type": ["boolean", "null"],
         "description": "Only say what the job would do: the answer is 200 with a plan, and nothing is queued or changed."});
     let planned = |operation: &&mut Map<String, Value>| {
         let plan = "/200/content/application~1json/schema/$ref";
@@ -169,6 +170,28 @@ fn add_dry_run(document: &mut Value) {
         let schema = document.pointer_mut(&format!("{pointer}/properties"));
         if let Some(properties) = schema.and_then(Value::as_object_mut) {
             properties.insert("dry_run".to_owned(), field.clone());
+        }
+    }
+}
+
+/// Generators of clients take a field with a default for one that is always there, which a request need not have: the default goes into
+/// its description.
+fn drop_defaults(document: &mut Value) {
+    let requests: Vec<String> = operations(document)
+        .filter_map(|operation| request_schema(operation))
+        .collect();
+    for pointer in requests {
+        let properties = document.pointer_mut(&format!("{pointer}/properties"));
+        for property in properties
+            .and_then(Value::as_object_mut)
+            .into_iter()
+            .flat_map(Map::values_mut)
+        {
+            let default = property.as_object_mut().and_then(|fields| fields.remove("default"));
+            if let Some(Value::String(default)) = default {
+                let said = property["description"].as_str().unwrap_or_default();
+                property["description"] = json!(format!("{said} `{default}` where it is left out."));
+            }
         }
     }
 }

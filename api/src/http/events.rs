@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -65,11 +65,12 @@ async fn watch_events(State(app): State<App>, Query(query): Query<EventQuery>, h
 
 /// Watch one job.
 ///
-/// Starts with all of the job's events, and ends after its last.
+/// Starts with all of the job's events, and ends after its last. Who has seen that one gets 204, which tells an `EventSource` to stop.
 #[utoipa::path(get, path = "/v1/jobs/{id}/events", operation_id = "watch_job", tag = "jobs",
     params(JobPath, JobEventQuery,
         ("Last-Event-ID" = Option<u64>, Header, description = "Id of the last event seen.")),
     responses((status = 200, description = "Events.", body = String, content_type = "text/event-stream"),
+        (status = 204, description = "The job has ended and nothing came behind that event: a client need not come again."),
         WatchProblems))]
 async fn watch_job(
     State(app): State<App>,
@@ -81,7 +82,14 @@ async fn watch_job(
         job: Some(id),
         image: None,
     };
-    subscribe(&app, filter, last_event(&headers, query.after)?).await
+    let after = last_event(&headers, query.after)?;
+    if after.is_some() && app.service.job(id).await?.is_finished() {
+        let mut rest = app.service.subscribe(filter.clone(), after).await?;
+        if rest.next().await.is_none() {
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+    }
+    subscribe(&app, filter, after).await
 }
 
 async fn subscribe(app: &App, filter: EventFilter, after: Option<u64>) -> Answer<Response> {

@@ -172,6 +172,35 @@ async fn protection_is_lifted_by_a_patch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_patch_that_changes_nothing_is_no_change() {
+    let server = Server::start_with(|config| config.workers = 0).await;
+    let id = server
+        .create("disk", json!({"virtual_size": 1 << 20, "labels": {"a": "b"}}))
+        .await;
+    let image = format!("/v1/images/{id}");
+    let before = server.get(&image).await.body;
+    for same in [
+        json!({}),
+        json!({"name": "disk", "labels": {"a": "b"}, "protected": false}),
+    ] {
+        let after = server.patch(&image, same).await.expect(StatusCode::OK).body;
+        assert_eq!(after["updated_at"], before["updated_at"]);
+    }
+    let queued = server.post(&format!("{image}/check"), json!({})).await.body;
+    let job = format!("/v1/jobs/{}", queued["id"].as_str().unwrap());
+    for same in [
+        json!({}),
+        json!({"rate_limit": null}),
+        json!({"rate_limit": 0, "priority": 0}),
+    ] {
+        let after = server.patch(&job, same).await.expect(StatusCode::OK).body;
+        assert_eq!(after["version"], queued["version"]);
+    }
+    let changed = server.patch(&job, json!({"priority": 1})).await.body;
+    assert_ne!(changed["version"], queued["version"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn secrets_are_never_shown() {
     let server = Server::start().await;
     let made = server

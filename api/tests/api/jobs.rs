@@ -219,6 +219,13 @@ async fn a_job_can_be_watched_from_any_event_on() {
         .header("last-event-id", all[0].0.to_string());
     let text = request.send().await.unwrap().text().await.unwrap();
     assert_eq!(events(&text), all[1..]);
+    let last = all.last().unwrap().0.to_string();
+    let behind = server
+        .request(Method::GET, &path)
+        .header("last-event-id", last)
+        .send()
+        .await;
+    assert_eq!(behind.unwrap().status(), StatusCode::NO_CONTENT);
     let refused = server
         .request(Method::GET, &path)
         .header("last-event-id", "x")

@@ -317,5 +317,5 @@ pub fn pool_of(inner: &Inner, name: &str) -> Result<Arc<PoolFolder>> {
         .pools
         .get(name)
         .cloned()
-        .ok_or_else(|| ServiceError::not_found("pool", name))
+        .ok_or_else(|| ServiceError::no_such_name("pool", name))
 }

@@ -271,7 +271,7 @@ fn at_snapshot(chain: Chain, name: Option<&str>) -> Result<Chain> {
     let Some(name) = name else {
         return Ok(chain);
     };
-    let none = || ServiceError::not_found("snapshot", name.escape_debug()).with_field("snapshot");
+    let none = || ServiceError::no_such_name("snapshot", name.escape_debug()).with_field("snapshot");
     let table = chain.top().snapshots().ok_or_else(none)?;
     let list = table.list()?;
     let old = table.open(&find_snapshot(&list, name).ok_or_else(none)?.id)?;

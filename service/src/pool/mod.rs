@@ -164,7 +164,7 @@ impl PoolFolder {
 
     fn refused(&self, verb: &str, name: &str, errno: Errno) -> ServiceError {
         match errno {
-            Errno::NOENT => ServiceError::not_found("file of the pool", name),
+            Errno::NOENT => ServiceError::no_such_name("file of the pool", name),
             Errno::LOOP | Errno::XDEV => denied(name, "is a link"),
             Errno::NXIO | Errno::ISDIR | Errno::NODEV => denied(name, "is no regular file"),
             _ => self.failed(verb, name, errno.into()),

@@ -204,7 +204,7 @@ impl Inner {
         self.pools
             .get(name)
             .cloned()
-            .ok_or_else(|| ServiceError::not_found("pool", name))
+            .ok_or_else(|| ServiceError::no_such_name("pool", name))
     }
 
     /// The values of the secrets that a request named.

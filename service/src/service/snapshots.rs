@@ -224,7 +224,7 @@ fn table(layers: &[Layer], limits: &vdisk_engine::Limits) -> Result<Vec<Snapshot
 }
 
 fn missing(word: &str) -> ServiceError {
-    ServiceError::not_found("snapshot", word.escape_debug())
+    ServiceError::no_such_name("snapshot", word.escape_debug())
 }
 
 fn snapshot(found: SnapshotInfo) -> Snapshot {

@@ -123,16 +123,21 @@ fn wrong(path: &str, detail: &str) -> Problem {
     ServiceError::invalid(&field_at(path, detail), plain(detail)).into()
 }
 
-/// The path of the field at fault. For a missing field the path is that of the object it is missing in.
+/// The path of the field at fault. For a field that is missing or there twice the path is that of the object.
 fn field_at(path: &str, detail: &str) -> String {
-    let missing = detail
-        .strip_prefix("missing field `")
-        .and_then(|rest| rest.split('`').next());
-    match (missing, path) {
+    match (named_field(detail), path) {
         (Some(field), ".") => field.to_owned(),
         (Some(field), object) => format!("{object}.{field}"),
         (None, path) => path.to_owned(),
     }
+}
+
+/// The field that serde says is missing from an object, or there twice.
+pub(super) fn named_field(detail: &str) -> Option<&str> {
+    let name = detail
+        .strip_prefix("missing field `")
+        .or_else(|| detail.strip_prefix("duplicate field `"))?;
+    name.split('`').next()
 }
 
 #[cfg(test)]
@@ -143,7 +148,8 @@ mod tests {
 
     #[test]
     fn refusals_name_the_field() {
-        let cases: [(&str, u16, Option<&str>); 8] = [
+        let cases: [(&str, u16, Option<&str>); 9] = [
+            (r#"{"name": "a", "name": "b", "format": "raw"}"#, 422, Some("name")),
             (r#"["a"]"#, 422, Some(".")),
             (r#"{"name": "a"}"#, 422, Some("format")),
             ("not json", 400, None),

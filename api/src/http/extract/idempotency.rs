@@ -27,9 +27,10 @@ impl IntoParams for IdempotencyKey {
             .schema_type(Type::String)
             .min_length(Some(1))
             .max_length(Some(255));
-        let description = "The same key with the same request gets the first answer again, or `not_found` where what it \
-                           made was deleted since; with another request it is refused with `idempotency_conflict`. 1 \
-                           to 255 visible ASCII characters.";
+        let description = "The same key with the same request does nothing again: it gets the status of the first \
+                           answer and what that made as it is now, or `not_found` where what it made was deleted \
+                           since; with another request it is refused with `idempotency_conflict`. 1 to 255 visible \
+                           ASCII characters.";
         let parameter = ParameterBuilder::new()
             .name("Idempotency-Key")
             .parameter_in(ParameterIn::Header)

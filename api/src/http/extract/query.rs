@@ -3,6 +3,7 @@ use http::request::Parts;
 use serde::de::DeserializeOwned;
 use vdisk_service::ServiceError;
 
+use super::body::named_field;
 use super::words::plain;
 use crate::http::problem::{Answer, Problem};
 
@@ -22,6 +23,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
                     .unwrap_or(&text);
                 let (field, detail) = detail.split_once(": ").unwrap_or(("", detail));
                 let field = if field.contains(' ') { "" } else { field };
+                let field = named_field(detail).unwrap_or(field);
                 Err(ServiceError::invalid(field, format!("query: {}", plain(detail))).into())
             }
         }

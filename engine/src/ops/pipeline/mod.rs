@@ -144,7 +144,7 @@ impl<'a> Pipeline<'a> {
         let mut scratch = Scratch::with_level(self.options.level);
         let mut buffer = PageBuffer::default();
         while let Some(batch) = self.next_batch()? {
-            self.control.checkpoint(batch.bytes)?;
+            self.control.checkpoint(batch.bytes_to_copy())?;
             self.copy_batch(&batch, &mut buffer, &mut scratch)?;
             self.flush_if_due(&batch)?;
             self.control.advance(match self.options.count_data {
@@ -157,7 +157,7 @@ impl<'a> Pipeline<'a> {
 
     fn flush_if_due(&self, batch: &Batch) -> Result<()> {
         let every = self.options.flush_every;
-        let copied = batch.steps.iter().map(Step::bytes_to_copy).sum::<u64>();
+        let copied = batch.bytes_to_copy();
         if every == 0 || self.unflushed.fetch_add(copied, Ordering::Relaxed) + copied < every {
             return Ok(());
         }

@@ -37,7 +37,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    pub(super) fn bytes_to_copy(&self) -> u64 {
+    fn bytes_to_copy(&self) -> u64 {
         self.buffer_len() as u64
     }
 
@@ -58,6 +58,13 @@ pub(super) struct Batch {
     pub(super) bytes: u64,
     /// Bytes of these that are data of the source.
     pub(super) data: u64,
+}
+
+impl Batch {
+    /// Bytes that are read and written: holes and zeroes cost next to nothing.
+    pub(super) fn bytes_to_copy(&self) -> u64 {
+        self.steps.iter().map(Step::bytes_to_copy).sum()
+    }
 }
 
 pub(super) struct Planner<'a> {
@@ -104,7 +111,7 @@ impl<'a> Planner<'a> {
         while pieces < bytes && steps < SEGMENT_STEPS {
             control.check_cancelled()?;
             let Some(batch) = self.plan_batch()? else { break };
-            pieces += batch.steps.iter().map(Step::bytes_to_copy).sum::<u64>();
+            pieces += batch.bytes_to_copy();
             steps += batch.steps.len();
             match segment.back_mut().filter(|_| batch.steps.is_empty()) {
                 // A disk may have any number of holes.

@@ -368,7 +368,7 @@ impl Tx {
         Ok(())
     }
 
-    /// Changes what a client may change. The name was checked by the caller.
+    /// Changes what a client may change; where nothing differs, nothing is written and nobody is told. The name was checked by the caller.
     ///
     /// # Errors
     /// `not_found`, `name_taken`.
@@ -379,12 +379,20 @@ impl Tx {
             self.require_free_name(&record.image.pool, name).await?;
         }
         let labels = update.labels.as_ref().unwrap_or(&record.image.labels);
+        let protected = update.protected.unwrap_or(record.image.protected);
+        if name.is_none()
+            && *labels == record.image.labels
+            && protected == record.image.protected
+            && update.secrets.is_none()
+        {
+            return Ok(());
+        }
         let sql = "UPDATE images SET name = $2, labels = $3, protected = $4, updated_at = $5 WHERE id = $1";
         sqlx::query(sql)
             .bind(id.to_string())
             .bind(name.unwrap_or(&record.image.name))
             .bind(json_text(labels)?)
-            .bind(i64::from(update.protected.unwrap_or(record.image.protected)))
+            .bind(i64::from(protected))
             .bind(self.now.0)
             .execute(&mut *self.inner)
             .await?;

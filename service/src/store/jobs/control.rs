@@ -99,11 +99,15 @@ impl Tx {
             Some(limit) => Some(limit),
             None => job.rate_limit,
         };
+        let priority = update.priority.unwrap_or(job.priority);
+        if rate_limit == job.rate_limit && priority == job.priority {
+            return Ok(job);
+        }
         let sql = "UPDATE jobs SET rate_limit = $2, priority = $3, version = version + 1 WHERE id = $1";
         sqlx::query(sql)
             .bind(id.to_string())
             .bind(stored_or_null(rate_limit)?)
-            .bind(i64::from(update.priority.unwrap_or(job.priority)))
+            .bind(i64::from(priority))
             .execute(&mut *self.inner)
             .await?;
         self.job_event(EventKind::JobState, id).await
