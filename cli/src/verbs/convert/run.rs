@@ -69,7 +69,8 @@ pub fn run(args: &Args) -> Outcome {
 
 fn target_format(args: &Args) -> Result<&str, Failure> {
     match (&args.target_format, args.target_image_opts) {
-        (Some(_), true) => Err(Failure::new("--image-opts and --format are mutually exclusive")),
+        // Without -n it is asked for that first.
+        (Some(_), true) if args.no_create => Err(Failure::new("--image-opts and --format are mutually exclusive")),
         (format, _) => Ok(format.as_deref().unwrap_or("raw")),
     }
 }
