@@ -46,7 +46,7 @@ pub enum FileName {
     },
     /// `.<image>.upload`: arriving.
     Upload(Uuid),
-    /// `.<file>.trash`: being deleted.
+    /// `.<image>.trash`: being deleted. It was `.<file>.trash` once; such a file is ours only where a record says so.
     Trash(String),
     /// Anything else that is hidden: none of ours.
     Hidden,
@@ -75,7 +75,12 @@ impl FileName {
     }
 
     /// The name of a file on its way out.
-    pub fn trash(file: &str) -> String {
+    pub fn trash(image: Uuid) -> String {
+        format!(".{image}.trash")
+    }
+
+    /// The name that it had before it bore the image's id.
+    pub fn old_trash(file: &str) -> String {
         format!(".{file}.trash")
     }
 
@@ -149,7 +154,11 @@ mod tests {
         );
         assert_eq!(FileName::parse(&FileName::upload(image)), FileName::Upload(image));
         assert_eq!(
-            FileName::parse(&FileName::trash("disk.raw")),
+            FileName::parse(&FileName::trash(image)),
+            FileName::Trash(image.to_string())
+        );
+        assert_eq!(
+            FileName::parse(&FileName::old_trash("disk.raw")),
             FileName::Trash("disk.raw".to_owned())
         );
         for file in [format!("{image}"), format!("{image}-3")] {

@@ -1,0 +1,128 @@
+//! What a service finds in its pools when it starts: names of any kind, files that were put aside, files of others.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+mod common;
+
+use std::path::Path;
+
+use common::{Lab, sample};
+use serde_json::{Value, json};
+use uuid::Uuid;
+use vdisk_service::model::{Image, ImageState};
+use vdisk_service::request::Call;
+
+const NONE: Call = Call { idempotency_key: None };
+
+async fn scan(lab: &Lab) -> Value {
+    let job = lab.service.scan_pool("default", &NONE).await.unwrap();
+    lab.succeed(job).await.result.unwrap()
+}
+
+/// The image that a scan makes of a file with these bytes.
+async fn found(lab: &Lab, file: &str, bytes: &[u8]) -> Image {
+    std::fs::write(lab.pool().join(file), bytes).unwrap();
+    let result = scan(lab).await;
+    let id = result["registered"][0]["image_id"].as_str().unwrap().parse().unwrap();
+    lab.service.image(id).await.unwrap()
+}
+
+/// A job that reads an image.
+async fn read(lab: &Lab, image: &Image) {
+    let request = common::json(json!({"name": "copy", "format": "raw"}));
+    let job = lab.service.convert_image(image.id, request, &NONE).await.unwrap();
+    let copy = lab.succeed(job).await.result_image_id().unwrap();
+    lab.service.delete_image(copy).await.unwrap();
+}
+
+/// Renames in a pool while no service runs.
+fn rename(pool: &Path, from: &str, to: &str) {
+    std::fs::rename(pool.join(from), pool.join(to)).unwrap();
+}
+
+async fn stopped(lab: Lab) -> common::Folder {
+    lab.service.shutdown(std::time::Duration::from_secs(5)).await;
+    lab.dir
+}
+
+async fn started(dir: common::Folder) -> Lab {
+    let service = vdisk_service::Service::open(common::quick_config(dir.path()))
+        .await
+        .unwrap();
+    Lab { dir, service }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_looks_like_a_deleted_file_beside_an_image_is_left_alone() {
+    let lab = Lab::new().await;
+    let bytes = sample(1 << 20, 4);
+    let image = found(&lab, "foo", &bytes).await;
+    let others = [".foo.trash".to_owned(), format!(".{}.trash", image.id)];
+    for name in &others {
+        std::fs::write(lab.pool().join(name), b"another").unwrap();
+    }
+    read(&lab, &image).await;
+    let lab = lab.restart().await;
+    assert_eq!(lab.service.image(image.id).await.unwrap().state, ImageState::Ready);
+    read(&lab, &image).await;
+    assert!(lab.data(image.id).await == bytes);
+    for name in &others {
+        assert_eq!(std::fs::read(lab.pool().join(name)).unwrap(), b"another", "{name}");
+    }
+}
+
+/// A deletion was recorded, its file could not be removed, and there is a new image of that name.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_of_a_deleted_image_does_not_come_back_for_another_of_its_name() {
+    let lab = Lab::new().await;
+    let old = found(&lab, "foo", &sample(1 << 20, 5)).await;
+    lab.service.delete_image(old.id).await.unwrap();
+    let new = found(&lab, "foo", &sample(1 << 20, 6)).await;
+    let trash = format!(".{}.trash", old.id);
+    std::fs::write(lab.pool().join(&trash), sample(1 << 20, 5)).unwrap();
+    let lab = lab.restart().await;
+    assert!(lab.data(new.id).await == sample(1 << 20, 6));
+    assert_eq!(lab.files(), ["foo"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_put_aside_comes_back_under_either_name() {
+    // Also where the file is named as one of ours that the inventory does not have.
+    for file in ["foo".to_owned(), Uuid::now_v7().to_string()] {
+        let mut lab = Lab::new().await;
+        let bytes = sample(1 << 20, 7);
+        let image = found(&lab, &file, &bytes).await;
+        for trash in [format!(".{}.trash", image.id), format!(".{file}.trash")] {
+            let pool = lab.pool();
+            // At a start, and before the first job on it.
+            let dir = stopped(lab).await;
+            rename(&pool, &file, &trash);
+            lab = started(dir).await;
+            assert_eq!(lab.service.image(image.id).await.unwrap().state, ImageState::Ready);
+            assert!(lab.data(image.id).await == bytes, "{trash}");
+            rename(&pool, &file, &trash);
+            read(&lab, &image).await;
+            assert!(lab.data(image.id).await == bytes, "{trash}");
+            assert_eq!(lab.files(), [file.as_str()]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hidden_files_of_others_stay() {
+    let lab = Lab::new().await;
+    let (others, ours) = ([".notes.trash", "..trash", ".x-1.trash"], Uuid::now_v7());
+    let gone = [
+        format!(".{ours}.trash"),
+        format!(".{ours}-2.trash"),
+        format!(".{ours}.upload"),
+        format!(".{ours}.{}.part", Uuid::now_v7()),
+    ];
+    for name in others.into_iter().chain(gone.iter().map(String::as_str)) {
+        std::fs::write(lab.pool().join(name), b"something").unwrap();
+    }
+    let lab = lab.restart().await;
+    let mut stay = others;
+    stay.sort_unstable();
+    assert_eq!(lab.files(), stay);
+}
