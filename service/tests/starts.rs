@@ -6,13 +6,19 @@ mod common;
 
 use std::path::Path;
 
-use common::{Lab, sample};
+use common::{Lab, OVERLAY, code, sample};
 use serde_json::{Value, json};
+use sqlx::Connection;
 use uuid::Uuid;
+use vdisk_service::ErrorCode;
 use vdisk_service::model::{Image, ImageState};
-use vdisk_service::request::Call;
+use vdisk_service::request::{Call, ImportSource};
 
 const NONE: Call = Call { idempotency_key: None };
+/// Bytes of a name that every file system we know takes.
+const NAME_MAX: usize = 255;
+/// What `.{file}.{job}.part` has beside the file's name: two dots, a UUID, the suffix.
+const PART: usize = 2 + 36 + 5;
 
 async fn scan(lab: &Lab) -> Value {
     let job = lab.service.scan_pool("default", &NONE).await.unwrap();
@@ -50,6 +56,82 @@ async fn started(dir: common::Folder) -> Lab {
         .await
         .unwrap();
     Lab { dir, service }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_becomes_an_image_only_if_jobs_can_name_what_they_make_beside_it() {
+    let lab = Lab::new().await;
+    let made = lab.create("made", OVERLAY, 1 << 20).await;
+    let (longest, longer) = ("x".repeat(NAME_MAX - PART), "y".repeat(NAME_MAX - PART + 1));
+    for name in [&longest, &longer, &"z".repeat(NAME_MAX)] {
+        std::fs::copy(lab.pool().join(made.id.to_string()), lab.pool().join(name)).unwrap();
+    }
+    let import = common::import("long", None, ImportSource::PoolFile(longer.clone()));
+    assert_eq!(
+        code(lab.service.import_image(import, &NONE).await),
+        ErrorCode::InvalidName
+    );
+    let result = scan(&lab).await;
+    assert_eq!(result["registered"].as_array().unwrap().len(), 1, "{result}");
+    assert_eq!(result["registered"][0]["file"], json!(longest));
+    for (skipped, name) in result["skipped"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip([&longer, &"z".repeat(NAME_MAX)])
+    {
+        assert_eq!(
+            (&skipped["file"], &skipped["code"]),
+            (&json!(name), &json!("invalid_name"))
+        );
+    }
+    assert_eq!(result["skipped"].as_array().unwrap().len(), 2, "{result}");
+
+    let id = result["registered"][0]["image_id"].as_str().unwrap().parse().unwrap();
+    let job = lab
+        .service
+        .compress_image(id, common::json(json!({"algorithm": "zlib"})), &NONE)
+        .await
+        .unwrap();
+    lab.succeed(job).await;
+    let lab = lab.restart().await;
+    assert_eq!(lab.service.image(id).await.unwrap().state, ImageState::Ready);
+    lab.service.delete_image(id).await.unwrap();
+    assert!(!lab.pool().join(longest).exists());
+}
+
+/// Databases have them from the time when they were taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_on_record_whose_name_is_too_long_can_be_used_and_deleted() {
+    let lab = Lab::new().await;
+    let bytes = sample(1 << 20, 3);
+    let image = lab.upload("disk", Some("raw"), &bytes).await.unwrap();
+    let (pool, long) = (lab.pool(), "x".repeat(NAME_MAX));
+    let dir = stopped(lab).await;
+    rename(&pool, &image.id.to_string(), &long);
+    let database = dir.path().join("vdiskd.db").display().to_string();
+    let mut database = sqlx::SqliteConnection::connect(&database).await.unwrap();
+    sqlx::query("UPDATE images SET file = $1")
+        .bind(&long)
+        .execute(&mut database)
+        .await
+        .unwrap();
+    database.close().await.unwrap();
+
+    let lab = started(dir).await;
+    assert_eq!(lab.service.image(image.id).await.unwrap().state, ImageState::Ready);
+    read(&lab, &image).await;
+    assert!(lab.data(image.id).await == bytes);
+    let dir = stopped(lab).await;
+    rename(&pool, &long, "../elsewhere");
+    let lab = started(dir).await;
+    assert_eq!(lab.service.image(image.id).await.unwrap().state, ImageState::Missing);
+    let dir = stopped(lab).await;
+    rename(&pool, "../elsewhere", &long);
+    let lab = started(dir).await;
+    assert_eq!(lab.service.image(image.id).await.unwrap().state, ImageState::Ready);
+    lab.service.delete_image(image.id).await.unwrap();
+    lab.assert_tidy().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

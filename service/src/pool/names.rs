@@ -1,6 +1,7 @@
 //! Names: of images as clients give them, of files as we give them.
 
 use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 
 use crate::error::{ErrorCode, Result, ServiceError};
 
@@ -18,17 +19,38 @@ pub fn check_image_name(name: &str) -> Result<()> {
     Err(ServiceError::new(ErrorCode::InvalidName, public).with_field("name"))
 }
 
-/// Accepts the name of a file that somebody put into a pool: one component, not hidden.
+/// Bytes that a file system allows a name.
+const NAME_MAX: usize = 255;
+/// Bytes that the name of a file that a job makes beside another has more than that one's: `.{file}.{job}.part`.
+const MORE_WHILE_MADE: usize = ".".len() + ".".len() + Hyphenated::LENGTH + ".part".len();
+/// Bytes that the name of a file may have that is to be an image.
+pub const FILE_NAME_MAX: usize = NAME_MAX - MORE_WHILE_MADE;
+
+/// Accepts the name of a file that somebody put into a pool: one component, not hidden, short enough.
 ///
 /// # Errors
 /// `invalid_name`.
 pub fn check_file_name(name: &str) -> Result<()> {
-    let good =
-        (1..=255).contains(&name.len()) && !name.starts_with('.') && !name.chars().any(|c| c == '/' || c.is_control());
-    if good {
+    if name.is_empty() || name.starts_with('.') || name.chars().any(|c| c == '/' || c.is_control()) {
+        let public = "the name of a file in a pool has no slash, no control characters and does not start with a dot";
+        return Err(ServiceError::new(ErrorCode::InvalidName, public).with_field("source"));
+    }
+    check_file_length(name)
+}
+
+/// Accepts a name that leaves room for those of the files that jobs make beside it.
+///
+/// # Errors
+/// `invalid_name`.
+pub fn check_file_length(name: &str) -> Result<()> {
+    if name.len() <= FILE_NAME_MAX {
         return Ok(());
     }
-    let public = "the name of a file in a pool has no slash, no control characters and does not start with a dot";
+    let public = format!(
+        "the name of a file that is to be an image has at most {FILE_NAME_MAX} bytes, this one has {}: what jobs make \
+         beside the file has a longer name",
+        name.len()
+    );
     Err(ServiceError::new(ErrorCode::InvalidName, public).with_field("source"))
 }
 
@@ -138,6 +160,17 @@ mod tests {
                 ErrorCode::InvalidName,
                 "{bad:?}"
             );
+        }
+    }
+
+    #[test]
+    fn the_names_that_jobs_give_fit_beside_the_longest_name() {
+        let longest = "x".repeat(FILE_NAME_MAX);
+        check_file_name(&longest).unwrap();
+        assert_eq!(format!(".{longest}.{}.part", Uuid::now_v7()).len(), 255);
+        // Bytes count, not characters.
+        for long in ["x".repeat(FILE_NAME_MAX + 1), "ü".repeat(FILE_NAME_MAX / 2 + 1)] {
+            assert_eq!(check_file_name(&long).unwrap_err().code, ErrorCode::InvalidName);
         }
     }
 
