@@ -208,3 +208,33 @@ async fn hidden_files_of_others_stay() {
     stay.sort_unstable();
     assert_eq!(lab.files(), stay);
 }
+
+/// Compress makes the new file beside the old one, under its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_job_made_beside_a_file_that_came_with_its_name_goes() {
+    let lab = Lab::new().await;
+    let made = lab.create("made", OVERLAY, 1 << 20).await;
+    std::fs::copy(lab.pool().join(made.id.to_string()), lab.pool().join("foo")).unwrap();
+    lab.service.delete_image(made.id).await.unwrap();
+    let result = scan(&lab).await;
+    let id = result["registered"][0]["image_id"].as_str().unwrap().parse().unwrap();
+    let (pool, dir) = (lab.pool(), stopped(lab).await);
+    let idle = vdisk_service::ServiceConfig {
+        workers: 0,
+        ..common::quick_config(dir.path())
+    };
+    let service = vdisk_service::Service::open(idle).await.unwrap();
+    let job = service
+        .compress_image(id, common::json(json!({"algorithm": "zlib"})), &NONE)
+        .await
+        .unwrap();
+    let dir = stopped(Lab { dir, service }).await;
+    let others = format!(".bar.{}.part", Uuid::now_v7());
+    // So far it had come when its process ended.
+    for name in [&format!(".foo.{}.part", job.id), &others] {
+        std::fs::write(pool.join(name), b"half").unwrap();
+    }
+    let lab = started(dir).await;
+    lab.succeed(job).await;
+    assert_eq!(lab.files(), [others.as_str(), "foo"]);
+}

@@ -59,10 +59,10 @@ pub fn check_file_length(name: &str) -> Result<()> {
 pub enum FileName {
     /// `<image>` or `<image>-<token>`: a finished file that the service made.
     Published(Uuid),
-    /// `.<published>.<maker>.part`: being made, by this job or request; `.<published>.source.<maker>.part`: what it is made of.
+    /// `.<file>.<maker>.part`: being made, by this job or request; `.<published>.source.<maker>.part`: what it is made of.
     Staged {
-        /// The image it will be.
-        image: Uuid,
+        /// The name it will have.
+        file: String,
         /// The job or request that makes it.
         maker: Uuid,
     },
@@ -118,9 +118,9 @@ impl FileName {
             return Self::Upload(image);
         }
         let staged = hidden.strip_suffix(".part").and_then(|rest| rest.rsplit_once('.'));
-        let made = |file: &str| published_image(file.strip_suffix(".source").unwrap_or(file));
-        match staged.and_then(|(file, maker)| Some((made(file)?, maker.parse().ok()?))) {
-            Some((image, maker)) => Self::Staged { image, maker },
+        let made = |file: &str| file.strip_suffix(".source").unwrap_or(file).to_owned();
+        match staged.and_then(|(file, maker)| Some((made(file), maker.parse().ok()?))) {
+            Some((file, maker)) => Self::Staged { file, maker },
             None => Self::Hidden,
         }
     }
@@ -194,14 +194,20 @@ mod tests {
             FileName::parse(&FileName::old_trash("disk.raw")),
             FileName::Trash("disk.raw".to_owned())
         );
-        for file in [format!("{image}"), format!("{image}-3")] {
+        for file in [format!("{image}"), format!("{image}-3"), "disk.raw".to_owned()] {
             assert_eq!(
                 FileName::parse(&format!(".{file}.{maker}.part")),
-                FileName::Staged { image, maker }
+                FileName::Staged {
+                    file: file.clone(),
+                    maker
+                }
             );
             assert_eq!(
                 FileName::parse(&format!(".{file}.{}.part", FileName::source_of(maker))),
-                FileName::Staged { image, maker }
+                FileName::Staged {
+                    file: file.clone(),
+                    maker
+                }
             );
         }
         assert_eq!(FileName::parse("disk.qcow2"), FileName::Foreign);

@@ -87,6 +87,7 @@ pub async fn bring_in_line(inner: &Inner, pool: &PoolFolder, seen: &Seen, alone:
     for name in &seen.names {
         let keep = match FileName::parse(name) {
             FileName::Staged { .. } if unfinished.contains(name) => true,
+            FileName::Staged { file, .. } if !is_ours(&file, seen) => continue,
             FileName::Staged { maker, .. } => !alone && is_live(&mut inner.store.begin().await?, maker).await?,
             FileName::Upload(image) => is_uploading(&mut inner.store.begin().await?, image).await?,
             FileName::Trash(file) => {
@@ -115,6 +116,11 @@ pub async fn bring_in_line(inner: &Inner, pool: &PoolFolder, seen: &Seen, alone:
     }
     drop_dead_reservations(inner, pool, &seen.records).await?;
     note_missing(inner, pool, &seen.records).await
+}
+
+/// Whether a file that is made under this name is of our making: an image that is made anew keeps the name that its file came with.
+fn is_ours(file: &str, seen: &Seen) -> bool {
+    matches!(FileName::parse(file), FileName::Published(_)) || seen.records.iter().any(|record| record.file == file)
 }
 
 fn remove_unfinished(pool: &PoolFolder, name: &str) {
