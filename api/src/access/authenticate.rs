@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, header};
 use sha2::{Digest, Sha256};
 use vdisk_service::ServiceError;
-use vdisk_service::model::Role;
+use vdisk_service::model::{ANONYMOUS, Role};
 
 use super::audit::{self, Trail};
 use super::roles::{Asked, Need};
@@ -115,7 +115,7 @@ fn without_token(policy: &Policy, certificate: Option<&ClientCertificate>) -> Op
         });
     }
     (policy.authentication == Authentication::Open).then(|| Caller {
-        name: audit::ANONYMOUS.to_owned(),
+        name: ANONYMOUS.to_owned(),
         role: Role::Admin,
     })
 }

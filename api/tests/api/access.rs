@@ -235,6 +235,12 @@ async fn a_token_counts_until_it_is_revoked_and_is_shown_once() {
     make("k4", json!({"name": "x", "role": "reader", "expires_in_days": 0}))
         .await
         .problem(422, "invalid_argument");
+    // The audit log calls callers without a token so.
+    for (key, name) in [("k5", "anonymous"), ("k6", "Anonymous")] {
+        let refused = make(key, json!({"name": name, "role": "reader"})).await;
+        refused.problem(422, "invalid_name");
+        assert_eq!(refused.body["field"], "name");
+    }
 
     let as_ci = || server.request(Method::GET, "/v1/images").bearer_auth(&text).send();
     assert_eq!(as_ci().await.unwrap().status(), StatusCode::OK);
