@@ -33,7 +33,7 @@ pub struct Trail {
 impl Trail {
     /// Starts with what the request says.
     pub fn of(request: &Request, asked: Asked) -> Self {
-        let is_grpc = grpc::is_grpc(request.headers());
+        let is_grpc = grpc::is_call(request);
         let id = request.extensions().get::<RequestId>();
         let path: String = request.uri().path().chars().take(TARGET_CHARS).collect();
         let entry = Audited {
