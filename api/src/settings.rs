@@ -13,6 +13,7 @@ use vdisk_service::ServiceConfig;
 use vdisk_service::model::Role;
 
 use crate::access::{Authentication, Hosts, Policy};
+use crate::http::extract::words::without_value;
 use crate::tls::TlsFiles;
 
 /// Where the service listens when nothing else is said.
@@ -195,6 +196,23 @@ impl Settings {
     }
 }
 
+/// Where an error is and what was expected there, without the line itself: it may hold the password of a database.
+fn told(text: &str, error: &toml::de::Error) -> String {
+    let message = without_value(error.message());
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let Some(before) = before else {
+        return format!(": {message}");
+    };
+    let line = before.matches('\n').count().saturating_add(1);
+    let column = before
+        .chars()
+        .rev()
+        .take_while(|c| *c != '\n')
+        .count()
+        .saturating_add(1);
+    format!(", line {line}, column {column}: {message}")
+}
+
 impl Options {
     /// The options of a TOML file.
     ///
@@ -202,7 +220,7 @@ impl Options {
     /// A file that cannot be read, or that has an option we do not know.
     pub fn from_file(path: &Path) -> Result<Self, String> {
         let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-        toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+        toml::from_str(&text).map_err(|error| format!("{}{}", path.display(), told(&text, &error)))
     }
 
     /// These options, and those of `below` where they say nothing.

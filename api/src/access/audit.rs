@@ -10,6 +10,7 @@ use http::HeaderMap;
 use http_body_util::BodyExt;
 use tonic::Code;
 use tower_http::request_id::RequestId;
+use vdisk_service::model::ANONYMOUS;
 use vdisk_service::{Audited, Service};
 
 use super::roles::Asked;
@@ -17,8 +18,6 @@ use crate::grpc;
 use crate::http::observe::ID_CHARS;
 use crate::state::App;
 
-/// Caller of a request that nobody is known behind.
-pub const ANONYMOUS: &str = "anonymous";
 /// Requests of strangers that are noted in a minute: who knows no token must not push others out of the log.
 const STRANGERS: u32 = 60;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -34,7 +33,7 @@ pub struct Trail {
 impl Trail {
     /// Starts with what the request says.
     pub fn of(request: &Request, asked: Asked) -> Self {
-        let is_grpc = grpc::is_grpc(request.headers());
+        let is_grpc = grpc::is_call(request);
         let id = request.extensions().get::<RequestId>();
         let path: String = request.uri().path().chars().take(TARGET_CHARS).collect();
         let entry = Audited {

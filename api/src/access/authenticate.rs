@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue, header};
 use sha2::{Digest, Sha256};
 use vdisk_service::ServiceError;
-use vdisk_service::model::Role;
+use vdisk_service::model::{ANONYMOUS, Role};
 
 use super::audit::{self, Trail};
 use super::roles::{Asked, Need};
@@ -56,19 +56,19 @@ pub async fn authenticate(State(app): State<App>, request: Request, next: Next) 
         return next.run(request).await;
     };
     let mut trail = Trail::of(&request, asked);
-    let headers = request.headers().clone();
+    let (is_call, headers) = (grpc::is_call(&request), request.headers().clone());
     let caller = match identify(&app, &headers, request.extensions().get().cloned()).await {
         Ok(caller) => caller,
-        Err(error) => return failed(&headers, error),
+        Err(error) => return failed(is_call, error),
     };
     let Some(caller) = caller else {
         audit::note_stranger(&app, trail);
-        return unauthenticated(&headers);
+        return unauthenticated(is_call);
     };
     trail.entry.caller.clone_from(&caller.name);
     trail.entry.role = Some(caller.role);
     if caller.role < least {
-        let refused = forbidden(&headers, least, caller.role);
+        let refused = forbidden(is_call, least, caller.role);
         return audit::when_answered(&app, trail, refused);
     }
     let response = next.run(request).await;
@@ -115,7 +115,7 @@ fn without_token(policy: &Policy, certificate: Option<&ClientCertificate>) -> Op
         });
     }
     (policy.authentication == Authentication::Open).then(|| Caller {
-        name: audit::ANONYMOUS.to_owned(),
+        name: ANONYMOUS.to_owned(),
         role: Role::Admin,
     })
 }
@@ -126,21 +126,21 @@ fn bearer(value: &HeaderValue) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-fn unauthenticated(headers: &HeaderMap) -> Response {
+fn unauthenticated(is_call: bool) -> Response {
     let detail = "this takes a token that counts, as 'Authorization: Bearer TOKEN'";
-    let mut response = refusal(headers, TransportCode::Unauthenticated, detail);
+    let mut response = refusal(is_call, TransportCode::Unauthenticated, detail);
     let challenge = HeaderValue::from_static("Bearer realm=\"vdiskd\"");
     response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     response
 }
 
-fn forbidden(headers: &HeaderMap, least: Role, role: Role) -> Response {
+fn forbidden(is_call: bool, least: Role, role: Role) -> Response {
     let detail = format!("this takes the role '{least}'; the caller has the role '{role}'");
-    refusal(headers, TransportCode::Forbidden, detail)
+    refusal(is_call, TransportCode::Forbidden, detail)
 }
 
-fn failed(headers: &HeaderMap, error: ServiceError) -> Response {
-    if grpc::is_grpc(headers) {
+fn failed(is_call: bool, error: ServiceError) -> Response {
+    if is_call {
         return grpc::failure(error);
     }
     Problem::from(error).into_response()

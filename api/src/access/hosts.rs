@@ -13,6 +13,7 @@ use http::{HeaderMap, Uri, header};
 
 use super::{Authentication, refusal};
 use crate::errors::TransportCode;
+use crate::grpc;
 use crate::state::App;
 
 /// Which names are ours.
@@ -83,7 +84,7 @@ pub async fn known_host(State(app): State<App>, request: Request, next: Next) ->
     }
     let detail = "the Host header is not a name of this service; call it by a loopback name (or its address, where it listens \
                   on one that others reach), or let the operator add the name with --host or VDISKD_HOST";
-    refusal(request.headers(), TransportCode::UnknownHost, detail)
+    refusal(grpc::is_call(&request), TransportCode::UnknownHost, detail)
 }
 
 #[cfg(test)]

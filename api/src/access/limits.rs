@@ -13,6 +13,7 @@ use vdisk_service::{Bytes, ErrorCode, ServiceError};
 
 use super::refusal;
 use crate::errors::TransportCode;
+use crate::grpc;
 
 /// Bytes of a request's path and query.
 pub const TARGET_BYTES: usize = 8 << 10;
@@ -32,7 +33,7 @@ pub async fn head_in_bounds(request: Request, next: Next) -> Response {
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     if target > TARGET_BYTES {
         let detail = format!("a path with its query has at most {TARGET_BYTES} bytes");
-        return refusal(request.headers(), TransportCode::TargetTooLong, detail);
+        return refusal(grpc::is_call(&request), TransportCode::TargetTooLong, detail);
     }
     let fields = request.headers().iter();
     let bytes: usize = fields
@@ -40,7 +41,7 @@ pub async fn head_in_bounds(request: Request, next: Next) -> Response {
         .sum();
     if bytes > HEADER_BYTES {
         let detail = format!("the header fields have at most {HEADER_BYTES} bytes together");
-        return refusal(request.headers(), TransportCode::HeadersTooLarge, detail);
+        return refusal(grpc::is_call(&request), TransportCode::HeadersTooLarge, detail);
     }
     next.run(request).await
 }

@@ -9,7 +9,6 @@ pub mod roles;
 pub mod untaken;
 
 use axum::response::{IntoResponse, Response};
-use http::HeaderMap;
 
 pub use authenticate::Authentication;
 pub use hosts::Hosts;
@@ -33,8 +32,8 @@ pub struct Policy {
 }
 
 /// A refusal in the words of the transport that the request came by.
-pub fn refusal(headers: &HeaderMap, code: TransportCode, detail: impl Into<String>) -> Response {
-    if grpc::is_grpc(headers) {
+pub fn refusal(is_call: bool, code: TransportCode, detail: impl Into<String>) -> Response {
+    if is_call {
         return grpc::refusal(code, &detail.into());
     }
     Problem::transport(code, detail).into_response()

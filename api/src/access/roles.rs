@@ -139,7 +139,7 @@ impl Asked {
             return Self::http(request.method(), route.as_str());
         }
         let path = request.uri().path();
-        if grpc::is_grpc(request.headers()) {
+        if grpc::is_call(request) {
             return Self::grpc(path);
         }
         // There is nothing there: the fallback says so to anybody.

@@ -15,7 +15,8 @@ mod upload;
 mod webhook;
 
 use axum::Router;
-use http::{HeaderMap, header};
+use axum::extract::{MatchedPath, Request};
+use http::header;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use vdisk_service::request::Call;
@@ -72,11 +73,11 @@ pub fn router(app: &App) -> Router {
     routes.routes().into_axum_router()
 }
 
-/// Whether a request is a gRPC call.
-pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+/// Whether a request is a gRPC call. Where a route of ours matches it is none, whatever the content type says.
+pub fn is_call(request: &Request) -> bool {
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    request.extensions().get::<MatchedPath>().is_none()
+        && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// A refusal as the answer to a call.

@@ -19,7 +19,7 @@ use crate::grpc;
 
 /// Hands gRPC calls on and refuses the rest.
 pub async fn no_route(grpc: Router, request: Request) -> Response {
-    if grpc::is_grpc(request.headers()) {
+    if grpc::is_call(&request) {
         let changes = roles::changes(&request);
         let call = async move {
             match grpc.oneshot(request).await {
@@ -44,7 +44,7 @@ pub async fn method_not_allowed(method: Method) -> Problem {
 /// A handler that changes something runs to its end although the client has gone: stopping between two of its steps would
 /// leave work half done. [`no_route`] sees to calls.
 pub async fn finish_what_was_begun(request: Request, next: Next) -> Response {
-    if request.method().is_safe() || grpc::is_grpc(request.headers()) || !roles::changes(&request) {
+    if request.method().is_safe() || grpc::is_call(&request) || !roles::changes(&request) {
         return next.run(request).await;
     }
     to_its_end(next.run(request)).await

@@ -16,14 +16,14 @@ use crate::grpc;
 pub async fn same_origin(request: Request, next: Next) -> Response {
     if foreign(request.headers(), request.uri()) {
         let detail = "the Origin header names another site; call from a page of this service, or without a browser";
-        return refusal(request.headers(), TransportCode::CrossOrigin, detail);
+        return refusal(grpc::is_call(&request), TransportCode::CrossOrigin, detail);
     }
     next.run(request).await
 }
 
 /// Refuses a change that is meant for one version alone: what can be changed has no entity tags to tell versions by.
 pub async fn unconditional(request: Request, next: Next) -> Response {
-    if request.method().is_safe() || grpc::is_grpc(request.headers()) {
+    if request.method().is_safe() {
         return next.run(request).await;
     }
     match Conditions::of(request.headers()) {

@@ -40,7 +40,7 @@ pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Re
         .get::<MatchedPath>()
         .map_or("none", |path| path.as_str())
         .to_owned();
-    let is_grpc = grpc::is_grpc(request.headers());
+    let is_grpc = grpc::is_call(&request);
     let started = Instant::now();
     let response = next.run(request).instrument(span.clone()).await;
     if is_grpc {

@@ -129,3 +129,22 @@ fn reachable_addresses_take_a_token_unless_the_operator_chose_otherwise() {
     }
     assert!(decided("0.0.0.0:1", Some(true), Some(true)).is_err());
 }
+
+#[test]
+fn an_error_in_a_file_says_where_it_is_and_not_what_stands_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vdiskd.toml");
+    for (text, place) in [
+        ("workers = 2\ndatabase = 'postgres://u:sesame@db/v", "line 2, column "),
+        ("database = postgres://u:sesame@db/v\n", "line 1, column 12"),
+        (
+            "# \u{fc}\nworkers = 'postgres://u:sesame@db/v'\n",
+            "line 2, column 11: invalid type: string, expected ",
+        ),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let told = Options::from_file(&path).unwrap_err();
+        assert!(told.contains(place) && !told.contains("sesame"), "{told}");
+        assert!(told.starts_with(path.to_str().unwrap()), "{told}");
+    }
+}

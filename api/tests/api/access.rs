@@ -235,6 +235,12 @@ async fn a_token_counts_until_it_is_revoked_and_is_shown_once() {
     make("k4", json!({"name": "x", "role": "reader", "expires_in_days": 0}))
         .await
         .problem(422, "invalid_argument");
+    // The audit log calls callers without a token so.
+    for (key, name) in [("k5", "anonymous"), ("k6", "Anonymous")] {
+        let refused = make(key, json!({"name": name, "role": "reader"})).await;
+        refused.problem(422, "invalid_name");
+        assert_eq!(refused.body["field"], "name");
+    }
 
     let as_ci = || server.request(Method::GET, "/v1/images").bearer_auth(&text).send();
     assert_eq!(as_ci().await.unwrap().status(), StatusCode::OK);
@@ -368,6 +374,46 @@ async fn the_audit_log_says_who_did_what() {
     }
     let expected = expected.map(|(a, b, c, d)| (a.to_owned(), b.to_owned(), c.to_owned(), d.to_owned()));
     assert_eq!(found, expected);
+}
+
+/// A route that matched answers over HTTP, is noted so, and not as a call that was cancelled.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_log_is_not_misled_by_the_content_type() {
+    let server = closed().await;
+    let admin = server.token("root", Role::Admin).await;
+    let reader = server.token("eyes", Role::Reader).await;
+    let path = "/v1/secrets/01890a5d-ac96-774b-bcce-b302099a8057";
+    for (token, status) in [(&reader, 403), (&admin, 404)] {
+        let request = server
+            .request(Method::DELETE, path)
+            .bearer_auth(token)
+            .header("content-type", "application/grpc");
+        let answer = Answer::of(request.send().await.unwrap()).await;
+        assert_eq!(answer.status.as_u16(), status, "{answer:?}");
+    }
+    let mut items = Vec::new();
+    for _ in 0..2000 {
+        let request = server.request(Method::GET, "/v1/audit").bearer_auth(&admin);
+        let page = Answer::of(request.send().await.unwrap())
+            .await
+            .expect(StatusCode::OK)
+            .body;
+        items.clone_from(page["items"].as_array().unwrap());
+        items.retain(|item| item["action"] == "DELETE /v1/secrets/{id}");
+        if items.len() == 2 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let noted: Vec<_> = items
+        .iter()
+        .map(|item| (&item["transport"], &item["target"], &item["outcome"]))
+        .collect();
+    let (http, target) = (json!("http"), json!(path));
+    assert_eq!(
+        noted,
+        [(&http, &target, &json!("404")), (&http, &target, &json!("403"))]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,37 @@ async fn a_job_makes_an_image_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rate_that_is_too_high_is_refused_by_its_name() {
+    let server = Server::start().await;
+    let source = server.upload("source", "raw", noise()).await;
+    let convert = format!("/v1/images/{source}/convert");
+    // One more than the largest whole number that a database keeps.
+    let too_high = 1_u64 << 63;
+    let queued = server
+        .post(
+            &convert,
+            json!({"name": "copy", "format": "raw", "rate_limit": 1 << 20}),
+        )
+        .await;
+    let job = format!("/v1/jobs/{}", queued.id());
+    let request = server
+        .request(Method::PATCH, &job)
+        .json(&json!({"rate_limit": too_high}));
+    let body = json!({"name": "other", "format": "raw", "rate_limit": too_high});
+    for answer in [
+        Answer::of(request.send().await.unwrap()).await,
+        server.post(&convert, body).await,
+    ] {
+        answer.problem(422, "invalid_argument");
+        assert_eq!(answer.body["field"], "rate_limit", "{answer:?}");
+    }
+    server
+        .post(&format!("{job}/cancel"), json!({}))
+        .await
+        .expect(StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_job_leaves_nothing() {
     let server = Server::start().await;
     let source = server.upload("source", "raw", noise()).await;

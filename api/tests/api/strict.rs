@@ -175,6 +175,25 @@ fn put(body: &mut Value, path: &[String], value: &Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_secret_of_another_type_is_not_repeated() {
+    let server = Server::start().await;
+    for (path, body) in [
+        ("/v1/secrets", json!({"name": "x", "value": 4_711_331})),
+        ("/v1/secrets", json!({"name": "x", "value": 4711.331})),
+        ("/v1/secrets", json!("4711331")),
+        (
+            "/v1/webhooks",
+            json!({"url": "https://example.com/", "secret": 4_711_331}),
+        ),
+    ] {
+        let refused = server.post(path, body).await;
+        refused.problem(422, "invalid_argument");
+        let detail = refused.body["detail"].as_str().unwrap();
+        assert!(detail.contains("expected") && !detail.contains("4711"), "{detail}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn json_of_another_type_is_never_taken_for_a_mistake_in_the_json() {
     let server = Server::start().await;
     let document = read_document();

@@ -357,6 +357,13 @@ async fn a_change_is_not_made_under_a_condition_that_nothing_fulfils() {
         .request(Method::PUT, &format!("{path}/data"))
         .header("if-match", "no tag");
     assert_eq!(unknown.send().await.unwrap().status(), StatusCode::METHOD_NOT_ALLOWED);
+    // The route says that it is no call, whatever the content is said to be.
+    let disguised = server
+        .request(Method::DELETE, &path)
+        .header("if-match", "\"bogus\"")
+        .header("content-type", "application/grpc");
+    let refused = Answer::of(disguised.send().await.unwrap()).await;
+    refused.problem(412, "precondition_failed");
     let image = server.get(&path).await.expect(StatusCode::OK).body;
     assert_eq!(image["name"], "disk");
     let request = server.request(Method::DELETE, &path).header("if-match", "*");

@@ -23,7 +23,6 @@ use super::verify::{digest_before, require_digest};
 use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts};
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::fault::{Step, around};
 use crate::model::{ImageId, JobKind};
 use crate::pool::{FileName, PoolFolder};
 use crate::queue::{Done, Effect};
@@ -213,9 +212,9 @@ async fn write(context: &JobContext, work: Work, before: Option<(String, u64)>) 
         context.require_lease().await?;
         let dropped = layers.iter().take(depth).map(|layer| layer.record.image.id);
         context.require_unprotected(dropped).await?;
-        for (pool, file) in droppable(&layers, &done) {
-            around(Step::PutAside, || pool.rename(&file, &FileName::trash(&file), true))?;
-            done.obsolete.push((pool, FileName::trash(&file)));
+        for (pool, image, file) in droppable(&layers, &done) {
+            pool.put_aside(image, &file)?;
+            done.obsolete.push((pool, FileName::trash(image)));
         }
     }
     Ok(done)
@@ -314,7 +313,7 @@ fn outcome(layers: &[Layer], payload: &Payload, limits: &vdisk_engine::Limits, c
 }
 
 /// Files of the layers that the record will not have any more.
-fn droppable(layers: &[Layer], done: &Done) -> Vec<(Arc<PoolFolder>, String)> {
+fn droppable(layers: &[Layer], done: &Done) -> Vec<(Arc<PoolFolder>, ImageId, String)> {
     let dropped = |layer: &&Layer| {
         done.effects
             .iter()
@@ -323,6 +322,6 @@ fn droppable(layers: &[Layer], done: &Done) -> Vec<(Arc<PoolFolder>, String)> {
     layers
         .iter()
         .filter(dropped)
-        .map(|layer| (layer.pool.clone(), layer.record.file.clone()))
+        .map(|layer| (layer.pool.clone(), layer.record.image.id, layer.record.file.clone()))
         .collect()
 }

@@ -207,9 +207,10 @@ async fn undelete(inner: &Inner, job: JobId) -> Result<()> {
         let Some(pool) = inner.pools.get(&record.image.pool) else {
             continue;
         };
-        let trash = FileName::trash(&record.file);
-        if record.reserved_by.is_none() && pool.stat(&trash)?.is_some() {
-            around(Step::BringBack, || pool.rename(&trash, &record.file, false))?;
+        if record.reserved_by.is_none()
+            && let Some(trash) = pool.aside(record.image.id, &record.file)?
+        {
+            pool.put_back(&trash, &record.file)?;
         }
     }
     Ok(())
@@ -257,33 +258,35 @@ pub async fn sweep(inner: &Inner, job: JobId) -> Result<()> {
                     Some(unfinished) => around(Step::Unpublish, || pool.rename(&name, unfinished, false))?,
                     None => drop(pool.remove(&name)?),
                 },
-                FileName::Trash(file) => {
-                    match records.iter().find(|record| record.file == file) {
-                        // The job holds the image: nobody else can have put the file aside.
-                        Some(_) if open => around(Step::BringBack, || pool.rename(&name, &file, false))?,
-                        Some(record) => bring_back(inner, pool, &name, record).await?,
-                        None => {}
-                    }
-                }
                 _ => {}
+            }
+        }
+        for record in records {
+            let Some(trash) = pool.aside(record.image.id, &record.file)? else {
+                continue;
+            };
+            let held = match open {
+                // The job holds the image: nobody else can have put the file aside.
+                true => None,
+                false => to_bring_back(inner, record.image.id).await?,
+            };
+            if open || held.is_some() {
+                pool.put_back(&trash, &record.file)?;
             }
         }
     }
     Ok(())
 }
 
-/// Brings back a file that was put aside, unless its image is gone or somebody is deleting it just now. The transaction keeps both from
-/// beginning in between.
+/// A transaction in which an image's file that was put aside may come back; none where the image is gone or somebody is deleting it just
+/// now, and neither begins before its end.
 ///
 /// # Errors
-/// What the database and the folder say.
-pub async fn bring_back(inner: &Inner, pool: &PoolFolder, trash: &str, record: &ImageRecord) -> Result<()> {
+/// What the database says.
+pub async fn to_bring_back(inner: &Inner, image: ImageId) -> Result<Option<Tx>> {
     let mut tx = inner.store.begin().await?;
-    let id = record.image.id;
-    if tx.is_locked_exclusively(id).await? || tx.any_image(id).await?.is_none() {
-        return Ok(());
-    }
-    around(Step::BringBack, || pool.rename(trash, &record.file, false))
+    let stays = !tx.is_locked_exclusively(image).await? && tx.any_image(image).await?.is_some();
+    Ok(stays.then_some(tx))
 }
 
 /// Opens a chain, waiting a little for locks of others to go.

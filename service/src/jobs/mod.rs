@@ -32,7 +32,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 
 pub use base::{accept as accept_base, bind as bind_base};
-pub use context::{JobContext, bring_back, changed_by_then, sweep, unpublish};
+pub use context::{JobContext, changed_by_then, sweep, to_bring_back, unpublish};
 pub use foresee::{Foreseen, Foresight};
 
 use crate::error::{Result, ServiceError};

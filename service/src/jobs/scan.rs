@@ -18,7 +18,7 @@ use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan};
 use crate::disk::{Layer, Look, OpenSecrets, look_at_base};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{JobKind, Labels};
-use crate::pool::{Access, FileName, PoolFolder, check_image_name};
+use crate::pool::{Access, FileName, PoolFolder, check_file_length, check_image_name};
 use crate::queue::{ChangedBase, Done, Effect, NamedBase, skipped};
 use crate::sandbox::inspect;
 use crate::service::Inner;
@@ -137,6 +137,7 @@ impl Scanner {
     }
 
     fn look_at(&self, file: &str, control: &Control) -> Result<Found> {
+        check_file_length(file)?;
         let handle = self.pool.open_file(file, Access::Read)?;
         let wanted = Look {
             claimed: None,

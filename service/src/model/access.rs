@@ -39,6 +39,9 @@ pub struct Token {
     pub expires_at: Option<Timestamp>,
 }
 
+/// What the audit log calls a caller whom nobody knows. No token is named like that.
+pub const ANONYMOUS: &str = "anonymous";
+
 /// One request that changed something, or tried to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct AuditEntry {

@@ -16,7 +16,7 @@ mod snapshot;
 mod statistics;
 mod webhook;
 
-pub use access::{AuditEntry, Role, Token, TokenId};
+pub use access::{ANONYMOUS, AuditEntry, Role, Token, TokenId};
 pub use event::{Event, EventKind};
 pub use format::{CreateOptionInfo, FormatInfo, OptionType};
 pub use image::{Image, ImageId, ImageState, Labels};

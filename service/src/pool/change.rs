@@ -2,6 +2,7 @@
 
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
+use uuid::Uuid;
 
 use super::{FileName, PoolFolder, check_component};
 use crate::error::{ErrorCode, Result, ServiceError};
@@ -28,6 +29,33 @@ impl PoolFolder {
             )),
             Err(errno) => Err(self.refused("rename", from, errno)),
         }
+    }
+
+    /// Puts an image's file aside, which is on its way out.
+    ///
+    /// # Errors
+    /// `not_found` when there is none.
+    pub fn put_aside(&self, image: Uuid, file: &str) -> Result<()> {
+        around(Step::PutAside, || self.rename(file, &FileName::trash(image), true))
+    }
+
+    /// The name of an image's file that was put aside.
+    pub fn aside(&self, image: Uuid, file: &str) -> Result<Option<String>> {
+        for trash in [FileName::trash(image), FileName::old_trash(file)] {
+            if self.stat(&trash)?.is_some() {
+                return Ok(Some(trash));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives a file that was put aside its name back; whether it has it. Where there is another file of that name both stay as they are.
+    pub fn put_back(&self, trash: &str, file: &str) -> Result<bool> {
+        if self.stat(file)?.is_some() {
+            return Ok(false);
+        }
+        around(Step::BringBack, || self.rename(trash, file, false))?;
+        Ok(true)
     }
 
     /// Removes a file; whether there was one.

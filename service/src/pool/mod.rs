@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-pub use names::{FileName, check_file_name, check_image_name};
+pub use names::{FileName, check_file_length, check_file_name, check_image_name};
 pub use open::{Access, NEW_FILE_MODE};
 pub use owner::{OWNER, Owner};
 
@@ -75,12 +75,12 @@ impl PoolFolder {
         self.folder.try_clone().map_err(|error| self.failed("open", ".", error))
     }
 
-    /// What a name is, without following it; `None` when there is nothing.
+    /// What a name is, without following it; `None` when there is nothing, be it that no file here can have a name of that length.
     pub fn stat(&self, name: &str) -> Result<Option<Stat>> {
         check_component(name)?;
         match rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
-            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(None),
             Err(errno) => Err(self.failed("look at", name, errno.into())),
         }
     }

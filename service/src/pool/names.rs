@@ -1,6 +1,7 @@
 //! Names: of images as clients give them, of files as we give them.
 
 use uuid::Uuid;
+use uuid::fmt::Hyphenated;
 
 use crate::error::{ErrorCode, Result, ServiceError};
 
@@ -18,17 +19,38 @@ pub fn check_image_name(name: &str) -> Result<()> {
     Err(ServiceError::new(ErrorCode::InvalidName, public).with_field("name"))
 }
 
-/// Accepts the name of a file that somebody put into a pool: one component, not hidden.
+/// Bytes that a file system allows a name.
+const NAME_MAX: usize = 255;
+/// Bytes that the name of a file that a job makes beside another has more than that one's: `.{file}.{job}.part`.
+const MORE_WHILE_MADE: usize = ".".len() + ".".len() + Hyphenated::LENGTH + ".part".len();
+/// Bytes that the name of a file may have that is to be an image.
+pub const FILE_NAME_MAX: usize = NAME_MAX - MORE_WHILE_MADE;
+
+/// Accepts the name of a file that somebody put into a pool: one component, not hidden, short enough.
 ///
 /// # Errors
 /// `invalid_name`.
 pub fn check_file_name(name: &str) -> Result<()> {
-    let good =
-        (1..=255).contains(&name.len()) && !name.starts_with('.') && !name.chars().any(|c| c == '/' || c.is_control());
-    if good {
+    if name.is_empty() || name.starts_with('.') || name.chars().any(|c| c == '/' || c.is_control()) {
+        let public = "the name of a file in a pool has no slash, no control characters and does not start with a dot";
+        return Err(ServiceError::new(ErrorCode::InvalidName, public).with_field("source"));
+    }
+    check_file_length(name)
+}
+
+/// Accepts a name that leaves room for those of the files that jobs make beside it.
+///
+/// # Errors
+/// `invalid_name`.
+pub fn check_file_length(name: &str) -> Result<()> {
+    if name.len() <= FILE_NAME_MAX {
         return Ok(());
     }
-    let public = "the name of a file in a pool has no slash, no control characters and does not start with a dot";
+    let public = format!(
+        "the name of a file that is to be an image has at most {FILE_NAME_MAX} bytes, this one has {}: what jobs make \
+         beside the file has a longer name",
+        name.len()
+    );
     Err(ServiceError::new(ErrorCode::InvalidName, public).with_field("source"))
 }
 
@@ -37,16 +59,16 @@ pub fn check_file_name(name: &str) -> Result<()> {
 pub enum FileName {
     /// `<image>` or `<image>-<token>`: a finished file that the service made.
     Published(Uuid),
-    /// `.<published>.<maker>.part`: being made, by this job or request; `.<published>.source.<maker>.part`: what it is made of.
+    /// `.<file>.<maker>.part`: being made, by this job or request; `.<published>.source.<maker>.part`: what it is made of.
     Staged {
-        /// The image it will be.
-        image: Uuid,
+        /// The name it will have.
+        file: String,
         /// The job or request that makes it.
         maker: Uuid,
     },
     /// `.<image>.upload`: arriving.
     Upload(Uuid),
-    /// `.<file>.trash`: being deleted.
+    /// `.<image>.trash`: being deleted. It was `.<file>.trash` once; such a file is ours only where a record says so.
     Trash(String),
     /// Anything else that is hidden: none of ours.
     Hidden,
@@ -75,7 +97,12 @@ impl FileName {
     }
 
     /// The name of a file on its way out.
-    pub fn trash(file: &str) -> String {
+    pub fn trash(image: Uuid) -> String {
+        format!(".{image}.trash")
+    }
+
+    /// The name that it had before it bore the image's id.
+    pub fn old_trash(file: &str) -> String {
         format!(".{file}.trash")
     }
 
@@ -91,9 +118,9 @@ impl FileName {
             return Self::Upload(image);
         }
         let staged = hidden.strip_suffix(".part").and_then(|rest| rest.rsplit_once('.'));
-        let made = |file: &str| published_image(file.strip_suffix(".source").unwrap_or(file));
-        match staged.and_then(|(file, maker)| Some((made(file)?, maker.parse().ok()?))) {
-            Some((image, maker)) => Self::Staged { image, maker },
+        let made = |file: &str| file.strip_suffix(".source").unwrap_or(file).to_owned();
+        match staged.and_then(|(file, maker)| Some((made(file), maker.parse().ok()?))) {
+            Some((file, maker)) => Self::Staged { file, maker },
             None => Self::Hidden,
         }
     }
@@ -137,6 +164,17 @@ mod tests {
     }
 
     #[test]
+    fn the_names_that_jobs_give_fit_beside_the_longest_name() {
+        let longest = "x".repeat(FILE_NAME_MAX);
+        check_file_name(&longest).unwrap();
+        assert_eq!(format!(".{longest}.{}.part", Uuid::now_v7()).len(), 255);
+        // Bytes count, not characters.
+        for long in ["x".repeat(FILE_NAME_MAX + 1), "ü".repeat(FILE_NAME_MAX / 2 + 1)] {
+            assert_eq!(check_file_name(&long).unwrap_err().code, ErrorCode::InvalidName);
+        }
+    }
+
+    #[test]
     fn file_names_tell_what_they_are() {
         let (image, maker) = (Uuid::now_v7(), Uuid::now_v7());
         assert_eq!(
@@ -149,17 +187,27 @@ mod tests {
         );
         assert_eq!(FileName::parse(&FileName::upload(image)), FileName::Upload(image));
         assert_eq!(
-            FileName::parse(&FileName::trash("disk.raw")),
+            FileName::parse(&FileName::trash(image)),
+            FileName::Trash(image.to_string())
+        );
+        assert_eq!(
+            FileName::parse(&FileName::old_trash("disk.raw")),
             FileName::Trash("disk.raw".to_owned())
         );
-        for file in [format!("{image}"), format!("{image}-3")] {
+        for file in [format!("{image}"), format!("{image}-3"), "disk.raw".to_owned()] {
             assert_eq!(
                 FileName::parse(&format!(".{file}.{maker}.part")),
-                FileName::Staged { image, maker }
+                FileName::Staged {
+                    file: file.clone(),
+                    maker
+                }
             );
             assert_eq!(
                 FileName::parse(&format!(".{file}.{}.part", FileName::source_of(maker))),
-                FileName::Staged { image, maker }
+                FileName::Staged {
+                    file: file.clone(),
+                    maker
+                }
             );
         }
         assert_eq!(FileName::parse("disk.qcow2"), FileName::Foreign);

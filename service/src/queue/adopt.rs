@@ -42,29 +42,39 @@ fn require_ours(inner: &Inner, pool: &PoolFolder, owner: Owner) -> Result<()> {
     }
 }
 
-/// Whether there are files on record, and none of them is in the folder.
+/// Whether there are files on record, and none of them is in the folder. One that cannot be looked at says nothing about the others.
 fn is_another_folder(pool: &PoolFolder, records: &[ImageRecord]) -> Result<bool> {
     let mut expected = false;
-    for file in records.iter().filter_map(file_of) {
+    let mut untold = None;
+    for record in records {
+        let Some(there) = is_there(pool, record).transpose() else {
+            continue;
+        };
         expected = true;
-        if pool.stat(&file)?.is_some() || pool.stat(&FileName::trash(&file))?.is_some() {
-            return Ok(false);
+        match there {
+            Ok(true) => return Ok(false),
+            Ok(false) => {}
+            Err(error) => untold = Some(error),
         }
     }
-    Ok(expected)
+    untold.map_or(Ok(expected), Err)
 }
 
-/// The file that a record says is there.
-fn file_of(record: &ImageRecord) -> Option<String> {
-    if record.reserved_by.is_some() {
-        return None;
-    }
+/// Whether the file is there that a record says is there.
+fn is_there(pool: &PoolFolder, record: &ImageRecord) -> Result<Option<bool>> {
     let image = &record.image;
-    match image.state {
-        ImageState::Ready | ImageState::Busy | ImageState::Missing => Some(record.file.clone()),
-        ImageState::Uploading if image.uploaded_bytes > Some(0) => Some(FileName::upload(image.id)),
-        _ => None,
+    if record.reserved_by.is_some() {
+        return Ok(None);
     }
+    Ok(match image.state {
+        ImageState::Ready | ImageState::Busy | ImageState::Missing => {
+            Some(pool.stat(&record.file)?.is_some() || pool.aside(image.id, &record.file)?.is_some())
+        }
+        ImageState::Uploading if image.uploaded_bytes > Some(0) => {
+            Some(pool.stat(&FileName::upload(image.id))?.is_some())
+        }
+        _ => None,
+    })
 }
 
 fn foreign(pool: &PoolFolder) -> ServiceError {

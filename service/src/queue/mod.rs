@@ -2,6 +2,7 @@
 
 mod adopt;
 mod control;
+mod missing;
 mod pulse;
 mod recover;
 mod register;

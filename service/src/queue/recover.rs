@@ -6,9 +6,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::adopt::adopt;
-use crate::error::Result;
+use super::missing::{note_missing, note_unreachable};
+use crate::error::{Result, ServiceError};
 use crate::fault::Step;
-use crate::jobs::bring_back;
+use crate::jobs::to_bring_back;
 use crate::model::{ImageId, ImageState};
 use crate::pool::{FileName, PoolFolder};
 use crate::service::{Inner, take_back};
@@ -36,23 +37,6 @@ pub async fn recover(inner: &Inner) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Images whose pool this service does not have. They are ready again when it has.
-async fn note_unreachable(inner: &Inner, pool: &str) -> Result<()> {
-    let records = inner.store.pool_records(pool).await?;
-    let shown = |record: &&ImageRecord| matches!(record.image.state, ImageState::Ready | ImageState::Busy);
-    let mut tx = inner.store.begin().await?;
-    for record in records
-        .iter()
-        .filter(|record| record.reserved_by.is_none())
-        .filter(shown)
-    {
-        let problem = Some("its pool is not configured");
-        tx.set_image_state(record.image.id, ImageState::Missing, problem)
-            .await?;
-    }
-    tx.commit_as(Step::NoteMissing).await
 }
 
 /// Ends what the dead held.
@@ -96,13 +80,14 @@ async fn recover_pool(inner: &Inner, pool: &Arc<PoolFolder>, alone: bool) -> Res
     bring_in_line(inner, pool, &seen, alone).await
 }
 
-/// Brings a pool's folder and its records in line.
+/// Brings a pool's folder and its records in line. What a single file refuses is told, and left to the next start.
 pub async fn bring_in_line(inner: &Inner, pool: &PoolFolder, seen: &Seen, alone: bool) -> Result<()> {
     let unfinished = inner.store.files_to_go_on_with(pool.name()).await?;
     let by_id: HashMap<ImageId, &ImageRecord> = seen.records.iter().map(|record| (record.image.id, record)).collect();
     for name in &seen.names {
         let keep = match FileName::parse(name) {
             FileName::Staged { .. } if unfinished.contains(name) => true,
+            FileName::Staged { file, .. } if !is_ours(&file, seen) => continue,
             FileName::Staged { maker, .. } => !alone && is_live(&mut inner.store.begin().await?, maker).await?,
             FileName::Upload(image) => is_uploading(&mut inner.store.begin().await?, image).await?,
             FileName::Trash(file) => {
@@ -111,7 +96,9 @@ pub async fn bring_in_line(inner: &Inner, pool: &PoolFolder, seen: &Seen, alone:
             }
             FileName::Published(image) => {
                 match by_id.get(&image) {
-                    Some(record) if record.image.state == ImageState::Uploading => hide(inner, pool, image).await?,
+                    Some(record) if record.image.state == ImageState::Uploading => {
+                        hide(inner, pool, image, name).await?
+                    }
                     Some(_) => {}
                     None => tracing::warn!(
                         pool = pool.name(),
@@ -124,12 +111,28 @@ pub async fn bring_in_line(inner: &Inner, pool: &PoolFolder, seen: &Seen, alone:
             FileName::Hidden | FileName::Foreign => continue,
         };
         if !keep {
-            tracing::info!(pool = pool.name(), file = name, "removing an unfinished file");
-            pool.remove(name)?;
+            remove_unfinished(pool, name);
         }
     }
     drop_dead_reservations(inner, pool, &seen.records).await?;
     note_missing(inner, pool, &seen.records).await
+}
+
+/// Whether a file that is made under this name is of our making: an image that is made anew keeps the name that its file came with.
+fn is_ours(file: &str, seen: &Seen) -> bool {
+    matches!(FileName::parse(file), FileName::Published(_)) || seen.records.iter().any(|record| record.file == file)
+}
+
+fn remove_unfinished(pool: &PoolFolder, name: &str) {
+    tracing::info!(pool = pool.name(), file = name, "removing an unfinished file");
+    if let Err(error) = pool.remove(name) {
+        tell(pool, name, &error);
+    }
+}
+
+/// One file does not keep the service from its other images.
+pub(super) fn tell(pool: &PoolFolder, file: &str, error: &ServiceError) {
+    tracing::error!(pool = pool.name(), file, %error, "a file is left as it is; the next start tries again");
 }
 
 /// Whether a job or a request has not ended.
@@ -145,21 +148,56 @@ async fn is_uploading(tx: &mut Tx, image: ImageId) -> Result<bool> {
 
 /// A complete upload that has its name, but no record of that: one step back, so that its client can send it again. The transaction keeps
 /// who may be completing it from doing so in between.
-async fn hide(inner: &Inner, pool: &PoolFolder, image: ImageId) -> Result<()> {
+async fn hide(inner: &Inner, pool: &PoolFolder, image: ImageId, name: &str) -> Result<()> {
     let mut tx = inner.store.begin().await?;
     if tx.is_locked_exclusively(image).await? || !is_uploading(&mut tx, image).await? {
         return Ok(());
     }
-    take_back(pool, image)
+    if let Err(error) = take_back(pool, image) {
+        tell(pool, name, &error);
+    }
+    Ok(())
 }
 
-/// A file on its way out comes back if its record is still there: the deletion had not been decided.
-async fn undelete(inner: &Inner, pool: &PoolFolder, trash: &str, file: &str) -> Result<()> {
-    let record = inner.store.begin().await?.image_of_file(pool.name(), file).await?;
-    match record {
-        Some(record) => bring_back(inner, pool, trash, &record).await,
-        None => pool.remove(trash).map(drop),
+/// A file on its way out comes back if its record is still there: the deletion had not been decided. One that only has a name like that
+/// is somebody else's.
+async fn undelete(inner: &Inner, pool: &PoolFolder, trash: &str, named: &str) -> Result<()> {
+    let mut tx = inner.store.begin().await?;
+    let of_image = match named.parse() {
+        Ok(image) => tx.any_image(image).await?,
+        Err(_) => None,
+    };
+    let of_file = tx.image_of_file(pool.name(), named).await?;
+    drop(tx);
+    let is_ours = matches!(FileName::parse(named), FileName::Published(_));
+    if of_image.is_none() && of_file.is_none() {
+        if is_ours {
+            remove_unfinished(pool, trash);
+        }
+        return Ok(());
     }
+    for record in of_image.iter().chain(&of_file) {
+        if record.image.pool != pool.name() || record.reserved_by.is_some() {
+            continue;
+        }
+        let Some(_held) = to_bring_back(inner, record.image.id).await? else {
+            return Ok(());
+        };
+        match pool.put_back(trash, &record.file) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) => {
+                tell(pool, trash, &error);
+                return Ok(());
+            }
+        }
+    }
+    tracing::warn!(
+        pool = pool.name(),
+        file = trash,
+        "it looks like the file of an image that was put aside, but the image has its file, or is in another pool: left alone"
+    );
+    Ok(())
 }
 
 /// Rows that a dead request had reserved, and the file if it had its name already. Jobs keep theirs: they run again.
@@ -180,8 +218,11 @@ async fn drop_dead_reservations(inner: &Inner, pool: &PoolFolder, records: &[Ima
         }
         // The file first: without the row nobody knew whose it is.
         let published = FileName::published(record.image.id, 1);
-        if record.file == published {
-            pool.remove(&published)?;
+        if record.file == published
+            && let Err(error) = pool.remove(&published)
+        {
+            tell(pool, &published, &error);
+            continue;
         }
         tx.delete_reserved(holder).await?;
         tx.forget_outcome(crate::store::idempotency::Outcome::Image(record.image.id))
@@ -189,40 +230,4 @@ async fn drop_dead_reservations(inner: &Inner, pool: &PoolFolder, records: &[Ima
         tx.commit_as(Step::DropReservation).await?;
     }
     Ok(())
-}
-
-async fn note_missing(inner: &Inner, pool: &PoolFolder, records: &[ImageRecord]) -> Result<()> {
-    for record in records {
-        if changed_state(pool, record)?.is_none() {
-            continue;
-        }
-        let mut tx = inner.store.begin().await?;
-        let Some(record) = tx.any_image(record.image.id).await? else {
-            continue;
-        };
-        if let Some((state, problem)) = changed_state(pool, &record)? {
-            tracing::warn!(image = %record.image.id, %state, "the state of an image changed while the service was down");
-            tx.set_image_state(record.image.id, state, problem).await?;
-            tx.commit_as(Step::NoteMissing).await?;
-        }
-    }
-    Ok(())
-}
-
-/// The state that an image is in by its file, if its record says otherwise.
-fn changed_state(pool: &PoolFolder, record: &ImageRecord) -> Result<Option<(ImageState, Option<&'static str>)>> {
-    if record.reserved_by.is_some() {
-        return Ok(None);
-    }
-    let there = pool.stat(&record.file)?.is_some();
-    if pool.stat(&FileName::trash(&record.file))?.is_some() {
-        return Ok(None); // A job of an ended process put it aside: it runs again, and brings it back.
-    }
-    Ok(match record.image.state {
-        ImageState::Ready | ImageState::Busy if !there => {
-            Some((ImageState::Missing, Some("its file is gone from the pool")))
-        }
-        ImageState::Missing if there => Some((ImageState::Ready, None)),
-        _ => None,
-    })
 }

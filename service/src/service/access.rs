@@ -11,9 +11,9 @@ use zeroize::Zeroizing;
 use super::Service;
 use super::paging::Window;
 use crate::disk::try_random;
-use crate::error::{Result, ServiceError};
+use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
-use crate::model::{Page, Token, TokenId};
+use crate::model::{ANONYMOUS, Page, Token, TokenId};
 use crate::pool::check_image_name;
 use crate::request::{Call, NewToken, PageRequest};
 use crate::secrets::hex;
@@ -63,6 +63,12 @@ impl Service {
     /// `invalid_name`, `name_taken`, `invalid_argument` (a time out of range).
     pub async fn create_token(&self, request: NewToken, call: &Call) -> Result<(Token, Option<TokenText>)> {
         check_image_name(&request.name)?;
+        if request.name.eq_ignore_ascii_case(ANONYMOUS) {
+            let public = format!(
+                "a token has another name than '{ANONYMOUS}', which the audit log calls callers without a token"
+            );
+            return Err(ServiceError::new(ErrorCode::InvalidName, public).with_field("name"));
+        }
         if request.expires_in_days.is_some_and(|days| days == 0 || days > DAYS_MAX) {
             let public = format!("a token lasts 1 to {DAYS_MAX} days, or until it is revoked");
             return Err(ServiceError::invalid("expires_in_days", public));

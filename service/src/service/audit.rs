@@ -86,10 +86,24 @@ pub(super) async fn writer(inner: Arc<Inner>, mut entries: mpsc::Receiver<AuditE
             count = entries.recv_many(&mut batch, BATCH) => if count == 0 { return },
             () = inner.stop.cancelled() => return,
         }
+        match inner.store.last_audit().await {
+            Ok(last) => follow(&mut batch, last),
+            Err(error) => tracing::warn!(%error, "the audit table cannot be read; entries may stand before older ones"),
+        }
         if let Err(error) = insist(&inner, &batch).await {
             tracing::error!(%error, entries = batch.len(), "the audit table cannot be written; the entries are in this log alone");
         }
         batch.clear();
+    }
+}
+
+/// Makes entries follow those that are there also where the clock was put back since: the table forgets, and lists, by ids.
+fn follow(batch: &mut [AuditEntry], mut last: Option<Uuid>) {
+    for entry in batch {
+        if let Some(last) = last.filter(|last| entry.id <= *last) {
+            entry.id = Uuid::from_u128(last.as_u128().wrapping_add(1));
+        }
+        last = Some(entry.id);
     }
 }
 
@@ -116,4 +130,62 @@ async fn write(inner: &Inner, entries: &[AuditEntry]) -> Result<()> {
     }
     tx.prune_audit(inner.config.audit_entries).await?;
     tx.commit_as(Step::WriteAudit).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ServiceConfig;
+
+    fn asked(target: &str) -> Audited {
+        Audited {
+            caller: "root".to_owned(),
+            role: Some(Role::Admin),
+            transport: "http",
+            action: "GET".to_owned(),
+            target: target.to_owned(),
+            outcome: "200".to_owned(),
+            request_id: None,
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn entries_from_a_clock_that_ran_ahead_go_before_those_that_came_after() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = ServiceConfig::new(dir.path());
+        (config.ballast_bytes, config.audit_entries) = (0, 3);
+        let service = Service::open(config).await.unwrap();
+        // The year 2100 in milliseconds.
+        let ahead = Uuid::from_u128((4_102_444_800_000 << 80) | (7 << 76) | (2 << 62));
+        let mut tx = service.inner.store.begin().await.unwrap();
+        for number in 0..3_u128 {
+            let entry = AuditEntry {
+                id: Uuid::from_u128(ahead.as_u128() + number),
+                at: tx.now,
+                caller: "root".to_owned(),
+                role: None,
+                transport: "http".to_owned(),
+                action: "GET".to_owned(),
+                target: "ahead".to_owned(),
+                outcome: "200".to_owned(),
+                request_id: None,
+            };
+            tx.append_audit(&entry).await.unwrap();
+        }
+        tx.commit_as(Step::WriteAudit).await.unwrap();
+        for target in ["first", "second"] {
+            service.audit(asked(target));
+        }
+        let mut targets = Vec::new();
+        for _ in 0..2000 {
+            let entries = service.list_audit(&PageRequest::default()).await.unwrap().items;
+            targets = entries.into_iter().map(|entry| entry.target).collect();
+            if targets.first().is_some_and(|target| target == "second") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(targets, ["second", "first", "ahead"]);
+        service.shutdown(Duration::from_secs(5)).await;
+    }
 }

@@ -36,6 +36,14 @@ impl Tx {
 }
 
 impl Store {
+    /// The greatest id of an entry.
+    pub async fn last_audit(&self) -> Result<Option<Uuid>> {
+        let row = sqlx::query("SELECT id FROM audit ORDER BY id DESC LIMIT 1")
+            .fetch_optional(&self.readers)
+            .await?;
+        row.as_ref().map(|row| row.id("id")).transpose()
+    }
+
     /// Up to `limit` entries before an id, newest first.
     pub async fn list_audit(&self, before: Option<Uuid>, limit: u32) -> Result<Vec<AuditEntry>> {
         let sql = "SELECT id, at, caller, role, transport, action, target, outcome, request_id FROM audit \

@@ -1,5 +1,6 @@
 //! Connecting, settings and migrations.
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
@@ -39,6 +40,9 @@ impl Store {
         DRIVERS.call_once(sqlx::any::install_default_drivers);
         let database = database_of(url)?;
         let url = &made_when_absent(url, database);
+        if database == Database::Sqlite && !url.contains(":memory:") {
+            make_private(url)?;
+        }
         let (writer, readers) = match database {
             Database::Sqlite if url.contains(":memory:") => {
                 let only = connect(url, database, 1).await?;
@@ -108,6 +112,29 @@ fn made_when_absent(url: &str, database: Database) -> String {
     }
     let join = if query.is_some() { '&' } else { '?' };
     format!("{url}{join}mode=rwc")
+}
+
+/// Makes the file of a new database, for its owner alone; SQLite gives the files beside it the same mode. One that is there keeps the mode
+/// that its operator gave it.
+fn make_private(url: &str) -> Result<()> {
+    let may_make = url
+        .split_once('?')
+        .is_some_and(|(_, query)| query.split('&').any(|part| part == "mode=rwc"));
+    if !may_make {
+        return Ok(());
+    }
+    let options = url.parse::<SqliteConnectOptions>()?;
+    let mut making = std::fs::OpenOptions::new();
+    match making
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(options.get_filename())
+    {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(unusable(format!("making the file of the database: {error}"))),
+    }
 }
 
 fn database_of(url: &str) -> Result<Database> {
@@ -237,6 +264,25 @@ mod tests {
             Store::open(&url, clock()).await.err().unwrap().code,
             ErrorCode::Unavailable
         );
+    }
+
+    #[tokio::test]
+    async fn a_new_database_is_for_its_owner_alone_and_an_old_one_keeps_its_mode() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let open = async |url: &str| Store::open(url, Arc::new(crate::clock::SystemClock)).await.unwrap();
+        let mode = |file: &str| std::fs::metadata(dir.path().join(file)).unwrap().permissions().mode() & 0o777;
+        let url = sqlite_url(&dir.path().join("a b.db"));
+        let store = open(&url).await;
+        for file in ["a b.db", "a b.db-wal", "a b.db-shm"] {
+            assert_eq!(mode(file), 0o600, "{file}");
+        }
+        store.close().await;
+        let shared = std::fs::Permissions::from_mode(0o640);
+        std::fs::set_permissions(dir.path().join("a b.db"), shared).unwrap();
+        open(&url).await.close().await;
+        assert_eq!(mode("a b.db"), 0o640);
     }
 
     #[test]

@@ -82,12 +82,16 @@ fn broken(column: &str) -> ServiceError {
 
 /// A size as the database stores it.
 pub fn stored(value: u64) -> Result<i64> {
-    i64::try_from(value).map_err(|_| ServiceError::invalid("size", format!("{value} is too large; at most 2^63-1")))
+    stored_field("size", value)
 }
 
-/// An optional size as the database stores it.
-pub fn stored_or_null(value: Option<u64>) -> Result<Option<i64>> {
-    value.map(stored).transpose()
+/// An optional number as the database stores it; `field` is what clients call it.
+pub fn stored_or_null(field: &str, value: Option<u64>) -> Result<Option<i64>> {
+    value.map(|value| stored_field(field, value)).transpose()
+}
+
+fn stored_field(field: &str, value: u64) -> Result<i64> {
+    i64::try_from(value).map_err(|_| ServiceError::invalid(field, format!("{value} is too large; at most 2^63-1")))
 }
 
 /// A value as JSON text.

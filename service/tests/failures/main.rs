@@ -16,4 +16,5 @@ mod parent;
 mod points;
 mod prepare;
 mod scene;
+mod starts;
 mod verify;

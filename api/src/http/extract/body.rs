@@ -189,10 +189,7 @@ mod tests {
             );
         }
         let detail = check(r#"{"repair": true}"#).detail;
-        assert!(
-            detail.contains("boolean `true`, expected one of `leaks`, `all`"),
-            "{detail}"
-        );
+        assert!(detail.contains("boolean, expected one of `leaks`, `all`"), "{detail}");
         for source in [
             "{}",
             "true",

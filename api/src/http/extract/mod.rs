@@ -10,7 +10,7 @@ mod path;
 mod query;
 mod range;
 mod wait;
-mod words;
+pub(crate) mod words;
 
 pub use accept::prefers;
 pub use body::{JsonBody, OptionalBody};

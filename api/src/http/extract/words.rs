@@ -10,8 +10,9 @@ const WORDS: &[(&str, &str)] = &[
     ("string or map", "an object with exactly one field"),
 ];
 
-/// The message with what was expected in words that users of any language know.
+/// The message with what was expected in words that users of any language know, and without what was found: it may be a secret.
 pub(super) fn plain(message: &str) -> String {
+    let message = &without_value(message);
     let Some((found, expected)) = message.split_once("expected ") else {
         return message.to_owned();
     };
@@ -28,9 +29,51 @@ pub(super) fn plain(message: &str) -> String {
     known.or_else(object).unwrap_or_else(|| message.to_owned())
 }
 
+/// What serde says of a value of another type, without the value.
+pub(crate) fn without_value(message: &str) -> String {
+    let told = message
+        .strip_prefix("invalid type: ")
+        .and_then(|rest| rest.rsplit_once(", expected "));
+    match told {
+        Some((found, expected)) => {
+            let kind = found.split(['`', '"']).next().unwrap_or(found).trim_end();
+            format!("invalid type: {kind}, expected {expected}")
+        }
+        None => message.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::plain;
+
+    #[test]
+    fn a_value_of_another_type_is_not_repeated() {
+        for (serde, ours) in [
+            (
+                "invalid type: integer `4711331`, expected a string",
+                "invalid type: integer, expected a string",
+            ),
+            (
+                "invalid type: floating point `4.5`, expected a string",
+                "invalid type: floating point, expected a string",
+            ),
+            (
+                "invalid type: string \"a, expected `b\\\"\", expected a boolean",
+                "invalid type: string, expected a boolean",
+            ),
+            (
+                "invalid type: null, expected a string",
+                "invalid type: null, expected a string",
+            ),
+            (
+                "invalid type: map, expected a string at line 1 column 2",
+                "invalid type: map, expected a string at line 1 column 2",
+            ),
+        ] {
+            assert_eq!(plain(serde), ours);
+        }
+    }
 
     #[test]
     fn types_have_plain_names() {
@@ -45,11 +88,11 @@ mod tests {
             ),
             (
                 "invalid type: string \"x\", expected struct CreateImage",
-                "invalid type: string \"x\", expected an object",
+                "invalid type: string, expected an object",
             ),
             (
                 "invalid type: boolean `true`, expected string or map",
-                "invalid type: boolean `true`, expected an object with exactly one field",
+                "invalid type: boolean, expected an object with exactly one field",
             ),
             ("missing field `name`", "missing field `name`"),
             ("expected a string", "expected a string"),

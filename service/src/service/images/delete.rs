@@ -6,7 +6,7 @@ use vdisk_engine::storage::{FileOptions, FileStorage};
 
 use super::undo;
 use crate::error::{ErrorCode, Result};
-use crate::fault::{Step, around};
+use crate::fault::Step;
 use crate::jobs::require_unprotected;
 use crate::model::ImageId;
 use crate::pool::{Access, FileName, PoolFolder};
@@ -35,7 +35,7 @@ pub(super) async fn delete(inner: &Arc<Inner>, id: ImageId) -> Result<()> {
         locks.release().await;
         return Err(error);
     }
-    for leftover in [FileName::trash(&record.file), FileName::upload(id)] {
+    for leftover in [FileName::trash(id), FileName::upload(id)] {
         if let Err(error) = pool.remove(&leftover) {
             tracing::warn!(image = %id, %error, "a file of a deleted image could not be removed; the next start tries again");
         }
@@ -54,14 +54,14 @@ async fn undo_delete(inner: &Inner, pool: &PoolFolder, record: &ImageRecord) {
 
 /// A commit that failed may have been carried out all the same: only the database knows whether the file comes back or goes.
 async fn try_to_undo_delete(inner: &Inner, pool: &PoolFolder, record: &ImageRecord) -> Result<()> {
-    let trash = FileName::trash(&record.file);
+    let trash = FileName::trash(record.image.id);
     if pool.stat(&trash)?.is_none() {
         return Ok(());
     }
     if inner.store.begin().await?.any_image(record.image.id).await?.is_none() {
         return pool.remove(&trash).map(drop);
     }
-    around(Step::BringBack, || pool.rename(&trash, &record.file, false))
+    pool.put_back(&trash, &record.file).map(drop)
 }
 
 /// Locks a file that is about to go, so that no other program is using it, a guest for one; `None` when there is no file that could be
@@ -77,8 +77,7 @@ fn unused(pool: &PoolFolder, file: &str) -> Result<Option<FileStorage>> {
 /// Puts the file aside and takes the row out, in a transaction that is still open.
 async fn remove(locks: &RequestLocks, pool: &PoolFolder, record: &ImageRecord) -> Result<Tx> {
     let _held = unused(pool, &record.file)?;
-    let aside = || pool.rename(&record.file, &FileName::trash(&record.file), true);
-    match around(Step::PutAside, aside) {
+    match pool.put_aside(record.image.id, &record.file) {
         Err(error) if error.code != ErrorCode::NotFound => return Err(error),
         _ => {}
     }

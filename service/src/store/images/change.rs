@@ -327,7 +327,7 @@ impl Tx {
         sqlx::query("UPDATE images SET upload_sha256 = $2, upload_total = $3 WHERE id = $1")
             .bind(id.to_string())
             .bind(announced.sha256.clone())
-            .bind(stored_or_null(announced.total)?)
+            .bind(stored_or_null("size", announced.total)?)
             .execute(&mut *self.inner)
             .await?;
         Ok(())

@@ -106,7 +106,7 @@ impl Tx {
         let sql = "UPDATE jobs SET rate_limit = $2, priority = $3, version = version + 1 WHERE id = $1";
         sqlx::query(sql)
             .bind(id.to_string())
-            .bind(stored_or_null(rate_limit)?)
+            .bind(stored_or_null("rate_limit", rate_limit)?)
             .bind(i64::from(priority))
             .execute(&mut *self.inner)
             .await?;

@@ -51,7 +51,7 @@ impl Tx {
             .bind(new.id.to_string())
             .bind(new.kind.as_str())
             .bind(i64::from(new.priority))
-            .bind(stored_or_null(new.rate_limit)?)
+            .bind(stored_or_null("rate_limit", new.rate_limit)?)
             .bind(new.pool.clone())
             .bind(json_text(&new.images)?)
             .bind(json_text(&new.request)?)
