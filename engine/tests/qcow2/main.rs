@@ -4,6 +4,7 @@
 
 mod bitmaps;
 mod check;
+mod concurrent;
 mod corpus;
 mod differential;
 mod encrypted;

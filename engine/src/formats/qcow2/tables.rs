@@ -47,8 +47,9 @@ impl Qcow2 {
     fn new_table(&self, writer: &mut Writer, index: usize, table: Table) -> Result<()> {
         let at = writer.refcounts.allocate(1)?.start << self.geometry.cluster_bits;
         self.write_metadata().add(at, 1);
-        self.set_l1(writer, index, L1Entry::Table { at, copied: true });
+        // All at once: whoever sees the L1 entry sees the table, which the file does not have yet.
         let mut shared = self.write_shared();
+        shared.set_l1(writer, index, L1Entry::Table { at, copied: true });
         shared.l2.forget(index);
         let words = 0..table.len();
         shared.l2.change(index, at, false, || table).touch(words);
@@ -66,8 +67,10 @@ impl Qcow2 {
 
     /// Takes an L2 table out of the active image.
     pub fn forget_table(&self, writer: &mut Writer, index: usize, at: u64, discard: bool) {
-        self.set_l1(writer, index, L1Entry::Unallocated);
-        self.write_shared().l2.forget(index);
+        let mut shared = self.write_shared();
+        shared.set_l1(writer, index, L1Entry::Unallocated);
+        shared.l2.forget(index);
+        drop(shared);
         self.write_metadata().remove(at, 1);
         let cluster = at >> self.geometry.cluster_bits;
         writer.release(cluster..cluster + 1, discard);

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::PoisonError;
 
 use super::bitmaps::LiveBitmaps;
-use super::image::Qcow2;
+use super::image::{Qcow2, Shared};
 use super::layout::{L1Entry, words_to_be};
 use super::refcounts::Refcounts;
 use crate::Result;
@@ -173,11 +173,12 @@ impl Qcow2 {
         }
         Ok(())
     }
+}
 
-    /// Points the L1 table at a new L2 table, in memory.
-    pub fn set_l1(&self, writer: &mut Writer, index: usize, entry: L1Entry) {
-        let mut shared = self.write_shared();
-        if let Some(slot) = shared.l1.get_mut(index) {
+impl Shared {
+    /// Changes an L1 entry, in memory. What the table holds must be known there before the lock is given back.
+    pub fn set_l1(&mut self, writer: &mut Writer, index: usize, entry: L1Entry) {
+        if let Some(slot) = self.l1.get_mut(index) {
             *slot = entry.encode();
             writer.l1_dirty.insert(index);
         }

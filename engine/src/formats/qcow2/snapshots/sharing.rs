@@ -59,7 +59,11 @@ impl Qcow2 {
             let bytes = u64::from(header.l1_size) * 8;
             read_table(self.host.file.as_ref(), "L1 table", header.l1_offset, bytes, u64::MAX)?
         };
-        self.write_shared().l1 = l1;
+        {
+            let mut shared = self.write_shared();
+            shared.l1 = l1;
+            shared.l2.clear();
+        }
         self.reload(writer)?;
         self.repair_image(writer, Repair::All, &Control::default()).map(|_| ())
     }
@@ -121,7 +125,8 @@ impl Qcow2 {
             };
             let alone = writer.refcounts.get(at >> bits)? == 1;
             if alone != copied {
-                self.set_l1(writer, index, L1Entry::Table { at, copied: alone });
+                self.write_shared()
+                    .set_l1(writer, index, L1Entry::Table { at, copied: alone });
             }
             if !self.geometry.data_file {
                 self.refresh_table_flags(writer, index)?;
