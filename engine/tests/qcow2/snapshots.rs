@@ -233,3 +233,31 @@ fn vm_state_whose_size_version_2_cannot_say_keeps_an_image_at_version_3() {
         assert_eq!(done.is_ok(), fits, "{name}: {done:?}");
     }
 }
+
+/// QEMU refuses each of them too, and leaves the image as it was.
+#[test]
+fn a_snapshot_of_a_disk_that_cannot_be_is_refused_without_a_trace() {
+    for size in [1 << 53, 1 << 62, (1 << 63) - 512, u64::MAX, (4 << 20) + 1] {
+        let scratch = Scratch::new();
+        let path = scratch.file("a.qcow2");
+        scratch.create(&path, 4 << 20, Options::new());
+        let image = scratch.open_writable(&path);
+        image.write(0, &[1; 300_000], &NothingBelow).unwrap();
+        image.snapshots().unwrap().create("s", (0, 0)).unwrap();
+        image.close().unwrap();
+        drop(image);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let entry = usize::from_be_bytes(bytes[64..72].try_into().unwrap());
+        bytes[entry + 48..entry + 56].copy_from_slice(&size.to_be_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        if have(&["qemu-img"]) {
+            let out = run("qemu-img", &["snapshot", "-a", "s", arg(&path)]);
+            assert!(!out.status.success(), "{size:#x}: {out:?}");
+        }
+        let image = scratch.open_writable(&path);
+        let error = image.snapshots().unwrap().apply("s").unwrap_err();
+        assert!(error.to_string().contains(&size.to_string()), "{error}");
+        image.close().unwrap();
+        assert!(std::fs::read(&path).unwrap() == bytes, "{size:#x}: changed");
+    }
+}
