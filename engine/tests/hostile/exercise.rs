@@ -172,7 +172,7 @@ fn convert(chain: &Chain, what: &str) {
 }
 
 /// The process's largest resident size since the last reset, in bytes; 0 where the system does not tell.
-fn peak_memory(reset: bool) -> u64 {
+pub fn peak_memory(reset: bool) -> u64 {
     if reset {
         let _ = std::fs::write("/proc/self/clear_refs", "5");
     }

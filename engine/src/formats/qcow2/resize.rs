@@ -168,6 +168,7 @@ impl Qcow2 {
                 self.release_entry(writer, entry, L2Entry::UNALLOCATED, true);
             }
             self.forget_table(writer, index, at, !shared_table);
+            self.write_back_if_full(writer)?;
         }
         Ok(())
     }

@@ -132,18 +132,12 @@ impl Qcow2 {
     }
 
     pub fn release_entry(&self, writer: &mut Writer, old: L2Entry, new: L2Entry, discard: bool) {
-        let bits = self.geometry.cluster_bits;
-        match (old, new) {
-            (L2Entry::Standard { at: Some(old), .. }, L2Entry::Standard { at: Some(new), .. }) if old == new => {}
-            (L2Entry::Standard { at: Some(at), .. }, _) if !self.geometry.data_file => {
-                writer.release(at >> bits..(at >> bits) + 1, discard);
-            }
-            (L2Entry::Compressed { at, len }, _) => {
-                let end = (at + len - 1) >> bits;
-                writer.release(at >> bits..end + 1, discard);
-            }
-            _ => {}
+        if let (L2Entry::Standard { at: old, .. }, L2Entry::Standard { at: new, .. }) = (old, new)
+            && old == new
+        {
+            return;
         }
+        writer.release(old.clusters(&self.geometry), discard);
     }
 
     /// Whether a cluster's host cluster belongs to the active image alone, so that it may be written in place.

@@ -16,22 +16,15 @@ use super::bitmaps::LiveBitmaps;
 use super::image::{Qcow2, Shared};
 use super::layout::{L1Entry, words_to_be};
 use super::refcounts::Refcounts;
+use super::releases::{Release, Releases};
 use crate::Result;
-
-/// Clusters to be given back once the file no longer refers to them.
-pub(super) struct Release {
-    /// Host clusters, by number.
-    pub clusters: Range<u64>,
-    /// Whether the host gets the space as well.
-    pub discard: bool,
-}
 
 /// What writers know and readers need not.
 pub(super) struct Writer {
     pub refcounts: Refcounts,
     /// L1 entries that differ from the file.
     pub l1_dirty: BTreeSet<usize>,
-    pub released: Vec<Release>,
+    pub released: Releases,
     /// Where the last compressed cluster ended; 0 when the next one starts a new cluster.
     pub packed_end: u64,
     /// Dirty bitmaps while they may change.
@@ -45,7 +38,7 @@ impl Writer {
         Self {
             refcounts,
             l1_dirty: BTreeSet::new(),
-            released: Vec::new(),
+            released: Releases::default(),
             packed_end: 0,
             live: None,
             prepared: false,
@@ -54,12 +47,7 @@ impl Writer {
 
     /// Notes that the file refers to some clusters once less, as soon as its tables are written.
     pub fn release(&mut self, clusters: Range<u64>, discard: bool) {
-        match self.released.last_mut() {
-            Some(last) if last.clusters.end == clusters.start && last.discard == discard => {
-                last.clusters.end = clusters.end;
-            }
-            _ => self.released.push(Release { clusters, discard }),
-        }
+        self.released.add(clusters, discard);
     }
 }
 
@@ -151,7 +139,7 @@ impl Qcow2 {
             return Ok(());
         }
         self.host.flush()?;
-        for release in std::mem::take(&mut writer.released) {
+        for release in writer.released.take() {
             self.free_now(writer, &release)?;
         }
         writer.refcounts.write_blocks()
@@ -161,7 +149,7 @@ impl Qcow2 {
     pub fn free_now(&self, writer: &mut Writer, release: &Release) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         *self.unpacked.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        for freed in writer.refcounts.decrement(release.clusters.clone())? {
+        for freed in writer.refcounts.decrement_by(release.clusters.clone(), release.times)? {
             if freed.contains(&(writer.packed_end >> bits)) {
                 writer.packed_end = 0;
             }

@@ -1,5 +1,7 @@
 //! Table entries: raw words in, meaning out. Nobody else tests their bits.
 
+use std::ops::Range;
+
 use super::geometry::Geometry;
 use super::header::MAX_HOST_OFFSET;
 use crate::{Error, Result};
@@ -138,6 +140,16 @@ impl L2Entry {
         }
         let map = table.get(first.saturating_add(1)).copied().unwrap_or(0);
         Self::decode_extended(raw, map, geometry)
+    }
+
+    /// The clusters of the image file that it uses, by number.
+    pub fn clusters(self, geometry: &Geometry) -> Range<u64> {
+        let bits = geometry.cluster_bits;
+        match self {
+            Self::Standard { at: Some(at), .. } if !geometry.data_file => at >> bits..(at >> bits) + 1,
+            Self::Compressed { at, len } => at >> bits..((at + len - 1) >> bits) + 1,
+            Self::Standard { .. } => 0..0,
+        }
     }
 
     /// How many entries of a table without maps of subclusters go on as the one at `index` began: the same flags, and the same lack of a

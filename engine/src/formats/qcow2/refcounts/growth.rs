@@ -86,7 +86,7 @@ impl Refcounts {
             .inspect_err(|_| self.undo_growth(old_len))?;
         let old_first = old.0 >> self.geometry.cluster_bits;
         self.write_metadata().remove(old.0, old.1 << self.geometry.cluster_bits);
-        self.change(old_first..old_first + old.1, Change::Down)?;
+        self.change(old_first..old_first + old.1, Change::Down(1))?;
         self.hint = self.hint.min(old_first);
         Ok(())
     }
