@@ -6,6 +6,7 @@ mod bitmaps;
 mod check;
 mod concurrent;
 mod corpus;
+mod data_places;
 mod differential;
 mod encrypted;
 mod encrypted_hostile;

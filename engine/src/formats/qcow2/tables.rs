@@ -81,11 +81,20 @@ impl Qcow2 {
         let shared = self.read_shared();
         match self.table(&shared, self.geometry.l1_index(guest))? {
             None => Ok(L2Entry::UNALLOCATED),
-            Some(table) => {
-                let index = self.geometry.l2_index(guest);
-                L2Entry::decode(&table, index, &self.geometry, shared.header.version)
-            }
+            Some(table) => self.decode_entry(&table, guest, shared.header.version),
         }
+    }
+
+    /// The entry of a guest cluster in its table.
+    ///
+    /// # Errors
+    /// `Corrupt` for one that makes no sense, and for one that names another place in a data file than the guest's own.
+    pub fn decode_entry(&self, table: &[u64], guest: u64, version: u32) -> Result<L2Entry> {
+        let entry = L2Entry::decode(table, self.geometry.l2_index(guest), &self.geometry, version)?;
+        entry
+            .refuse_elsewhere(self.geometry.cluster_start(guest), &self.geometry)
+            .inspect_err(|_| self.host.note_damage())?;
+        Ok(entry)
     }
 
     /// The entries of `count` guest clusters, all in one L2 table, from `guest` on.
@@ -95,8 +104,8 @@ impl Qcow2 {
         let count = count.min(self.geometry.l2_entries() - first as u64) as usize;
         match self.table(&shared, self.geometry.l1_index(guest))? {
             None => Ok(vec![L2Entry::UNALLOCATED; count]),
-            Some(table) => (first..first + count)
-                .map(|i| L2Entry::decode(&table, i, &self.geometry, shared.header.version))
+            Some(table) => (0..count as u64)
+                .map(|n| self.decode_entry(&table, guest + (n << self.geometry.cluster_bits), shared.header.version))
                 .collect(),
         }
     }

@@ -152,6 +152,17 @@ impl L2Entry {
         }
     }
 
+    /// # Errors
+    /// `Corrupt` for an entry that names another place in a data file than that of its guest cluster at `guest`.
+    pub fn refuse_elsewhere(self, guest: u64, geometry: &Geometry) -> Result<()> {
+        match self {
+            Self::Standard { at: Some(at), .. } if geometry.data_file && at != guest => Err(Error::corrupt(format!(
+                "the guest cluster at {guest:#x} is said to be at {at:#x} of the data file, and can only be at its own offset"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// How many entries of a table without maps of subclusters go on as the one at `index` began: the same flags, and the same lack of a
     /// place or the place that follows. At least 1.
     pub fn alike(table: &[u64], index: usize, placed: bool, geometry: &Geometry) -> u64 {
@@ -196,6 +207,10 @@ impl L2Entry {
             )));
         }
         let at = Self::host_of(raw, raw & !(COPIED | OFFSET | ZERO), geometry)?;
+        if zero && at.is_none() {
+            // In a data file too: only data is at offset 0.
+            return Ok(Self::ZERO);
+        }
         let subs = match (zero, at) {
             (true, _) => Subclusters::ZERO,
             (false, Some(_)) => Subclusters::DATA,
