@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use e2e::tools::{arg, have, ok, run};
-use vdisk_engine::image::NothingBelow;
+use vdisk_engine::image::{NothingBelow, Resize};
 use vdisk_engine::options::Options;
 
 use crate::support::{Scratch, assert_clean, read_all};
@@ -259,5 +259,40 @@ fn a_snapshot_of_a_disk_that_cannot_be_is_refused_without_a_trace() {
         assert!(error.to_string().contains(&size.to_string()), "{error}");
         image.close().unwrap();
         assert!(std::fs::read(&path).unwrap() == bytes, "{size:#x}: changed");
+    }
+}
+
+/// Going back to a snapshot of a machine brings its memory into the active tables, behind the disk.
+#[test]
+fn a_disk_does_not_grow_over_the_memory_of_a_machine() {
+    for to in [(4 << 20) + 65_536, 8 << 20, 16 << 20] {
+        let scratch = Scratch::new();
+        let (path, held) = with_vm_state(&scratch, "a.qcow2", 200_000);
+        let image = scratch.open_writable(&path);
+        image.snapshots().unwrap().apply("vm").unwrap();
+        let resize = |virtual_size| {
+            let to = Resize {
+                virtual_size,
+                ..Resize::default()
+            };
+            image.resize(&to).unwrap();
+        };
+        resize(to);
+        let grown = read_all(&*image);
+        assert!(grown[..4 << 20] == held[..4 << 20]);
+        assert!(grown[4 << 20..].iter().all(|b| *b == 0), "to {to}");
+        // What stood behind the first growth does not come back with the second.
+        resize(20 << 20);
+        assert!(read_all(&*image)[4 << 20..].iter().all(|b| *b == 0), "from {to}");
+        image.close().unwrap();
+        assert_clean(&*image);
+        drop(image);
+        if have(&["qemu-img"]) {
+            ok("qemu-img", &["check", "-f", "qcow2", arg(&path)]);
+        }
+        // The snapshot has kept it: as a larger disk it shows it.
+        set_disk(&path, 8 << 20, 200_000);
+        let image = scratch.open(&path);
+        assert!(read_all(&*image.snapshots().unwrap().open("vm").unwrap()) == held);
     }
 }
