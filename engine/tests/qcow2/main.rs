@@ -15,6 +15,7 @@ mod growth;
 mod hostile;
 mod interop;
 mod model;
+mod second_users;
 mod shape;
 mod snapshots;
 mod support;
