@@ -87,6 +87,9 @@ impl Walk<'_> {
                 }
                 L2Entry::Compressed { at, len } => {
                     allocated += 1;
+                    if L2Entry::has_needless_flag(&words) {
+                        self.bad_entry(table, index, "a compressed cluster with the copied flag");
+                    }
                     if users.active {
                         bump(&mut self.report.compressed_clusters);
                         bump(&mut self.report.fragmented_clusters);
