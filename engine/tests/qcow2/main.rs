@@ -15,6 +15,7 @@ mod growth;
 mod hostile;
 mod interop;
 mod model;
+mod order;
 mod packed;
 mod second_users;
 mod shape;

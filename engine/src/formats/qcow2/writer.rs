@@ -67,7 +67,9 @@ impl Qcow2 {
         for index in &linked {
             self.write_table(*index)?;
         }
-        self.write_l1(writer)?;
+        // Where it fails the file may refer to some of them all the same.
+        self.write_l1(writer)
+            .inspect_err(|_| self.write_shared().l2.linked(&fresh))?;
         let mut shared = self.write_shared();
         shared.l2.written(&fresh);
         shared.l2.written(&linked);
@@ -88,8 +90,8 @@ impl Qcow2 {
         }
         fresh.sort_unstable();
         for (at, index) in &fresh {
-            self.write_table(*index)?;
             writer.refcounts.no_longer_fresh(at + self.geometry.cluster_size());
+            self.write_table(*index)?;
         }
         Ok((fresh.into_iter().map(|(_, index)| index).collect(), linked))
     }

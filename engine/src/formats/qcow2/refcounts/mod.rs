@@ -276,11 +276,11 @@ impl Refcounts {
                 block.dirty.start & !511,
                 block.dirty.end.next_multiple_of(512).min(block.bytes.len()),
             );
+            self.fresh_from = self.fresh_from.max(at + self.geometry.cluster_size());
             self.host
                 .file
                 .write_at(at + start as u64, block.bytes.get(start..end).unwrap_or_default())?;
             block.dirty = 0..0;
-            self.fresh_from = self.fresh_from.max(at + self.geometry.cluster_size());
         }
         Ok(())
     }
