@@ -121,6 +121,22 @@ fn write(format: &str, bytes: &[u8], env: &OpenEnv<'_>) {
     if let Ok(chain) = Chain::open(node, env) {
         let _ = chain.write(0, &[9; 512]).and_then(|()| chain.top().close());
     }
+    go_back(format, bytes, env);
+}
+
+/// Goes back to the first snapshot; an image that does can be opened afterwards.
+fn go_back(format: &str, bytes: &[u8], env: &OpenEnv<'_>) {
+    let storage = Arc::new(MemoryStorage::new("hostile", bytes.to_vec()));
+    let open = || Chain::open(with_key(Node::new(storage.clone(), format)).without_backing(), env);
+    let Ok(chain) = open() else { return };
+    let snapshots = chain.top().snapshots();
+    let first = snapshots.and_then(|s| s.list().ok()?.into_iter().next());
+    if let (Some(snapshots), Some(first)) = (snapshots, first)
+        && snapshots.apply(&first.id).is_ok()
+    {
+        drop(chain);
+        open().unwrap();
+    }
 }
 
 fn read(chain: &Chain, guest: Option<&[u8]>, what: &str) {
@@ -156,7 +172,7 @@ fn convert(chain: &Chain, what: &str) {
 }
 
 /// The process's largest resident size since the last reset, in bytes; 0 where the system does not tell.
-fn peak_memory(reset: bool) -> u64 {
+pub fn peak_memory(reset: bool) -> u64 {
     if reset {
         let _ = std::fs::write("/proc/self/clear_refs", "5");
     }

@@ -12,6 +12,7 @@ mod cases;
 mod corpus;
 mod exercise;
 mod fields;
+mod give_back;
 mod inputs;
 mod kept;
 mod names;

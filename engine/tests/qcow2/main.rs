@@ -4,7 +4,9 @@
 
 mod bitmaps;
 mod check;
+mod concurrent;
 mod corpus;
+mod data_places;
 mod differential;
 mod encrypted;
 mod encrypted_hostile;
@@ -13,6 +15,9 @@ mod growth;
 mod hostile;
 mod interop;
 mod model;
+mod order;
+mod packed;
+mod second_users;
 mod shape;
 mod snapshots;
 mod support;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use e2e::tools::{arg, have, ok, run};
-use vdisk_engine::image::NothingBelow;
+use vdisk_engine::image::{NothingBelow, Resize};
 use vdisk_engine::options::Options;
 
 use crate::support::{Scratch, assert_clean, read_all};
@@ -231,5 +231,68 @@ fn vm_state_whose_size_version_2_cannot_say_keeps_an_image_at_version_3() {
         let image = scratch.open_writable(&path);
         let done = image.amend(&options, false, &vdisk_engine::Control::default());
         assert_eq!(done.is_ok(), fits, "{name}: {done:?}");
+    }
+}
+
+/// QEMU refuses each of them too, and leaves the image as it was.
+#[test]
+fn a_snapshot_of_a_disk_that_cannot_be_is_refused_without_a_trace() {
+    for size in [1 << 53, 1 << 62, (1 << 63) - 512, u64::MAX, (4 << 20) + 1] {
+        let scratch = Scratch::new();
+        let path = scratch.file("a.qcow2");
+        scratch.create(&path, 4 << 20, Options::new());
+        let image = scratch.open_writable(&path);
+        image.write(0, &[1; 300_000], &NothingBelow).unwrap();
+        image.snapshots().unwrap().create("s", (0, 0)).unwrap();
+        image.close().unwrap();
+        drop(image);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let entry = usize::from_be_bytes(bytes[64..72].try_into().unwrap());
+        bytes[entry + 48..entry + 56].copy_from_slice(&size.to_be_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        if have(&["qemu-img"]) {
+            let out = run("qemu-img", &["snapshot", "-a", "s", arg(&path)]);
+            assert!(!out.status.success(), "{size:#x}: {out:?}");
+        }
+        let image = scratch.open_writable(&path);
+        let error = image.snapshots().unwrap().apply("s").unwrap_err();
+        assert!(error.to_string().contains(&size.to_string()), "{error}");
+        image.close().unwrap();
+        assert!(std::fs::read(&path).unwrap() == bytes, "{size:#x}: changed");
+    }
+}
+
+/// Going back to a snapshot of a machine brings its memory into the active tables, behind the disk.
+#[test]
+fn a_disk_does_not_grow_over_the_memory_of_a_machine() {
+    for to in [(4 << 20) + 65_536, 8 << 20, 16 << 20] {
+        let scratch = Scratch::new();
+        let (path, held) = with_vm_state(&scratch, "a.qcow2", 200_000);
+        let image = scratch.open_writable(&path);
+        image.snapshots().unwrap().apply("vm").unwrap();
+        let resize = |virtual_size| {
+            let to = Resize {
+                virtual_size,
+                ..Resize::default()
+            };
+            image.resize(&to).unwrap();
+        };
+        resize(to);
+        let grown = read_all(&*image);
+        assert!(grown[..4 << 20] == held[..4 << 20]);
+        assert!(grown[4 << 20..].iter().all(|b| *b == 0), "to {to}");
+        // What stood behind the first growth does not come back with the second.
+        resize(20 << 20);
+        assert!(read_all(&*image)[4 << 20..].iter().all(|b| *b == 0), "from {to}");
+        image.close().unwrap();
+        assert_clean(&*image);
+        drop(image);
+        if have(&["qemu-img"]) {
+            ok("qemu-img", &["check", "-f", "qcow2", arg(&path)]);
+        }
+        // The snapshot has kept it: as a larger disk it shows it.
+        set_disk(&path, 8 << 20, 200_000);
+        let image = scratch.open(&path);
+        assert!(read_all(&*image.snapshots().unwrap().open("vm").unwrap()) == held);
     }
 }

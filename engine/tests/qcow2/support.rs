@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use vdisk_engine::env::{CreateSpec, Secrets};
 use vdisk_engine::gate::{Gate, Node, Reference};
+use vdisk_engine::image::{NothingBelow, Repair};
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::{FileOptions, FileStorage};
-use vdisk_engine::{CreateEnv, Error, ErrorKind, Image, Limits, OpenEnv, Result, StorageRef, formats};
+use vdisk_engine::storage::{FileOptions, FileStorage, MemoryStorage};
+use vdisk_engine::{
+    Control, CreateEnv, Error, ErrorKind, Image, Limits, OpenEnv, Result, Storage, StorageRef, formats,
+};
 
 pub const CLUSTER_SIZES: [u64; 13] = [
     512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131_072, 262_144, 524_288, 1_048_576, 2_097_152,
@@ -224,7 +227,7 @@ impl Gate for Files {
         Ok(Node::new(self.get(reference.name), reference.format.unwrap_or("raw")))
     }
     fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
-        let storage: StorageRef = Arc::new(vdisk_engine::storage::MemoryStorage::empty());
+        let storage: StorageRef = Arc::new(MemoryStorage::empty());
         self.put(reference.name, storage.clone());
         Ok(storage)
     }
@@ -232,9 +235,7 @@ impl Gate for Files {
 
 /// Fails unless `check` finds nothing wrong and nothing leaked.
 pub fn assert_clean(image: &dyn Image) {
-    let report = image
-        .check(vdisk_engine::image::Repair::No, &vdisk_engine::Control::default())
-        .unwrap();
+    let report = image.check(Repair::No, &Control::default()).unwrap();
     assert_eq!(
         (report.corruptions, report.leaks, report.check_errors),
         (0, 0, 0),
@@ -256,4 +257,44 @@ pub fn assert_qemu_clean(bytes: &[u8], scratch: &Scratch, leaks: bool, what: &st
     let out = e2e::tools::run("qemu-img", &["check", "--object", secret, "--image-opts", &source]);
     let code = out.status.code();
     assert!(code == Some(0) || leaks && code == Some(3), "{what}: {out:?}");
+}
+
+/// A number in the tables of an image.
+pub fn word(storage: &MemoryStorage, at: u64) -> u64 {
+    let mut word = [0; 8];
+    storage.read_at(at, &mut word).unwrap();
+    u64::from_be_bytes(word)
+}
+
+/// Changes a number in the tables of an image.
+pub fn set_word(storage: &MemoryStorage, at: u64, value: u64) {
+    storage.write_at(at, &value.to_be_bytes()).unwrap();
+}
+
+/// Corruptions that a check or a repair leaves, and those that it mended.
+pub fn corruptions(storage: StorageRef, files: &Files, repair: Repair) -> (u64, u64) {
+    let limits = Limits::default();
+    let env = OpenEnv::closed(&limits).with_gate(files).writable().for_check();
+    let driver = formats::by_name("qcow2").unwrap();
+    let image = driver.open(storage, &Options::new(), &env).unwrap();
+    let report = image.check(repair, &Control::default()).unwrap();
+    image.close().unwrap();
+    (report.corruptions, report.corruptions_fixed)
+}
+
+/// A disk of 1 MiB with clusters of 64 KiB, of which the first three are written with 1, 2 and 3.
+pub fn three_clusters(files: &Files, options: Options) -> Arc<MemoryStorage> {
+    let storage = Arc::new(MemoryStorage::empty());
+    files.create_on(storage.clone(), 1 << 20, options, None);
+    let image = files.open_on(storage.clone(), true).unwrap();
+    for n in 0..3 {
+        image.write(n << 16, &[n as u8 + 1; 1 << 16], &NothingBelow).unwrap();
+    }
+    image.close().unwrap();
+    storage
+}
+
+pub fn fails_as_corrupt(what: &str, done: Result<()>) {
+    let error = done.expect_err(what);
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
 }

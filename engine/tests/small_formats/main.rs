@@ -9,6 +9,7 @@ mod cow;
 mod dmg;
 mod iso;
 mod parallels;
+mod paused;
 mod qcow;
 mod qed;
 mod support;

@@ -112,6 +112,14 @@ impl L2Cache {
     pub fn is_full(&self) -> bool {
         self.changed.len() >= self.generation
     }
+    /// Notes that the file's L1 table may point to the changed tables of `indices`.
+    pub fn linked(&mut self, indices: &[usize]) {
+        for index in indices {
+            if let Some(changed) = self.changed.get_mut(index) {
+                changed.linked = true;
+            }
+        }
+    }
     /// Marks as written those of `indices` that did not change since.
     pub fn written(&mut self, indices: &[usize]) {
         for index in indices {

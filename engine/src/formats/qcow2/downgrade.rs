@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use super::image::Qcow2;
 use super::layout::extensions::ExtensionKind;
 use super::layout::{Autoclear, Compression, Incompatible, L1Entry, L2Entry, Subclusters, words_from_be, words_to_be};
+use super::releases::Release;
 use super::snapshots::Snapshot;
-use super::writer::{Release, Writer};
+use super::writer::Writer;
 use crate::storage::read_vec;
 use crate::{Control, Error, Result};
 
@@ -208,12 +209,10 @@ impl Qcow2 {
         for at in places {
             let cluster = at >> self.geometry.cluster_bits;
             let release = Release {
-                clusters: cluster..cluster + 1,
-                discard: true,
+                times: users,
+                ..Release::once(cluster..cluster + 1)
             };
-            for _ in 0..users {
-                self.free_now(writer, &release)?;
-            }
+            self.free_now(writer, &release)?;
         }
         Ok(())
     }

@@ -45,6 +45,24 @@ impl Qcow2 {
         self.host.flush()
     }
 
+    /// Takes what stands from `from` to `to`, past the end of the disk, out of the active image: the memory of a machine, which going back
+    /// to its snapshot brings along, must not become a part of the disk.
+    pub fn forget_past(&self, writer: &mut Writer, from: u64, to: u64) -> Result<()> {
+        let (span, size) = (self.geometry.l2_span(), self.geometry.cluster_size());
+        let mut at = from;
+        while at < to {
+            let index = self.geometry.l1_index(at);
+            let end = (at / span + 1).saturating_mul(span).min(to.next_multiple_of(size));
+            if self.l2_table_place(index)?.is_some() {
+                self.forget_clusters(writer, at, (end - at) / size)?;
+                self.drop_if_empty(writer, index)?;
+                self.write_back_if_full(writer)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
     /// Clusters of one table.
     fn forget_clusters(&self, writer: &mut Writer, guest: u64, count: u64) -> Result<()> {
         let old = self.entries(guest, count)?;

@@ -6,7 +6,8 @@ use std::ops::Range;
 use super::image::Qcow2;
 use super::layout::header::MAX_L1_BYTES;
 use super::layout::{Geometry, Header, L2Entry, Subclusters, words_to_be};
-use super::writer::{Release, Writer};
+use super::releases::Release;
+use super::writer::Writer;
 use crate::formats::common::check_table;
 use crate::image::Preallocation;
 use crate::storage::write_zero_bytes;
@@ -84,13 +85,7 @@ impl Qcow2 {
             drop(metadata);
             let old = old_at >> self.geometry.cluster_bits;
             let clusters = old..old + self.geometry.clusters(old_len * 8);
-            self.free_now(
-                writer,
-                &Release {
-                    clusters,
-                    discard: true,
-                },
-            )?;
+            self.free_now(writer, &Release::once(clusters))?;
         }
         Ok(())
     }

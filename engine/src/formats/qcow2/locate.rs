@@ -140,7 +140,7 @@ impl Qcow2 {
         let geometry = &self.geometry;
         let mut at = from;
         while at < end {
-            let entry = match L2Entry::decode(table, geometry.l2_index(at), geometry, version) {
+            let entry = match self.decode_entry(table, at, version) {
                 Ok(entry) => entry,
                 Err(_) if run.is_some() => return Ok(at),
                 Err(error) => return Err(error),

@@ -38,6 +38,7 @@ mod options;
 mod packed;
 mod read;
 mod refcounts;
+mod releases;
 mod reserved;
 mod resize;
 mod shrink;

@@ -109,6 +109,7 @@ impl Qcow2 {
         // What an earlier, larger disk left behind the end in the last cluster must not come back.
         let end = old.next_multiple_of(self.geometry.cluster_size()).min(new);
         self.zero_data(writer, old, end)?;
+        self.forget_past(writer, end, new)?;
         let how = match to.preallocation {
             Preallocation::Off if mirrors => Preallocation::Metadata,
             how => how,
@@ -168,6 +169,7 @@ impl Qcow2 {
                 self.release_entry(writer, entry, L2Entry::UNALLOCATED, true);
             }
             self.forget_table(writer, index, at, !shared_table);
+            self.write_back_if_full(writer)?;
         }
         Ok(())
     }

@@ -2,9 +2,11 @@
 
 use super::cache::Table;
 use super::image::Qcow2;
-use super::layout::{L1Entry, L2Entry, words_to_be};
-use super::writer::{Release, Writer};
+use super::layout::{L1Entry, L2Entry, words_from_be, words_to_be};
+use super::releases::{Release, Releases};
+use super::writer::Writer;
 use crate::image::{Preallocation, Resize};
+use crate::storage::read_vec;
 use crate::{Error, Result};
 
 /// The tables of a smaller disk, and what they no longer refer to.
@@ -13,9 +15,17 @@ struct Cut {
     l1: Vec<u64>,
     /// The L2 table that the end falls into, without what lies past it: its L1 index and its words.
     table: Option<(usize, Table)>,
-    /// Host offsets of the L2 tables that are not used any more.
-    old_tables: Vec<u64>,
-    released: Vec<Release>,
+    /// The tables that are not used any more, in the order of the file, once for each user.
+    gone: Vec<Gone>,
+}
+
+/// A table of which what stands from an entry on is not used any more, nor itself.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Gone {
+    /// Host offset.
+    at: u64,
+    /// The first entry whose clusters go with it.
+    first: usize,
 }
 
 /// Where the tables of a smaller disk were written.
@@ -55,83 +65,75 @@ impl Qcow2 {
         let mut cut = Cut {
             l1: self.read_shared().l1.clone(),
             table: None,
-            old_tables: Vec::new(),
-            released: Vec::new(),
+            gone: Vec::new(),
         };
-        let done = self.take_out(writer, new, &mut cut);
-        // Whatever comes, it is not given back before the header says so.
-        cut.released = std::mem::take(&mut writer.released);
-        done?;
-        for release in &cut.released {
-            writer.refcounts.require_used(release.clusters.clone())?;
+        let from = new.next_multiple_of(self.geometry.cluster_size());
+        if self.geometry.l2_index(from) > 0 {
+            self.cut_table(from, &mut cut)?;
         }
+        let keep = usize::try_from(self.geometry.l1_entries(new)).unwrap_or(usize::MAX);
+        for raw in cut.l1.iter_mut().skip(keep) {
+            if let L1Entry::Table { at, .. } = L1Entry::decode(*raw, &self.geometry)? {
+                cut.gone.push(Gone { at, first: 0 });
+            }
+            *raw = L1Entry::Unallocated.encode();
+        }
+        cut.gone.sort_unstable();
+        self.each_release(&cut.gone, |release| {
+            writer.refcounts.require_users(release.clusters.clone(), release.times)
+        })?;
         Ok(cut)
     }
 
-    fn take_out(&self, writer: &mut Writer, new: u64, cut: &mut Cut) -> Result<()> {
-        let from = new.next_multiple_of(self.geometry.cluster_size());
-        if self.geometry.l2_index(from) > 0 {
-            self.cut_table(writer, from, cut)?;
-        }
-        let keep = usize::try_from(self.geometry.l1_entries(new)).unwrap_or(usize::MAX);
-        (keep..cut.l1.len()).try_for_each(|index| self.drop_table(writer, index, cut))
-    }
-
     /// Takes what lies from `from` on out of the table that `from` falls into.
-    fn cut_table(&self, writer: &mut Writer, from: u64, cut: &mut Cut) -> Result<()> {
+    fn cut_table(&self, from: u64, cut: &mut Cut) -> Result<()> {
         let index = self.geometry.l1_index(from);
         let first = self.geometry.l2_index(from);
         let past = self.entries(from, self.geometry.l2_entries() - first as u64)?;
-        let (Some(at), false) = (
-            self.table_place(cut, index)?,
-            past.iter().all(|entry| entry.is_unallocated()),
-        ) else {
+        let Some(at) = self.l2_table_place(index)? else {
             return Ok(());
         };
+        if past.iter().all(|entry| entry.is_unallocated()) {
+            return Ok(());
+        }
         let mut words = self.table(&self.read_shared(), index)?.unwrap_or_default();
         if let Some(gone) = std::sync::Arc::make_mut(&mut words).get_mut(first * self.geometry.entry_words()..) {
             gone.fill(0);
         }
         cut.table = Some((index, words));
-        self.let_go(writer, at, &past, cut);
+        cut.gone.push(Gone { at, first });
         Ok(())
     }
 
-    fn drop_table(&self, writer: &mut Writer, index: usize, cut: &mut Cut) -> Result<()> {
-        let Some(at) = self.table_place(cut, index)? else {
-            return Ok(());
-        };
-        let guest = index as u64 * self.geometry.l2_span();
-        let entries = self.entries(guest, self.geometry.l2_entries())?;
-        if let Some(slot) = cut.l1.get_mut(index) {
-            *slot = L1Entry::Unallocated.encode();
+    /// What tables that are not used any more refer to, and they themselves. One table at a time: all together may name more than memory
+    /// holds.
+    fn each_release(&self, gone: &[Gone], mut each: impl FnMut(&Release) -> Result<()>) -> Result<()> {
+        let version = self.read_shared().header.version;
+        for users in gone.chunk_by(|a, b| a == b) {
+            let Some(Gone { at, first }) = users.first() else {
+                continue;
+            };
+            let bytes = read_vec(self.host.file.as_ref(), *at, self.geometry.cluster_len())?;
+            let words = words_from_be(&bytes);
+            let mut releases = Releases::default();
+            for index in *first..self.geometry.l2_entries() as usize {
+                let entry = L2Entry::decode(&words, index, &self.geometry, version)?;
+                releases.add(entry.clusters(&self.geometry), true);
+            }
+            let table = at >> self.geometry.cluster_bits;
+            releases.add(table..table + 1, true);
+            for mut release in releases.take() {
+                release.times = release.times.saturating_mul(users.len() as u64);
+                each(&release)?;
+            }
         }
-        self.let_go(writer, at, &entries, cut);
         Ok(())
-    }
-
-    fn table_place(&self, cut: &Cut, index: usize) -> Result<Option<u64>> {
-        let raw = cut.l1.get(index).copied().unwrap_or(0);
-        Ok(match L1Entry::decode(raw, &self.geometry)? {
-            L1Entry::Table { at, .. } => Some(at),
-            L1Entry::Unallocated => None,
-        })
-    }
-
-    /// Notes that an L2 table is not used any more, nor what some of its entries point to.
-    fn let_go(&self, writer: &mut Writer, at: u64, entries: &[L2Entry], cut: &mut Cut) {
-        for entry in entries {
-            self.release_entry(writer, *entry, L2Entry::UNALLOCATED, true);
-        }
-        let cluster = at >> self.geometry.cluster_bits;
-        writer.release(cluster..cluster + 1, true);
-        cut.old_tables.push(at);
     }
 
     /// Writes the new tables, where there are any. Nothing refers to them yet: when it fails, their clusters are free again.
     fn write_cut(&self, writer: &mut Writer, cut: &mut Cut) -> Result<Places> {
         let mut places = Places::default();
-        if cut.old_tables.is_empty() {
+        if cut.gone.is_empty() {
             return Ok(places);
         }
         let done = self
@@ -179,13 +181,12 @@ impl Qcow2 {
         let size = self.geometry.cluster_size();
         let mut metadata = self.write_metadata();
         metadata.remove(old_at, l1_bytes);
-        cut.old_tables.iter().for_each(|table| metadata.remove(*table, size));
+        cut.gone.iter().for_each(|gone| metadata.remove(gone.at, size));
         metadata.add(at, l1_bytes);
         places.table.into_iter().for_each(|table| metadata.add(table, size));
         drop(metadata);
-        writer.released = cut.released;
+        self.each_release(&cut.gone, |release| self.free_now(writer, release))?;
         let old = old_at >> self.geometry.cluster_bits;
-        writer.release(old..old + self.geometry.clusters(l1_bytes), true);
-        Ok(())
+        self.free_now(writer, &Release::once(old..old + self.geometry.clusters(l1_bytes)))
     }
 }

@@ -47,8 +47,9 @@ impl Qcow2 {
     fn new_table(&self, writer: &mut Writer, index: usize, table: Table) -> Result<()> {
         let at = writer.refcounts.allocate(1)?.start << self.geometry.cluster_bits;
         self.write_metadata().add(at, 1);
-        self.set_l1(writer, index, L1Entry::Table { at, copied: true });
+        // All at once: whoever sees the L1 entry sees the table, which the file does not have yet.
         let mut shared = self.write_shared();
+        shared.set_l1(writer, index, L1Entry::Table { at, copied: true });
         shared.l2.forget(index);
         let words = 0..table.len();
         shared.l2.change(index, at, false, || table).touch(words);
@@ -66,8 +67,10 @@ impl Qcow2 {
 
     /// Takes an L2 table out of the active image.
     pub fn forget_table(&self, writer: &mut Writer, index: usize, at: u64, discard: bool) {
-        self.set_l1(writer, index, L1Entry::Unallocated);
-        self.write_shared().l2.forget(index);
+        let mut shared = self.write_shared();
+        shared.set_l1(writer, index, L1Entry::Unallocated);
+        shared.l2.forget(index);
+        drop(shared);
         self.write_metadata().remove(at, 1);
         let cluster = at >> self.geometry.cluster_bits;
         writer.release(cluster..cluster + 1, discard);
@@ -78,11 +81,20 @@ impl Qcow2 {
         let shared = self.read_shared();
         match self.table(&shared, self.geometry.l1_index(guest))? {
             None => Ok(L2Entry::UNALLOCATED),
-            Some(table) => {
-                let index = self.geometry.l2_index(guest);
-                L2Entry::decode(&table, index, &self.geometry, shared.header.version)
-            }
+            Some(table) => self.decode_entry(&table, guest, shared.header.version),
         }
+    }
+
+    /// The entry of a guest cluster in its table.
+    ///
+    /// # Errors
+    /// `Corrupt` for one that makes no sense, and for one that names another place in a data file than the guest's own.
+    pub fn decode_entry(&self, table: &[u64], guest: u64, version: u32) -> Result<L2Entry> {
+        let entry = L2Entry::decode(table, self.geometry.l2_index(guest), &self.geometry, version)?;
+        entry
+            .refuse_elsewhere(self.geometry.cluster_start(guest), &self.geometry)
+            .inspect_err(|_| self.host.note_damage())?;
+        Ok(entry)
     }
 
     /// The entries of `count` guest clusters, all in one L2 table, from `guest` on.
@@ -92,8 +104,8 @@ impl Qcow2 {
         let count = count.min(self.geometry.l2_entries() - first as u64) as usize;
         match self.table(&shared, self.geometry.l1_index(guest))? {
             None => Ok(vec![L2Entry::UNALLOCATED; count]),
-            Some(table) => (first..first + count)
-                .map(|i| L2Entry::decode(&table, i, &self.geometry, shared.header.version))
+            Some(table) => (0..count as u64)
+                .map(|n| self.decode_entry(&table, guest + (n << self.geometry.cluster_bits), shared.header.version))
                 .collect(),
         }
     }
@@ -129,18 +141,12 @@ impl Qcow2 {
     }
 
     pub fn release_entry(&self, writer: &mut Writer, old: L2Entry, new: L2Entry, discard: bool) {
-        let bits = self.geometry.cluster_bits;
-        match (old, new) {
-            (L2Entry::Standard { at: Some(old), .. }, L2Entry::Standard { at: Some(new), .. }) if old == new => {}
-            (L2Entry::Standard { at: Some(at), .. }, _) if !self.geometry.data_file => {
-                writer.release(at >> bits..(at >> bits) + 1, discard);
-            }
-            (L2Entry::Compressed { at, len }, _) => {
-                let end = (at + len - 1) >> bits;
-                writer.release(at >> bits..end + 1, discard);
-            }
-            _ => {}
+        if let (L2Entry::Standard { at: old, .. }, L2Entry::Standard { at: new, .. }) = (old, new)
+            && old == new
+        {
+            return;
         }
+        writer.release(old.clusters(&self.geometry), discard);
     }
 
     /// Whether a cluster's host cluster belongs to the active image alone, so that it may be written in place.

@@ -30,9 +30,9 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Writes the tables when so many of them changed that memory would not hold many more.
+    /// Writes the tables when so much of them changed, or is to be given back, that memory would not hold much more.
     pub fn write_back_if_full(&self, writer: &mut Writer) -> Result<()> {
-        if self.read_shared().l2.is_full() {
+        if writer.released.are_many() || self.read_shared().l2.is_full() {
             self.write_back(writer)?;
         }
         Ok(())

@@ -13,25 +13,18 @@ use std::ops::Range;
 use std::sync::PoisonError;
 
 use super::bitmaps::LiveBitmaps;
-use super::image::Qcow2;
+use super::image::{Qcow2, Shared};
 use super::layout::{L1Entry, words_to_be};
 use super::refcounts::Refcounts;
+use super::releases::{Release, Releases};
 use crate::Result;
-
-/// Clusters to be given back once the file no longer refers to them.
-pub(super) struct Release {
-    /// Host clusters, by number.
-    pub clusters: Range<u64>,
-    /// Whether the host gets the space as well.
-    pub discard: bool,
-}
 
 /// What writers know and readers need not.
 pub(super) struct Writer {
     pub refcounts: Refcounts,
     /// L1 entries that differ from the file.
     pub l1_dirty: BTreeSet<usize>,
-    pub released: Vec<Release>,
+    pub released: Releases,
     /// Where the last compressed cluster ended; 0 when the next one starts a new cluster.
     pub packed_end: u64,
     /// Dirty bitmaps while they may change.
@@ -45,7 +38,7 @@ impl Writer {
         Self {
             refcounts,
             l1_dirty: BTreeSet::new(),
-            released: Vec::new(),
+            released: Releases::default(),
             packed_end: 0,
             live: None,
             prepared: false,
@@ -54,12 +47,7 @@ impl Writer {
 
     /// Notes that the file refers to some clusters once less, as soon as its tables are written.
     pub fn release(&mut self, clusters: Range<u64>, discard: bool) {
-        match self.released.last_mut() {
-            Some(last) if last.clusters.end == clusters.start && last.discard == discard => {
-                last.clusters.end = clusters.end;
-            }
-            _ => self.released.push(Release { clusters, discard }),
-        }
+        self.released.add(clusters, discard);
     }
 }
 
@@ -79,7 +67,9 @@ impl Qcow2 {
         for index in &linked {
             self.write_table(*index)?;
         }
-        self.write_l1(writer)?;
+        // Where it fails the file may refer to some of them all the same.
+        self.write_l1(writer)
+            .inspect_err(|_| self.write_shared().l2.linked(&fresh))?;
         let mut shared = self.write_shared();
         shared.l2.written(&fresh);
         shared.l2.written(&linked);
@@ -100,8 +90,8 @@ impl Qcow2 {
         }
         fresh.sort_unstable();
         for (at, index) in &fresh {
-            self.write_table(*index)?;
             writer.refcounts.no_longer_fresh(at + self.geometry.cluster_size());
+            self.write_table(*index)?;
         }
         Ok((fresh.into_iter().map(|(_, index)| index).collect(), linked))
     }
@@ -151,7 +141,7 @@ impl Qcow2 {
             return Ok(());
         }
         self.host.flush()?;
-        for release in std::mem::take(&mut writer.released) {
+        for release in writer.released.take() {
             self.free_now(writer, &release)?;
         }
         writer.refcounts.write_blocks()
@@ -161,7 +151,7 @@ impl Qcow2 {
     pub fn free_now(&self, writer: &mut Writer, release: &Release) -> Result<()> {
         let bits = self.geometry.cluster_bits;
         *self.unpacked.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        for freed in writer.refcounts.decrement(release.clusters.clone())? {
+        for freed in writer.refcounts.decrement_by(release.clusters.clone(), release.times)? {
             if freed.contains(&(writer.packed_end >> bits)) {
                 writer.packed_end = 0;
             }
@@ -173,11 +163,12 @@ impl Qcow2 {
         }
         Ok(())
     }
+}
 
-    /// Points the L1 table at a new L2 table, in memory.
-    pub fn set_l1(&self, writer: &mut Writer, index: usize, entry: L1Entry) {
-        let mut shared = self.write_shared();
-        if let Some(slot) = shared.l1.get_mut(index) {
+impl Shared {
+    /// Changes an L1 entry, in memory. What the table holds must be known there before the lock is given back.
+    pub fn set_l1(&mut self, writer: &mut Writer, index: usize, entry: L1Entry) {
+        if let Some(slot) = self.l1.get_mut(index) {
             *slot = entry.encode();
             writer.l1_dirty.insert(index);
         }

@@ -19,6 +19,8 @@ pub(super) struct State {
     l1: Vec<u64>,
     l1_dirty: BTreeSet<usize>,
     pages: HashMap<u64, Page>,
+    /// Changes whenever pages in the file become others than they were.
+    written: u64,
 }
 
 struct Page {
@@ -40,6 +42,7 @@ impl State {
             l1,
             l1_dirty: BTreeSet::new(),
             pages: HashMap::new(),
+            written: 0,
         }
     }
 }
@@ -129,17 +132,24 @@ impl<C: Codec> TwoLevel<C> {
         }
     }
 
-    /// Brings the page of a cluster into memory.
+    /// Brings the page of a cluster into memory, if it has a table.
     fn load(&self, cluster: u64) -> Result<()> {
+        while !self.try_load(cluster)? {}
+        Ok(())
+    }
+
+    /// False where pages were written while this one was read: what was read may be older than what was written and dropped since.
+    fn try_load(&self, cluster: u64) -> Result<bool> {
         let number = cluster / self.page_entries();
         let state = shared(&self.state);
         if state.pages.contains_key(&number) {
-            return Ok(());
+            return Ok(true);
         }
         let table = self.l2_offset(&state, cluster)?;
+        let written = state.written;
         drop(state);
         if table == 0 {
-            return Ok(());
+            return Ok(true);
         }
         let per_page = self.page_entries();
         let inside = cluster % self.shape.l2_entries / per_page * per_page * 8;
@@ -147,12 +157,15 @@ impl<C: Codec> TwoLevel<C> {
         self.file.read_at(table + inside, &mut raw)?;
         let entries = decode_entries(&raw, self.shape.little_endian);
         let mut state = exclusive(&self.state);
+        if state.written != written {
+            return Ok(false);
+        }
         let keep = usize::try_from(self.shape.cache_bytes / (per_page * 8)).unwrap_or(usize::MAX);
         if state.pages.len() > keep.max(2) {
             state.pages.retain(|_, page| page.dirty);
         }
         state.pages.entry(number).or_insert(Page { entries, dirty: false });
-        Ok(())
+        Ok(true)
     }
 
     /// The slot of `cluster`, checked, and how many clusters up to `max` continue it (contiguously for data).
@@ -327,6 +340,7 @@ impl<C: Codec> TwoLevel<C> {
         }
         let mut state = exclusive(&self.state);
         state.l1_dirty.clear();
+        state.written += 1;
         for number in numbers {
             if let Some(page) = state.pages.get_mut(&number) {
                 page.dirty = false;
@@ -362,7 +376,9 @@ impl<C: Codec> TwoLevel<C> {
         let mut state = exclusive(&self.state);
         let mut raw = vec![0; state.l1.len() * 8];
         self.file.read_at(self.shape.l1_offset, &mut raw)?;
+        let written = state.written + 1;
         *state = State::new(decode_entries(&raw, self.shape.little_endian));
+        state.written = written;
         self.dirty_pages.store(0, Ordering::Relaxed);
         Ok(())
     }
@@ -376,6 +392,7 @@ impl<C: Codec> TwoLevel<C> {
         let mut state = exclusive(&self.state);
         state.l1.fill(0);
         state.l1_dirty.clear();
+        state.written += 1;
         state.pages.clear();
         self.dirty_pages.store(0, Ordering::Relaxed);
         space.end = self.shape.first_free;

@@ -14,7 +14,7 @@ mod vhd;
 mod vhdx;
 mod vmdk;
 
-pub use rows::sealed;
+pub use rows::{put, sealed};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -6,7 +6,8 @@ use crate::formats::qcow2::bitmap_table::{Bitmap, BitmapCluster};
 use crate::formats::qcow2::image::Qcow2;
 use crate::formats::qcow2::layout::extensions::ExtensionKind;
 use crate::formats::qcow2::layout::{Autoclear, BitmapsExtension, Extension, Geometry, words_to_be};
-use crate::formats::qcow2::writer::{Release, Writer};
+use crate::formats::qcow2::releases::Release;
+use crate::formats::qcow2::writer::Writer;
 use crate::storage::Storage;
 use crate::{Error, Result};
 
@@ -64,13 +65,7 @@ impl Qcow2 {
         for (at, len) in live.old {
             let first = at >> self.geometry.cluster_bits;
             let clusters = first..first + self.geometry.clusters(len);
-            self.free_now(
-                writer,
-                &Release {
-                    clusters,
-                    discard: true,
-                },
-            )?;
+            self.free_now(writer, &Release::once(clusters))?;
         }
         writer.refcounts.write_blocks()
     }

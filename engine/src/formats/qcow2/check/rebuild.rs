@@ -49,6 +49,9 @@ impl Qcow2 {
             let found = counts.get(cluster).saturating_sub(old.get(cluster));
             found + u64::from(structures.contains(&cluster))
         };
+        writer
+            .refcounts
+            .no_longer_fresh(structures.end << self.geometry.cluster_bits);
         let mut table = vec![0u64; ((layout.table_clusters * size) / 8) as usize];
         for (index, place) in &layout.blocks {
             let mut block = vec![0; size as usize];

@@ -126,7 +126,7 @@ impl Qcow2 {
         let at = table + (index * step) as u64 * 8;
         let mut words = words_from_be(&crate::storage::read_vec(self.host.file.as_ref(), at, step * 8)?);
         let version = self.read_shared().header.version;
-        let mended = L2Entry::drop_needless_place(&mut words, &self.geometry, version);
+        let mended = L2Entry::drop_needless(&mut words, &self.geometry, version);
         if mended {
             self.host.file.write_at(at, &words_to_be(&words))?;
         }

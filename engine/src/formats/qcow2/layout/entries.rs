@@ -1,5 +1,7 @@
 //! Table entries: raw words in, meaning out. Nobody else tests their bits.
 
+use std::ops::Range;
+
 use super::geometry::Geometry;
 use super::header::MAX_HOST_OFFSET;
 use crate::{Error, Result};
@@ -140,6 +142,27 @@ impl L2Entry {
         Self::decode_extended(raw, map, geometry)
     }
 
+    /// The clusters of the image file that it uses, by number.
+    pub fn clusters(self, geometry: &Geometry) -> Range<u64> {
+        let bits = geometry.cluster_bits;
+        match self {
+            Self::Standard { at: Some(at), .. } if !geometry.data_file => at >> bits..(at >> bits) + 1,
+            Self::Compressed { at, len } => at >> bits..((at + len - 1) >> bits) + 1,
+            Self::Standard { .. } => 0..0,
+        }
+    }
+
+    /// # Errors
+    /// `Corrupt` for an entry that names another place in a data file than that of its guest cluster at `guest`.
+    pub fn refuse_elsewhere(self, guest: u64, geometry: &Geometry) -> Result<()> {
+        match self {
+            Self::Standard { at: Some(at), .. } if geometry.data_file && at != guest => Err(Error::corrupt(format!(
+                "the guest cluster at {guest:#x} is said to be at {at:#x} of the data file, and can only be at its own offset"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// How many entries of a table without maps of subclusters go on as the one at `index` began: the same flags, and the same lack of a
     /// place or the place that follows. At least 1.
     pub fn alike(table: &[u64], index: usize, placed: bool, geometry: &Geometry) -> u64 {
@@ -156,13 +179,24 @@ impl L2Entry {
         1 + count.count() as u64
     }
 
-    /// Takes a place out of an entry that cannot be decoded or used, if the guest sees no data of it: zeroes that had space, or subclusters
-    /// of which none holds data. False, and nothing changed, for entries that stand for data.
-    pub fn drop_needless_place(words: &mut [u64], geometry: &Geometry, version: u32) -> bool {
+    /// Whether an entry has a copied flag that says nothing: a compressed cluster is never changed in place.
+    pub fn has_needless_flag(words: &[u64]) -> bool {
+        words
+            .first()
+            .is_some_and(|raw| raw & (COPIED | COMPRESSED) == COPIED | COMPRESSED)
+    }
+
+    /// Takes out of an entry that cannot be decoded or used what it does not need: the copied flag of a compressed cluster, or a place of
+    /// which the guest sees no data: zeroes that had space, or subclusters of which none holds data. False, and nothing changed, where
+    /// there is nothing such.
+    pub fn drop_needless(words: &mut [u64], geometry: &Geometry, version: u32) -> bool {
+        let flag = Self::has_needless_flag(words);
         let map = words.get(1).copied().unwrap_or(0);
-        let Some(raw) = words.first_mut().filter(|raw| **raw & COMPRESSED == 0) else {
-            return false;
-        };
+        let Some(raw) = words.first_mut() else { return false };
+        if *raw & COMPRESSED != 0 {
+            *raw &= !COPIED;
+            return flag;
+        }
         let needless = match geometry.extended_l2 {
             true => map as u32 == 0,
             false => version >= 3 && *raw & ZERO != 0,
@@ -184,6 +218,10 @@ impl L2Entry {
             )));
         }
         let at = Self::host_of(raw, raw & !(COPIED | OFFSET | ZERO), geometry)?;
+        if zero && at.is_none() {
+            // In a data file too: only data is at offset 0.
+            return Ok(Self::ZERO);
+        }
         let subs = match (zero, at) {
             (true, _) => Subclusters::ZERO,
             (false, Some(_)) => Subclusters::DATA,
@@ -243,11 +281,6 @@ impl L2Entry {
         let bits = geometry.compressed_offset_bits();
         let at = raw & ((1 << bits) - 1);
         let sectors = (raw >> bits & geometry.max_compressed_sectors()) + 1;
-        if raw & COPIED != 0 {
-            return Err(Error::corrupt(format!(
-                "compressed cluster with the copied flag: {raw:#x}"
-            )));
-        }
         if geometry.data_file {
             return Err(Error::corrupt(
                 "compressed cluster in an image with an external data file",
@@ -343,9 +376,9 @@ mod tests {
             if let Ok(entry) = L2Entry::decode(&table, 0, &geometry, 3) {
                 let mut again = if geometry.extended_l2 { [0, 0] } else { [0, map] };
                 entry.encode(&mut again, 0, &geometry);
-                // The copied flag without a cluster says nothing and is dropped.
-                let has_host = !matches!(entry, L2Entry::Standard { at: None, .. });
-                prop_assert_eq!(again[0], if has_host { raw } else { raw & !COPIED });
+                // The copied flag without a cluster of its own says nothing and is dropped.
+                let has_cluster = matches!(entry, L2Entry::Standard { at: Some(_), .. });
+                prop_assert_eq!(again[0], if has_cluster { raw } else { raw & !COPIED });
                 prop_assert_eq!(again[1], map);
             }
             if let Ok(entry) = L1Entry::decode(raw, &geometry) {

@@ -49,7 +49,12 @@ impl Refcounts {
         );
         self.table[index] = at;
         self.table_dirty.insert(index);
-        self.change(place..place + 1, Change::Up)?;
+        self.change(place..place + 1, Change::Up).inspect_err(|_| {
+            // Nobody counts its cluster: it must not be written, nor named.
+            self.table[index] = 0;
+            self.table_dirty.remove(&index);
+            self.blocks.remove(&index);
+        })?;
         self.write_metadata().add(at, 1);
         Ok(())
     }
@@ -86,7 +91,7 @@ impl Refcounts {
             .inspect_err(|_| self.undo_growth(old_len))?;
         let old_first = old.0 >> self.geometry.cluster_bits;
         self.write_metadata().remove(old.0, old.1 << self.geometry.cluster_bits);
-        self.change(old_first..old_first + old.1, Change::Down)?;
+        self.change(old_first..old_first + old.1, Change::Down(1))?;
         self.hint = self.hint.min(old_first);
         Ok(())
     }
@@ -108,6 +113,7 @@ impl Refcounts {
         self.change(first..first + table_clusters, Change::Up)?;
         let at = first << self.geometry.cluster_bits;
         self.write_blocks()?;
+        self.no_longer_fresh(at + self.table.len() as u64 * 8);
         self.host.file.write_at(at, &words_to_be(&self.table))?;
         self.host.flush()?;
         let (_, clusters) = self.table_place();
@@ -120,7 +126,6 @@ impl Refcounts {
         self.table_dirty.clear();
         self.write_metadata()
             .add(at, u64::from(clusters) << self.geometry.cluster_bits);
-        self.no_longer_fresh(at + self.table.len() as u64 * 8);
         Ok(())
     }
 }

@@ -44,7 +44,8 @@ pub(super) struct Refcounts {
 /// What one pass over a refcount block's range does.
 enum Change {
     Up,
-    Down,
+    /// By so many.
+    Down(u64),
 }
 
 impl Refcounts {
@@ -186,11 +187,12 @@ impl Refcounts {
     }
 
     /// # Errors
-    /// `Corrupt` when one of these clusters, which tables refer to, counts as free.
-    pub fn require_used(&mut self, range: Range<u64>) -> Result<()> {
+    /// `Corrupt` when one of these clusters, which tables refer to so many times, counts fewer users.
+    pub fn require_users(&mut self, range: Range<u64>, times: u64) -> Result<()> {
         for cluster in range {
-            if self.get(cluster)? == 0 {
-                return Err(uncounted(cluster << self.geometry.cluster_bits));
+            let now = self.get(cluster)?;
+            if now < times {
+                return Err(too_few(cluster << self.geometry.cluster_bits, now, times));
             }
         }
         Ok(())
@@ -206,7 +208,12 @@ impl Refcounts {
 
     /// Counts one user less of each cluster; gives the ranges that nobody uses any more.
     pub fn decrement(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        self.change(range, Change::Down)
+        self.decrement_by(range, 1)
+    }
+
+    /// Counts so many users less of each cluster; gives the ranges that nobody uses any more.
+    pub fn decrement_by(&mut self, range: Range<u64>, times: u64) -> Result<Vec<Range<u64>>> {
+        self.change(range, Change::Down(times))
     }
 
     fn change(&mut self, range: Range<u64>, change: Change) -> Result<Vec<Range<u64>>> {
@@ -216,7 +223,7 @@ impl Refcounts {
             let (index, slot) = self.split(cluster);
             let bits = self.geometry.cluster_bits;
             let Some(block) = self.block(index)? else {
-                return Err(uncounted(cluster << bits));
+                return Err(too_few(cluster << bits, 0, 1));
             };
             let now = width.get(&block.bytes, slot);
             let new = match change {
@@ -228,7 +235,9 @@ impl Refcounts {
                     )));
                 }
                 Change::Up => now + 1,
-                Change::Down => now.checked_sub(1).ok_or_else(|| uncounted(cluster << bits))?,
+                Change::Down(times) => now
+                    .checked_sub(times)
+                    .ok_or_else(|| too_few(cluster << bits, now, times))?,
             };
             width.set(&mut block.bytes, slot, new);
             let touched = width.bytes_of(slot);
@@ -267,11 +276,11 @@ impl Refcounts {
                 block.dirty.start & !511,
                 block.dirty.end.next_multiple_of(512).min(block.bytes.len()),
             );
+            self.fresh_from = self.fresh_from.max(at + self.geometry.cluster_size());
             self.host
                 .file
                 .write_at(at + start as u64, block.bytes.get(start..end).unwrap_or_default())?;
             block.dirty = 0..0;
-            self.fresh_from = self.fresh_from.max(at + self.geometry.cluster_size());
         }
         Ok(())
     }
@@ -296,8 +305,9 @@ impl Refcounts {
     }
 }
 
-fn uncounted(at: u64) -> Error {
-    Error::corrupt(format!(
-        "the cluster at {at:#x} is used, but its refcount is 0; run a repair"
-    ))
+fn too_few(at: u64, refcount: u64, users: u64) -> Error {
+    Error::corrupt(match refcount {
+        0 => format!("the cluster at {at:#x} is used, but its refcount is 0; run a repair"),
+        _ => format!("the cluster at {at:#x} has {users} users, but its refcount is {refcount}; run a repair"),
+    })
 }

@@ -14,6 +14,7 @@ pub(super) use self::entry::Snapshot;
 pub(super) use self::table::{SnapshotTable, TableDamage, read};
 use super::cache::L2Cache;
 use super::codec::Codec;
+use super::grow::refuse_too_large;
 use super::host::Host;
 use super::image::{Qcow2, Shared};
 use super::layout::header::MAX_SNAPSHOTS;
@@ -108,6 +109,28 @@ impl Qcow2 {
         }
     }
 
+    /// What a snapshot's entry says of its disk is as little to be trusted as a header: nothing is changed for a size that no image can have.
+    fn refuse_disk(&self, snapshot: &Snapshot, size: u64, old: u64) -> Result<()> {
+        snapshot.check(&self.geometry)?;
+        if size == old {
+            return Ok(());
+        }
+        let refusal = if !size.is_multiple_of(512) {
+            Err(Error::corrupt("the size is not a multiple of 512"))
+        } else if size > self.limits.virtual_size {
+            Err(Error::limit("the size is too large"))
+        } else {
+            refuse_too_large(&self.geometry, size, &self.limits)
+        };
+        refusal.map_err(|error| {
+            let what = format!(
+                "snapshot \"{}\" has a disk of {size} bytes",
+                snapshot.name.escape_debug()
+            );
+            Error::new(error.kind(), what).because(error)
+        })
+    }
+
     fn go_back(&self, writer: &mut Writer, snapshot: &Snapshot) -> Result<()> {
         let (old_l1, old_at, size, needed) = {
             let shared = self.read_shared();
@@ -125,14 +148,15 @@ impl Qcow2 {
             .map(|raw| self.unshared(*raw))
             .collect();
         let entries = (l1.len() as u64).max(needed).max(old_l1.len() as u64);
-        l1.resize(usize::try_from(entries).unwrap_or(usize::MAX), 0);
+        let l1_size = u32::try_from(entries).map_err(|_| Error::limit(format!("an L1 table of {entries} entries")))?;
+        l1.resize(l1_size as usize, 0);
         self.count_up(writer, &l1)?;
         let at = self.write_new(writer, &words_to_be(&l1))?;
         self.stabilise_refcounts(writer)?;
         self.note_write(writer, 0, u64::MAX)?;
         self.change_header(writer, |s| {
             s.header.l1_offset = at;
-            s.header.l1_size = entries as u32;
+            s.header.l1_size = l1_size;
             s.header.virtual_size = size;
         })?;
         self.host.flush()?;
@@ -184,6 +208,7 @@ impl Snapshots for Qcow2 {
                 "a version 2 image cannot go back to a snapshot of another size",
             ));
         }
+        self.refuse_disk(&snapshot, size, old)?;
         let done = self.marked(std::slice::from_ref(&snapshot), |writer| {
             self.hold_all_bitmaps(writer, size)?;
             self.go_back(writer, &snapshot)?;

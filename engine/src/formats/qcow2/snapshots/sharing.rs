@@ -6,7 +6,8 @@ use std::sync::MutexGuard;
 use super::super::image::Qcow2;
 use super::super::layout::{Incompatible, L1Entry, L2Entry, words_from_be};
 use super::super::open::read_table;
-use super::super::writer::{Release, Writer};
+use super::super::releases::Release;
+use super::super::writer::Writer;
 use super::Snapshot;
 use crate::image::Repair;
 use crate::{Control, Result};
@@ -17,11 +18,11 @@ impl Qcow2 {
     pub fn marked(&self, involved: &[Snapshot], change: impl FnOnce(&mut Writer) -> Result<()>) -> Result<()> {
         let mut writer = self.quiet_writer()?;
         let active = self.read_shared().l1.clone();
-        self.references(&active, |clusters| writer.refcounts.require_used(clusters))?;
+        self.references(&active, |clusters| writer.refcounts.require_users(clusters, 1))?;
         drop(active);
         for snapshot in involved {
             let l1 = self.snapshot_l1(snapshot)?;
-            self.references(&l1, |clusters| writer.refcounts.require_used(clusters))?;
+            self.references(&l1, |clusters| writer.refcounts.require_users(clusters, 1))?;
         }
         let marks = self.read_shared().header.version >= 3;
         if marks {
@@ -59,7 +60,11 @@ impl Qcow2 {
             let bytes = u64::from(header.l1_size) * 8;
             read_table(self.host.file.as_ref(), "L1 table", header.l1_offset, bytes, u64::MAX)?
         };
-        self.write_shared().l1 = l1;
+        {
+            let mut shared = self.write_shared();
+            shared.l1 = l1;
+            shared.l2.clear();
+        }
         self.reload(writer)?;
         self.repair_image(writer, Repair::All, &Control::default()).map(|_| ())
     }
@@ -78,11 +83,11 @@ impl Qcow2 {
             each(at >> bits..(at >> bits) + 1)?;
             let mut run: Range<u64> = 0..0;
             for index in 0..self.geometry.l2_entries() as usize {
-                let clusters = match L2Entry::decode(&table, index, &self.geometry, version)? {
-                    L2Entry::Standard { at: Some(at), .. } if !self.geometry.data_file => at >> bits..(at >> bits) + 1,
-                    L2Entry::Compressed { at, len } => at >> bits..((at + len - 1) >> bits) + 1,
-                    L2Entry::Standard { .. } => continue,
-                };
+                let entry = L2Entry::decode(&table, index, &self.geometry, version)?;
+                let clusters = entry.clusters(&self.geometry);
+                if clusters.is_empty() {
+                    continue;
+                }
                 if clusters.start == run.end {
                     run.end = clusters.end;
                     continue;
@@ -99,15 +104,7 @@ impl Qcow2 {
     }
 
     pub(super) fn count_down(&self, writer: &mut Writer, l1: &[u64]) -> Result<()> {
-        self.references(l1, |clusters| {
-            self.free_now(
-                writer,
-                &Release {
-                    clusters,
-                    discard: true,
-                },
-            )
-        })
+        self.references(l1, |clusters| self.free_now(writer, &Release::once(clusters)))
     }
 
     /// Makes the copied flags of the active tables say what the refcounts say.
@@ -121,7 +118,8 @@ impl Qcow2 {
             };
             let alone = writer.refcounts.get(at >> bits)? == 1;
             if alone != copied {
-                self.set_l1(writer, index, L1Entry::Table { at, copied: alone });
+                self.write_shared()
+                    .set_l1(writer, index, L1Entry::Table { at, copied: alone });
             }
             if !self.geometry.data_file {
                 self.refresh_table_flags(writer, index)?;
@@ -176,12 +174,6 @@ impl Qcow2 {
     pub(super) fn free_bytes(&self, writer: &mut Writer, at: u64, len: u64) -> Result<()> {
         let first = at >> self.geometry.cluster_bits;
         let clusters = first..first + self.geometry.clusters(len);
-        self.free_now(
-            writer,
-            &Release {
-                clusters,
-                discard: true,
-            },
-        )
+        self.free_now(writer, &Release::once(clusters))
     }
 }

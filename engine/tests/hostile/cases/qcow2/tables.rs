@@ -56,6 +56,9 @@ pub fn tables() -> Vec<Case> {
         ("1,025 bytes of extra data", vec![(36, 4, 1025)], Damaged),
         ("4 GiB of extra data", vec![(36, 4, HUGE)], Damaged),
         ("VM state of 2^63", vec![(36, 4, 16), (40, 8, 1 << 63)], Damaged),
+        ("size 2^53", vec![(36, 4, 16), (48, 8, 1 << 53)], Damaged),
+        ("size 2^62", vec![(36, 4, 16), (48, 8, 1 << 62)], Damaged),
+        ("size 2^63-512", vec![(36, 4, 16), (48, 8, (1 << 63) - 512)], Damaged),
         ("size 2^64-1", vec![(36, 4, 16), (48, 8, u64::MAX)], Damaged),
         ("text that is not UTF-8", vec![(12, 2, 2), (40, 2, 0xfffe)], Damaged),
     ] {

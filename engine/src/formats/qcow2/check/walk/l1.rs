@@ -5,7 +5,7 @@ use std::fmt;
 use super::super::super::image::Shared;
 use super::super::super::layout::L1Entry;
 use super::super::super::snapshots::Snapshot;
-use super::{BadEntry, Walk};
+use super::{BadEntry, Users, Walk};
 use crate::{Control, Error, Result};
 
 impl Walk<'_> {
@@ -72,18 +72,25 @@ impl Walk<'_> {
                     let end = at.saturating_add(self.geometry.cluster_size());
                     let others = self.counts.get(at >> self.geometry.cluster_bits);
                     if end <= self.file_len && others == 0 {
-                        let users = self.tables.entry(at).or_default();
+                        let users = self.tables.entry(at).or_insert(Users {
+                            index,
+                            ..Users::default()
+                        });
                         users.times += 1;
                         users.active |= active;
                         self.flags_matter |= active && !copied || users.times > 1;
-                        continue;
-                    }
-                    let why = if others > 0 {
-                        "it overlaps other metadata"
+                        if !self.geometry.data_file || users.index == index {
+                            continue;
+                        }
+                        format!(
+                            "its table is that of entry {}, whose places in the data file are others",
+                            users.index
+                        )
+                    } else if others > 0 {
+                        "it overlaps other metadata".to_owned()
                     } else {
-                        "it lies past the end of the file"
-                    };
-                    why.to_owned()
+                        "it lies past the end of the file".to_owned()
+                    }
                 }
                 Err(error) => error.to_string(),
             };

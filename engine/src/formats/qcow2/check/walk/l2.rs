@@ -1,5 +1,7 @@
 //! L2 tables and what they point to.
 
+use std::fmt;
+
 use super::super::super::layout::L2Entry;
 use super::{BadEntry, Users, Walk};
 use crate::{Control, Result};
@@ -47,21 +49,32 @@ impl Walk<'_> {
                 .iter_mut()
                 .zip(raw)
                 .for_each(|(word, raw)| *word = u64::from_be_bytes(*raw));
-            match L2Entry::decode(&words, 0, &self.geometry, self.version) {
-                Ok(L2Entry::Standard { at: None, .. }) => {}
-                Ok(L2Entry::Standard {
+            let entry = match L2Entry::decode(&words, 0, &self.geometry, self.version) {
+                Ok(entry) => entry,
+                Err(error) => {
+                    self.bad_entry(table, index, error);
+                    continue;
+                }
+            };
+            match entry {
+                L2Entry::Standard { at: None, .. } => {}
+                L2Entry::Standard {
                     at: Some(at),
                     copied,
                     subs,
-                }) => {
+                } => {
                     allocated += 1;
                     self.flags_matter |= users.active && !copied;
                     if users.active && next != 0 && at != next {
                         bump(&mut self.report.fragmented_clusters);
                     }
                     next = at.saturating_add(self.geometry.cluster_size());
+                    let guest =
+                        users.index as u64 * self.geometry.l2_span() + index as u64 * self.geometry.cluster_size();
                     if !self.geometry.data_file {
                         self.data(table, index, (at, 1), users);
+                    } else if let Err(error) = entry.refuse_elsewhere(guest, &self.geometry) {
+                        self.bad_entry(table, index, error);
                     } else if subs.data != 0 && at >= self.data_len {
                         let end = self.data_len;
                         self.corruption(|| {
@@ -72,17 +85,16 @@ impl Walk<'_> {
                         });
                     }
                 }
-                Ok(L2Entry::Compressed { at, len }) => {
+                L2Entry::Compressed { at, len } => {
                     allocated += 1;
+                    if L2Entry::has_needless_flag(&words) {
+                        self.bad_entry(table, index, "a compressed cluster with the copied flag");
+                    }
                     if users.active {
                         bump(&mut self.report.compressed_clusters);
                         bump(&mut self.report.fragmented_clusters);
                     }
                     self.data(table, index, (at, len), users);
-                }
-                Err(error) => {
-                    self.corruption(|| format!("ERROR L2 table at {table:#x}, entry {index}: {error}"));
-                    self.bad.push(BadEntry::L2 { table, index });
                 }
             }
         }
@@ -91,10 +103,14 @@ impl Walk<'_> {
         }
     }
 
+    fn bad_entry(&mut self, table: u64, index: usize, why: impl fmt::Display) {
+        self.corruption(|| format!("ERROR L2 table at {table:#x}, entry {index}: {why}"));
+        self.bad.push(BadEntry::L2 { table, index });
+    }
+
     fn data(&mut self, table: u64, index: usize, (at, len): (u64, u64), users: Users) {
         if let Err(error) = self.image.read_metadata().refuse_data(at, len) {
-            self.corruption(|| format!("ERROR L2 table at {table:#x}, entry {index}: {error}"));
-            self.bad.push(BadEntry::L2 { table, index });
+            self.bad_entry(table, index, error);
             return;
         }
         if at >= self.file_len {

@@ -35,6 +35,8 @@ struct Users {
     times: u64,
     /// Whether one of them is of the active L1 table.
     active: bool,
+    /// The index of the first of them.
+    index: usize,
 }
 
 /// The walk over one image.
