@@ -2,9 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
+use super::entry::Entry;
 use super::image::{Body, Part, VmdkImage};
 use super::sparse::{Packing, Run, SparseExtent};
-use super::tables::Entry;
 use crate::image::{BulkWrite, HostPlace, Placement, Scratch};
 use crate::{Error, Result};
 
@@ -62,6 +62,7 @@ impl BulkWrite for VmdkImage {
         if self.stream.is_some() {
             return Err(Error::unsupported("streamOptimized images hold compressed grains only"));
         }
+        self.refuse_double_use(offset, len)?;
         self.change_cid(0, &[], false)?;
         let first = self.pieces(offset, len).next();
         let (part, at, len) = first.ok_or_else(|| Error::invalid("an empty run"))?;
@@ -127,8 +128,8 @@ impl SparseExtent {
                 "a part of the {len} bytes at {at:#x} was written before"
             )));
         }
-        self.set_run(first, count, |n| Entry::at(place + n * self.grain))?;
         self.end.store(place + count * self.grain, Ordering::Release);
+        self.set_run(first, count, |n| Entry::at(place + n * self.grain))?;
         Ok(before.unwrap_or(place + within))
     }
 }

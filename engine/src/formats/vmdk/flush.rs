@@ -9,8 +9,34 @@ use crate::{Error, Result, Storage};
 
 impl SparseExtent {
     /// Steps 3 to 5 of the order in `write`; without `data_first` for new images only, whose content nobody was promised.
+    ///
+    /// # Errors
+    /// Those of the file. After one all later calls fail: what is stable is no longer known.
     pub fn flush(&self, data_first: bool) -> Result<()> {
         let _growth = self.growth();
+        self.refuse_broken()?;
+        self.broken_by(self.write_out(data_first))
+    }
+
+    pub fn refuse_broken(&self) -> Result<()> {
+        if !self.broken.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(Error::io(
+            "an earlier flush failed: what is stable is not known",
+            std::io::Error::from(std::io::ErrorKind::Other),
+        )
+        .at(self.file.name()))
+    }
+    /// Remembers that a step towards stable content failed.
+    pub fn broken_by<T>(&self, result: Result<T>) -> Result<T> {
+        if result.is_err() {
+            self.broken.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    fn write_out(&self, data_first: bool) -> Result<()> {
         let mut tables = self.tables_mut();
         if self.packing != Packing::Plain || !tables.is_dirty() {
             return self.file.flush();
@@ -19,35 +45,39 @@ impl SparseExtent {
         if self.file.len()? < end {
             self.file.set_len(end)?;
         }
-        let homeless = tables.homeless();
-        for index in &homeless {
-            self.house(&mut tables, *index)?;
+        for index in tables.homeless() {
+            self.house(&mut tables, index)?;
         }
         if data_first {
             self.file.flush()?;
         }
-        write_pieces(self.file.as_ref(), tables.dirty_pieces(true))?;
-        write_pieces(self.file.as_ref(), tables.dirty_pieces(false))?;
-        if !homeless.is_empty() {
+        write_pieces(self.file.as_ref(), tables.twin_pieces(self.file.as_ref())?)?;
+        write_pieces(self.file.as_ref(), tables.dirty_pieces()?)?;
+        let unnamed = tables.unnamed();
+        if !unnamed.is_empty() {
             self.file.flush()?;
-            for index in &homeless {
-                self.write_directory_entry(&tables, *index)?;
+            for index in unnamed {
+                self.write_directory_entry(&tables, index)?;
             }
         }
+        if data_first {
+            self.file.flush()?;
+        }
         tables.mark_clean();
-        if data_first { self.file.flush() } else { Ok(()) }
+        Ok(())
     }
 
-    /// Finds places for a new table and its redundant twin behind the end.
+    /// Finds places for a new table and its redundant twin behind the end. A twin that is there already stays: the table may have been lost.
     fn house(&self, tables: &mut Tables, index: u64) -> Result<()> {
         let bytes = tables.geometry.table_bytes().next_multiple_of(SECTOR);
-        let twin = tables.redundant_at.is_some();
+        let slot = usize::try_from(index).unwrap_or(usize::MAX);
+        let twin = tables.redundant_at.is_some() && tables.redundant().get(slot).is_none_or(|place| *place == 0);
         let total = if twin { 2 * bytes } else { bytes };
         let place = self.new_place(total.div_ceil(self.grain))?;
-        tables.house(index, place, twin.then_some(place + bytes));
         let end = (place + total).next_multiple_of(self.grain);
         self.file.set_len(end)?;
         self.end.store(end, Ordering::Release);
+        tables.house(index, place, twin.then_some(place + bytes));
         Ok(())
     }
 

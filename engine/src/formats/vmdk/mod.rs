@@ -14,15 +14,20 @@ mod bulk;
 mod check;
 mod create;
 mod descriptor;
+mod entry;
 mod esx;
+mod first_write;
 mod flush;
 mod image;
 mod inflate;
 mod layout;
 mod measure;
+mod mend;
 mod meta;
+mod metadata;
 mod open;
 mod open_extent;
+mod places;
 mod remake;
 mod reserved;
 mod resize;
@@ -31,6 +36,10 @@ mod stream;
 mod tables;
 mod write;
 
+#[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
+mod flush_tests;
 #[cfg(test)]
 mod grow_tests;
 #[cfg(test)]

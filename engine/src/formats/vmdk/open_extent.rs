@@ -1,19 +1,24 @@
 //! Opening sparse extents: header, footer, directory.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, RwLock};
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+use super::entry::{EntryKind, Geometry};
 use super::esx::{COWD_MAGIC, EsxHeader, RawCowd, RawSeSparse, RawVolatile, sesparse_table};
 use super::inflate::LastGrain;
 use super::layout::{Header, RawHeader, RawMarker, SECTOR, marker};
+use super::metadata::{Metadata, Overlap, Role};
 use super::reserved::Reserved;
 use super::sparse::{Packing, SparseExtent};
-use super::tables::{EntryKind, Geometry, Tables, read_inside};
+use super::tables::{Tables, read_inside};
 use crate::storage::{read_padded, read_vec};
 use crate::{Error, Limits, OpenEnv, Result, StorageRef};
+
+/// Overlaps that a check tells at most.
+const TOLD: usize = 100;
 
 pub(super) fn read_header(file: &StorageRef) -> Result<Header> {
     let mut raw = RawHeader::new_zeroed();
@@ -55,11 +60,6 @@ pub(super) fn open_hosted(file: &StorageRef, header: Header, env: &OpenEnv<'_>) 
         redundant.unwrap_or_default()
     };
     let redundant_at = header.redundant.filter(|_| !redundant.is_empty());
-    if env.writable && !env.for_check {
-        refuse_overlaps(&header, directory_at, redundant_at)?;
-        refuse_shared_tables(&directory)?;
-        refuse_outside(&redundant, header.entries * 4, file.len()?)?;
-    }
     let packing = if header.compressed {
         Packing::Deflated {
             markers: header.markers,
@@ -78,36 +78,58 @@ pub(super) fn open_hosted(file: &StorageRef, header: Header, env: &OpenEnv<'_>) 
     tables.redundant_at = redundant_at;
     let version_3 = "VMDK version 3 must be read only (changed block tracking would be wrong afterwards)";
     let read_only = (header.version == 3 && !header.compressed).then_some(version_3);
-    let reserved = if env.writable {
-        Reserved::new(&tables)
+    let (reserved, tangled) = if env.for_check {
+        sort_out(&header, &mut tables, file.len()?)
+    } else if env.writable {
+        (refuse_unsound(&header, &tables, file.len()?)?, Vec::new())
     } else {
-        Reserved::default()
+        (Reserved::default(), Vec::new())
     };
     let mut extent = sparse(file, packing, header.capacity, header.grain, tables)?;
     extent.reserved = reserved;
     extent.zero_grains = header.zero_grains;
-    extent.read_only = read_only;
+    extent.read_only = read_only.or((!tangled.is_empty()).then_some("its grain tables lie over other metadata"));
+    extent.tangled = tangled;
     extent.header = Some(Mutex::new(header));
     Ok(extent)
 }
 
-/// Descriptor and directories are written each for itself: an entry of one must not be one of another as well.
-fn refuse_overlaps(header: &Header, directory_at: u64, redundant_at: Option<u64>) -> Result<()> {
-    let directory = |at| (at, header.tables().saturating_mul(4));
-    let mut parts = vec![(directory(directory_at), "the grain directory")];
-    parts.extend(redundant_at.map(|at| (directory(at), "the redundant grain directory")));
-    parts.extend(header.descriptor.map(|part| (part, "the descriptor")));
-    parts.sort_unstable();
-    match parts
-        .array_windows()
-        .find(|[(first, _), (second, _)]| first.0.saturating_add(first.1) > second.0)
-    {
-        Some([(first, reaches), (second, over)]) => Err(Error::corrupt(format!(
-            "{reaches}, {} bytes at {:#x}, reaches over {over} at {:#x}",
-            first.1, first.0, second.0
-        ))),
-        None => Ok(()),
+/// Descriptor, directories and tables are written each for itself: a byte of one must not be one of another as well. A redundant table
+/// past the end would make the file as long as its place says.
+fn refuse_unsound(header: &Header, tables: &Tables, file_end: u64) -> Result<Reserved> {
+    let metadata = Metadata::new(Some(header), tables);
+    if let Some(overlap) = metadata.overlaps().next() {
+        return Err(Error::corrupt(format!(
+            "{overlap}; a check tells whether it can be repaired"
+        )));
     }
+    if let Some((index, place)) = outside(tables, file_end).next() {
+        return Err(Error::corrupt(format!(
+            "redundant grain table {index} at {place:#x} ends past the end of the file at {file_end:#x}; check can repair it"
+        )));
+    }
+    Ok(Reserved::new(&metadata))
+}
+
+/// For a check: redundant tables that have no place of their own are not used, and what else is at fault is told.
+fn sort_out(header: &Header, tables: &mut Tables, file_end: u64) -> (Reserved, Vec<Overlap>) {
+    let metadata = Metadata::new(Some(header), tables);
+    let twin = |place: (u64, Role)| match place.1 {
+        Role::Twin(index) => Some((index, place.0)),
+        _ => None,
+    };
+    let both = metadata.overlaps().flat_map(|o| [twin(o.first), twin(o.second)]);
+    let lost = both.flatten().chain(outside(tables, file_end)).collect();
+    tables.lose_twins(lost);
+    let metadata = Metadata::new(Some(header), tables);
+    (Reserved::new(&metadata), metadata.overlaps().take(TOLD).collect())
+}
+
+/// Redundant tables that the file ends before.
+fn outside(tables: &Tables, file_end: u64) -> impl Iterator<Item = (u32, u64)> {
+    let bytes = tables.geometry.table_bytes();
+    let all = (0..).zip(tables.redundant().iter().copied());
+    all.filter(move |(_, place)| *place != 0 && place.saturating_add(bytes) > file_end)
 }
 
 fn sparse(file: &StorageRef, packing: Packing, capacity: u64, grain: u64, tables: Tables) -> Result<SparseExtent> {
@@ -123,6 +145,9 @@ fn sparse(file: &StorageRef, packing: Packing, capacity: u64, grain: u64, tables
         reserved: Reserved::default(),
         tables: RwLock::new(tables),
         growth: Mutex::new(()),
+        broken: AtomicBool::new(false),
+        looked: AtomicBool::new(false),
+        tangled: Vec::new(),
         last: LastGrain::default(),
     })
 }
@@ -182,30 +207,6 @@ fn read_table(file: &StorageRef, at: u64, bytes: u64, limits: &Limits) -> Result
     }
     let len = usize::try_from(bytes).map_err(|_| Error::limit("a grain directory past the address space"))?;
     read_inside(file.as_ref(), at, len, "grain directory")
-}
-
-/// Redundant tables are written without being read: one past the end would make the file as long as its place says.
-fn refuse_outside(redundant: &[u64], table_bytes: u64, file_end: u64) -> Result<()> {
-    let outside = |place: &u64| *place != 0 && place.saturating_add(table_bytes) > file_end;
-    match redundant.iter().enumerate().find(|(_, place)| outside(place)) {
-        Some((index, place)) => Err(Error::corrupt(format!(
-            "redundant grain table {index} at {place:#x} ends past the end of the file at {file_end:#x}"
-        ))),
-        None => Ok(()),
-    }
-}
-
-/// Two directory entries for one table: a write through one would change what the other shows.
-fn refuse_shared_tables(directory: &[u64]) -> Result<()> {
-    let mut sorted: Vec<u64> = directory.iter().copied().filter(|p| *p != 0).collect();
-    sorted.sort_unstable();
-    match sorted.windows(2).find(|w| w[0] == w[1]) {
-        Some(w) => Err(Error::corrupt(format!(
-            "two directory entries share the grain table at {:#x}",
-            w[0]
-        ))),
-        None => Ok(()),
-    }
 }
 
 pub(super) fn open_esx(file: &StorageRef, env: &OpenEnv<'_>) -> Result<SparseExtent> {

@@ -10,10 +10,11 @@ use std::sync::atomic::Ordering;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
+use super::entry::{Entry, Grain};
 use super::image::{Body, VmdkImage};
 use super::layout::{Header, SECTOR};
 use super::sparse::{Packing, Run, SparseExtent};
-use super::tables::{Entry, Grain};
+use super::tables::Table;
 use crate::formats::common::check_table;
 use crate::image::{Preallocation, Resize};
 use crate::{Error, Result, StorageRef};
@@ -42,6 +43,7 @@ impl VmdkImage {
         if let Body::Sparse { extent, .. } = &part.body {
             check_table("the grain directory", extent.directory_bytes(len), &self.limits)?;
         }
+        self.refuse_double_use(part.start, part.len())?;
         self.flush_all()?;
         match &part.body {
             Body::Zero => return Err(Error::unsupported("an extent of type ZERO cannot grow")),
@@ -128,9 +130,9 @@ impl SparseExtent {
         let count = new.div_ceil(header.table_covers());
         let room = self.room_for(&tables, count)?;
         let changed = with_room(&header, new, &room);
-        self.file.flush()?;
-        self.file.write_at(0, changed.as_bytes())?;
-        self.file.flush()?;
+        self.broken_by(self.file.flush())?;
+        self.broken_by(self.file.write_at(0, changed.as_bytes()))?;
+        self.broken_by(self.file.flush())?;
         (tables.directory_at, tables.redundant_at) = (room.directory_at, room.redundant_at);
         tables.grow(room.directory, room.redundant);
         header.raw = changed;
@@ -150,24 +152,28 @@ impl SparseExtent {
         Ok(())
     }
 
-    /// Takes out what the tables say of grains past the old end, in the file as well: another program may have left something there, or the
-    /// descriptor shows a part of the extent only.
+    /// Takes out what the tables, redundant ones too, say of grains past the old end, in the file as well: another program may have left
+    /// something there, or the descriptor shows a part of the extent only.
     fn forget_past(&self, old: u64) -> Result<()> {
         let (entries, count) = (self.tables().geometry.entries, self.tables().count());
+        let mut twins = self.tables().of_twins();
         let mut grain = old.div_ceil(self.grain);
         while grain / entries < count {
             let (index, slot) = self.slot(grain);
-            grain = match self.table(index)? {
-                Err(empty) => index.saturating_add(empty).saturating_mul(entries),
-                Ok(table) => {
-                    let mut rest = table.iter().skip(usize::try_from(slot).unwrap_or(usize::MAX));
-                    if rest.any(|entry| entry.grain() != Grain::Unallocated) {
-                        let _growth = self.growth();
-                        self.set_run(grain, entries - slot, |_| Entry::UNALLOCATED)?;
-                    }
-                    (index + 1).saturating_mul(entries)
-                }
+            let both = [self.table(index)?, self.twin_table(&mut twins, index)?];
+            let rest = |table: &Table| {
+                let mut rest = table.iter().skip(usize::try_from(slot).unwrap_or(usize::MAX));
+                rest.any(|entry| entry.grain() != Grain::Unallocated)
             };
+            if both.iter().flatten().any(rest) {
+                let _growth = self.growth();
+                self.set_run(grain, entries - slot, |_| Entry::UNALLOCATED)?;
+            }
+            let empty = both
+                .iter()
+                .map(|table| table.as_ref().err().copied().unwrap_or(1))
+                .min();
+            grain = index.saturating_add(empty.unwrap_or(1)).saturating_mul(entries);
             if self.tables().dirty_bytes() > HELD {
                 self.flush(true)?;
             }

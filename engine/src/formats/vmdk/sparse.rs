@@ -1,12 +1,14 @@
 //! One sparse extent: from a guest offset to its grain.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::entry::{Entry, Grain};
 use super::inflate::{LastGrain, inflate};
 use super::layout::Header;
+use super::metadata::Overlap;
 use super::reserved::Reserved;
-use super::tables::{Entry, Grain, Tables};
+use super::tables::{Table, Tables};
 use crate::{Error, Result, StorageRef};
 
 /// How grains are stored.
@@ -43,6 +45,12 @@ pub(super) struct SparseExtent {
     pub reserved: Reserved,
     /// Held while grains are added.
     pub growth: Mutex<()>,
+    /// A flush failed: what is stable is no longer known, and later flushes must not say otherwise.
+    pub broken: AtomicBool,
+    /// Whether the tables were looked through for what must not be written to.
+    pub looked: AtomicBool,
+    /// Metadata over other metadata, redundant tables left out; filled where the image is opened for a check. The first hundred.
+    pub tangled: Vec<Overlap>,
     pub last: LastGrain,
 }
 
@@ -72,7 +80,7 @@ impl SparseExtent {
     }
 
     /// The table with this number, or how many tables from it on have no entry at all.
-    pub fn table(&self, index: u64) -> Result<std::result::Result<std::sync::Arc<Vec<Entry>>, u64>> {
+    pub fn table(&self, index: u64) -> Result<std::result::Result<Table, u64>> {
         loop {
             match self.tables().known(index) {
                 Ok(Some(table)) => return Ok(Ok(table)),
@@ -84,6 +92,21 @@ impl SparseExtent {
                 tables.load(index, self.file.as_ref())?;
             }
         }
+    }
+
+    /// The same of the redundant tables, which `twins` are. Where there are none no table has an entry.
+    pub fn twin_table(&self, twins: &mut Tables, index: u64) -> Result<std::result::Result<Table, u64>> {
+        if twins.count() == 0 {
+            return Ok(Err(self.tables().count().saturating_sub(index).max(1)));
+        }
+        if matches!(twins.known(index), Ok(None)) {
+            twins.load(index, self.file.as_ref())?;
+        }
+        Ok(match twins.known(index) {
+            Ok(Some(table)) => Ok(table),
+            Ok(None) => Err(1),
+            Err(empty) => Err(empty),
+        })
     }
 
     /// Number of the table and of the entry in it for a guest grain.

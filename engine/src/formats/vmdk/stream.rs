@@ -7,10 +7,10 @@ use libdeflater::{CompressionLvl, Compressor};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
+use super::entry::Entry;
 use super::image::{Body, VmdkImage};
 use super::layout::{GD_AT_END, GRAIN_MARKER, SECTOR, marker, metadata_marker};
 use super::sparse::{Packing, Run, SparseExtent};
-use super::tables::Entry;
 use crate::image::{Below, BulkWrite, ExtentKind, HostPlace, Image, Placement, Scratch};
 use crate::{Error, OpenEnv, Result};
 
@@ -67,7 +67,7 @@ fn locked(stream: &Mutex<Stream>) -> MutexGuard<'_, Stream> {
 }
 
 impl VmdkImage {
-    fn stream_extent(&self) -> Result<(&Mutex<Stream>, &SparseExtent)> {
+    pub fn stream_extent(&self) -> Result<(&Mutex<Stream>, &SparseExtent)> {
         let extent = self.parts.first().and_then(|p| match &p.body {
             Body::Sparse { extent, .. } => Some(extent.as_ref()),
             Body::Flat { .. } | Body::Zero => None,

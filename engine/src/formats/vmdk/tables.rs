@@ -1,66 +1,11 @@
 //! The grain tables of a sparse extent: decoded on demand, a bounded number kept, changes held until they are written.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::esx::{SeGrain, sesparse_grain};
-use super::layout::SECTOR;
-use crate::storage::read_vec;
+use super::entry::{Entry, Geometry};
+use crate::storage::{read_padded, read_vec};
 use crate::{Error, Result, Storage};
-
-/// How the entries of grain tables are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum EntryKind {
-    /// 32-bit sector numbers; with `zero_grains` 1 means zeroes.
-    Sectors { zero_grains: bool },
-    /// 64-bit SESparse entries over grains of this many bytes that start there.
-    SeSparse { grains_at: u64, grain: u64 },
-}
-
-impl EntryKind {
-    fn bytes(self) -> u64 {
-        match self {
-            Self::Sectors { .. } => 4,
-            Self::SeSparse { .. } => 8,
-        }
-    }
-}
-
-/// Where a grain is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Grain {
-    /// Not in this extent.
-    Unallocated,
-    /// Zeroes.
-    Zero,
-    /// At this byte of the file.
-    At(u64),
-    /// The entry makes no sense.
-    Invalid,
-}
-
-/// A decoded entry: small, since tables of huge disks are many.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry(u64);
-
-impl Entry {
-    pub const UNALLOCATED: Self = Self(0);
-    pub const ZERO: Self = Self(1);
-    const INVALID: Self = Self(u64::MAX);
-
-    /// A grain at a byte of the file.
-    pub fn at(offset: u64) -> Self {
-        Self(offset)
-    }
-    pub fn grain(self) -> Grain {
-        match self {
-            Self::UNALLOCATED => Grain::Unallocated,
-            Self::ZERO => Grain::Zero,
-            Self::INVALID => Grain::Invalid,
-            Self(offset) => Grain::At(offset),
-        }
-    }
-}
 
 /// Reads a structure that must lie inside the file.
 pub(super) fn read_inside(file: &dyn Storage, at: u64, len: usize, what: &str) -> Result<Vec<u8>> {
@@ -73,64 +18,26 @@ pub(super) fn read_inside(file: &dyn Storage, at: u64, len: usize, what: &str) -
     read_vec(file, at, len)
 }
 
-type Table = Arc<Vec<Entry>>;
+pub(super) type Table = Arc<Vec<Entry>>;
+/// Places in the file and what belongs there.
+type Pieces = Vec<(u64, Vec<u8>)>;
 
 #[derive(Debug)]
 struct Cached {
     table: Table,
-    dirty: bool,
+    /// Entries that the file does not have yet; empty for none.
+    changed: Vec<bool>,
 }
 
-/// How tables of an extent are found and read.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Geometry {
-    pub kind: EntryKind,
-    /// Entries of a table.
-    pub entries: u64,
-    /// No grain starts before this byte.
-    pub floor: u64,
-    /// Tables kept at most, changed ones not counted.
-    pub kept: usize,
-}
-
-impl Geometry {
-    /// Bytes of a table in the file.
-    pub fn table_bytes(&self) -> u64 {
-        self.entries * self.kind.bytes()
-    }
-    fn decode(&self, raw: &[u8]) -> Entry {
-        let low = |b: &[u8]| b.iter().rev().fold(0u64, |v, b| v << 8 | u64::from(*b));
-        let placed = |offset: u64| {
-            if offset < self.floor {
-                Entry::INVALID
-            } else {
-                Entry(offset)
-            }
-        };
-        match (self.kind, low(raw)) {
-            (_, 0) => Entry::UNALLOCATED,
-            (EntryKind::Sectors { zero_grains: true }, 1) => Entry::ZERO,
-            (EntryKind::Sectors { .. }, sector) => placed(sector * SECTOR),
-            (EntryKind::SeSparse { grains_at, grain }, entry) => match sesparse_grain(entry) {
-                SeGrain::Unallocated => Entry::UNALLOCATED,
-                SeGrain::Zero => Entry::ZERO,
-                SeGrain::Invalid => Entry::INVALID,
-                SeGrain::Data(n) => n
-                    .checked_mul(grain)
-                    .and_then(|o| o.checked_add(grains_at))
-                    .map_or(Entry::INVALID, placed),
-            },
+impl Cached {
+    fn clean(table: Table) -> Self {
+        Self {
+            table,
+            changed: Vec::new(),
         }
     }
-    /// The stored form of 32-bit entries.
-    fn encode(&self, table: &[Entry]) -> Vec<u8> {
-        let sector = |e: &Entry| match e.grain() {
-            Grain::Unallocated => 0,
-            Grain::Zero => 1,
-            Grain::At(offset) => u32::try_from(offset / SECTOR).unwrap_or(u32::MAX), // Checked when it was allocated.
-            Grain::Invalid => u32::MAX,
-        };
-        table.iter().flat_map(|e| sector(e).to_le_bytes()).collect()
+    fn is_dirty(&self) -> bool {
+        !self.changed.is_empty()
     }
 }
 
@@ -151,6 +58,10 @@ pub(super) struct Tables {
     /// Runs of tables (first -> one past the last) known to be without any entry.
     empty: BTreeMap<u64, u64>,
     dirty: usize,
+    /// Tables that got a place which no directory in the file may name yet.
+    unnamed: BTreeSet<u64>,
+    /// Redundant tables that have no place of their own, with the place that the directory names.
+    lost_twins: Vec<(u32, u64)>,
 }
 
 impl Tables {
@@ -165,6 +76,8 @@ impl Tables {
             order: VecDeque::new(),
             empty: BTreeMap::new(),
             dirty: 0,
+            unnamed: BTreeSet::new(),
+            lost_twins: Vec::new(),
         }
     }
     pub fn count(&self) -> u64 {
@@ -175,6 +88,37 @@ impl Tables {
     }
     pub fn redundant(&self) -> &[u64] {
         &self.redundant
+    }
+    /// Redundant tables that are not used, by their numbers, with their places.
+    pub fn lost_twins(&self) -> &[(u32, u64)] {
+        &self.lost_twins
+    }
+    /// Uses these redundant tables no more.
+    pub fn lose_twins(&mut self, mut lost: Vec<(u32, u64)>) {
+        lost.sort_unstable();
+        lost.dedup();
+        for (index, _) in &lost {
+            if let Some(place) = usize::try_from(*index).ok().and_then(|i| self.redundant.get_mut(i)) {
+                *place = 0;
+            }
+        }
+        self.lost_twins = lost;
+    }
+    /// Gives a table another redundant one.
+    pub fn house_twin(&mut self, index: u32, place: u64) {
+        if let Some(at) = usize::try_from(index).ok().and_then(|i| self.redundant.get_mut(i)) {
+            *at = place;
+        }
+    }
+    /// A table that the file does not have is to get a new place.
+    pub fn unhouse(&mut self, index: u64) {
+        if let Some(place) = usize::try_from(index).ok().and_then(|i| self.directory.get_mut(i)) {
+            *place = 0;
+        }
+    }
+    /// The redundant tables as if they were the only ones.
+    pub fn of_twins(&self) -> Self {
+        Self::new(self.geometry, self.redundant.clone(), Vec::new())
     }
     /// Bytes of changed tables held in memory.
     pub fn dirty_bytes(&self) -> u64 {
@@ -260,13 +204,7 @@ impl Tables {
         }
         let width = usize::try_from(self.geometry.kind.bytes()).unwrap_or(8);
         let table = raw.chunks_exact(width).map(|e| self.geometry.decode(e)).collect();
-        self.insert(
-            index,
-            Cached {
-                table: Arc::new(table),
-                dirty: false,
-            },
-        );
+        self.insert(index, Cached::clean(Arc::new(table)));
     }
     fn insert(&mut self, index: u64, cached: Cached) {
         let mut looked = self.order.len();
@@ -274,7 +212,7 @@ impl Tables {
             looked -= 1;
             let Some(oldest) = self.order.pop_front() else { break };
             match self.cached.get(&oldest) {
-                Some(c) if c.dirty => self.order.push_back(oldest),
+                Some(c) if c.is_dirty() => self.order.push_back(oldest),
                 _ => {
                     self.cached.remove(&oldest);
                 }
@@ -318,7 +256,7 @@ impl Tables {
             self.take_out_of_empty(index);
             let entries = usize::try_from(self.geometry.entries).unwrap_or(0);
             let table = Arc::new(vec![Entry::UNALLOCATED; entries]);
-            self.insert(index, Cached { table, dirty: false });
+            self.insert(index, Cached::clean(table));
         }
         let Some(cached) = self.cached.get_mut(&index) else {
             return;
@@ -328,25 +266,29 @@ impl Tables {
             .and_then(|s| Arc::make_mut(&mut cached.table).get_mut(s))
         {
             *e = entry;
-            self.dirty += usize::from(!cached.dirty);
-            cached.dirty = true;
+            self.dirty += usize::from(!cached.is_dirty());
+            cached.changed.resize(cached.table.len(), false);
+            if let Some(changed) = usize::try_from(slot).ok().and_then(|s| cached.changed.get_mut(s)) {
+                *changed = true;
+            }
         }
     }
+    /// Whether the file lacks an entry of a table or of the directory.
     pub fn is_dirty(&self) -> bool {
-        self.dirty > 0
+        self.dirty > 0 || !self.unnamed.is_empty()
     }
     /// Changed tables that have no place in the file yet.
     pub fn homeless(&self) -> Vec<u64> {
         let mut all: Vec<u64> = self
             .cached
             .iter()
-            .filter(|(i, c)| c.dirty && self.place(**i) == 0)
+            .filter(|(i, c)| c.is_dirty() && self.place(**i) == 0)
             .map(|(i, _)| *i)
             .collect();
         all.sort_unstable();
         all
     }
-    /// Gives a table its places.
+    /// Gives a table its place and, where it gets one, that of its redundant twin. No directory names them yet.
     pub fn house(&mut self, index: u64, place: u64, redundant: Option<u64>) {
         let Ok(at) = usize::try_from(index) else { return };
         if let Some(p) = self.directory.get_mut(at) {
@@ -354,28 +296,56 @@ impl Tables {
         }
         if let (Some(p), Some(r)) = (self.redundant.get_mut(at), redundant) {
             *p = r;
+            if let Some(cached) = self.cached.get_mut(&index) {
+                cached.changed.fill(true); // Nothing is there yet that could stay.
+            }
         }
+        self.unnamed.insert(index);
     }
-    /// Changed tables with their places, redundant places first, as large pieces in file order.
-    pub fn dirty_pieces(&self, redundant: bool) -> Vec<(u64, Vec<u8>)> {
-        let places = if redundant { &self.redundant } else { &self.directory };
+    /// Housed tables that the directories of the file may not name yet.
+    pub fn unnamed(&self) -> Vec<u64> {
+        self.unnamed.iter().copied().collect()
+    }
+    /// Changed tables with their places, as large pieces in file order.
+    pub fn dirty_pieces(&self) -> Result<Pieces> {
+        self.pieces(&self.directory, |_, cached| Ok(self.geometry.encode(&cached.table)))
+    }
+    /// The same for their redundant twins. Of a twin that differs the entries stay that nobody changed: they may be all that is left of a
+    /// damaged table.
+    pub fn twin_pieces(&self, file: &dyn Storage) -> Result<Pieces> {
+        self.pieces(&self.redundant, |place, cached| {
+            let new = self.geometry.encode(&cached.table);
+            if cached.changed.iter().all(|changed| *changed) {
+                return Ok(new);
+            }
+            let mut bytes = vec![0; new.len()];
+            read_padded(file, place, &mut bytes)?;
+            let width = usize::try_from(self.geometry.kind.bytes()).unwrap_or(8);
+            let entries = bytes.chunks_exact_mut(width).zip(new.chunks_exact(width));
+            for ((old, new), _) in entries.zip(&cached.changed).filter(|(_, changed)| **changed) {
+                old.copy_from_slice(new);
+            }
+            Ok(bytes)
+        })
+    }
+    fn pieces(&self, places: &[u64], stored: impl Fn(u64, &Cached) -> Result<Vec<u8>>) -> Result<Pieces> {
         let mut all: Vec<(u64, &Cached)> = self
             .cached
             .iter()
-            .filter(|(_, c)| c.dirty)
+            .filter(|(_, c)| c.is_dirty())
             .filter_map(|(i, c)| Some((*places.get(usize::try_from(*i).ok()?)?, c)))
             .filter(|(place, _)| *place != 0)
             .collect();
         all.sort_unstable_by_key(|(place, _)| *place);
-        let mut pieces: Vec<(u64, Vec<u8>)> = Vec::new();
+        let mut pieces = Pieces::new();
         for (place, cached) in all {
-            let bytes = self.geometry.encode(&cached.table);
+            let bytes = stored(place, cached)?;
             match pieces.last_mut() {
                 Some((start, piece)) if *start + piece.len() as u64 == place => piece.extend_from_slice(&bytes),
                 _ => pieces.push((place, bytes)),
             }
         }
-        pieces
+        Ok(pieces)
     }
     /// A table's stored form.
     pub fn stored(&self, index: u64) -> Vec<u8> {
@@ -384,8 +354,10 @@ impl Tables {
             .get(&index)
             .map_or_else(none, |c| self.geometry.encode(&c.table))
     }
+    /// The file has everything.
     pub fn mark_clean(&mut self) {
-        self.cached.values_mut().for_each(|c| c.dirty = false);
+        self.cached.values_mut().for_each(|c| c.changed = Vec::new());
         self.dirty = 0;
+        self.unnamed.clear();
     }
 }

@@ -1,5 +1,6 @@
 //! Writing. The order that keeps an image whole whatever happens:
 //!
+//! 0. once a session: a look through the tables for places that two things share;
 //! 1. once a session, before anything else: a new CID in the descriptor, flushed, so that overlays of the old content notice;
 //! 2. guest bytes, into grains that no table in the file mentions yet or into grains of the same guest range;
 //! 3. flush of the file;
@@ -11,10 +12,10 @@
 
 use std::sync::atomic::Ordering;
 
+use super::entry::Entry;
 use super::image::{Body, VmdkImage};
 use super::layout::SECTOR;
 use super::sparse::{Packing, Run, SparseExtent};
-use super::tables::Entry;
 use crate::image::Below;
 use crate::{Error, Result};
 
@@ -30,6 +31,7 @@ impl VmdkImage {
         if self.stream.is_some() || self.is_deflated() {
             return self.write_stream(offset, buf);
         }
+        self.refuse_double_use(offset, buf.len() as u64)?;
         self.change_cid(offset, buf, true)?;
         for (part, at, len) in self.pieces(offset, buf.len() as u64) {
             let (head, rest) = buf.split_at(usize::try_from(len).unwrap_or(usize::MAX).min(buf.len()));
@@ -59,6 +61,7 @@ impl VmdkImage {
         if self.is_deflated() {
             return self.zero_stream(offset, len, below);
         }
+        self.refuse_double_use(offset, len)?;
         self.change_cid(offset, &len.to_le_bytes(), true)?;
         for (part, at, len) in self.pieces(offset, len) {
             match &part.body {
@@ -87,6 +90,7 @@ impl VmdkImage {
         if self.is_deflated() {
             return Ok(());
         }
+        self.refuse_double_use(offset, len)?;
         self.change_cid(offset, &len.to_le_bytes(), true)?;
         for (part, at, len) in self.pieces(offset, len) {
             match &part.body {
@@ -116,7 +120,9 @@ impl VmdkImage {
 
     pub fn flush_all(&self) -> Result<()> {
         if let Some(stream) = &self.stream {
-            return self.finish_stream(stream);
+            let (_, extent) = self.stream_extent()?;
+            extent.refuse_broken()?;
+            return extent.broken_by(self.finish_stream(stream));
         }
         for part in &self.parts {
             match &part.body {
@@ -186,7 +192,13 @@ impl SparseExtent {
         self.refuse_metadata(place, len)?;
         self.file.write_zeroes(place, len, unmap)
     }
+    /// Refuses what is taken for guest data and is metadata or not in the file at all.
     pub fn refuse_metadata(&self, place: u64, len: u64) -> Result<()> {
+        let end = self.end.load(Ordering::Acquire);
+        if place >= end {
+            let what = format!("guest data at {place:#x} would lie past the end of the file at {end:#x}");
+            return Err(Error::corrupt(what).at(self.file.name()));
+        }
         self.reserved.refuse(place, len).map_err(|e| e.at(self.file.name()))
     }
 
@@ -252,8 +264,8 @@ impl SparseExtent {
         if let Some(data) = data {
             self.file.write_at(place + within, data)?;
         }
-        self.set_run(first, count, |n| Entry::at(place + n * self.grain))?;
         self.end.store(place + count * self.grain, Ordering::Release);
+        self.set_run(first, count, |n| Entry::at(place + n * self.grain))?;
         Ok(part)
     }
 

@@ -2,7 +2,7 @@
 
 use super::rows::{case, of, of_sample, row};
 use super::{Case, Verdict::*};
-use crate::samples::sample_with;
+use crate::samples::{sample, sample_with};
 
 const HUGE: u64 = 0xffff_ffff;
 
@@ -30,6 +30,7 @@ pub fn cases() -> Vec<Case> {
         ],
     );
     cases.extend(descriptors());
+    cases.extend(tables());
     let stream = sample_with("vmdk", &[("subformat", "streamOptimized")]);
     let footer = 1024;
     cases.extend(of(
@@ -92,6 +93,34 @@ pub fn cases() -> Vec<Case> {
             Refused,
         ));
     }
+    cases
+}
+
+/// Directories and tables of a sparse extent that name each other's places. Both directories have one entry.
+fn tables() -> Vec<Case> {
+    let good = sample("vmdk");
+    let word = |at: usize| u32::from_le_bytes(good[at..at + 4].try_into().unwrap());
+    let (redundant, directory) = (word(48), word(56));
+    let of = |directory: u32| (directory as usize * 512, word(directory as usize * 512));
+    let ((twins_at, twin), (tables_at, table)) = (of(redundant), of(directory));
+    let mut cases = Vec::new();
+    let mut add = |what: String, at: usize, sector: u32, verdict| {
+        let mut bytes = good.clone();
+        bytes[at..at + 4].copy_from_slice(&sector.to_le_bytes());
+        cases.push(case(37, "vmdk", what, bytes, verdict));
+    };
+    for sector in [1, 20, redundant, directory, table - 1, table + 3, 1 << 24, u32::MAX] {
+        add(
+            format!("redundant table at sector {sector}"),
+            twins_at,
+            sector,
+            ReadOnly,
+        );
+    }
+    add("table over the redundant one".to_owned(), tables_at, twin + 3, Damaged);
+    let first = table as usize * 512;
+    let second = word(first + 4);
+    add("a grain named twice".to_owned(), first, second, Damaged);
     cases
 }
 
