@@ -358,6 +358,7 @@ impl Opener {
             trail,
             beside: beside.map(|keys| (node.storage.name().to_owned(), keys)),
         };
+        trail.note_format(&node);
         let env = OpenEnv {
             writable: access.writable && !node.storage.is_read_only(),
             for_check: access.check,
