@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
 
 mod common;
+#[path = "common/scratch.rs"]
+mod scratch;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,6 +13,7 @@ use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 
 use common::{ok, vdisk};
+use scratch::{disk, fails};
 
 const MIB: usize = 1 << 20;
 const GUID: &str = "{5fbaabe3-6958-40ff-92a7-860e329aab41}";
@@ -222,4 +225,83 @@ fn a_new_image_names_its_data_file_without_a_protocol() {
         assert_eq!(create(name, "image2").status.code(), Some(1), "{name}");
         assert!(!dir.path().join("image2").exists(), "{name}");
     }
+}
+
+/// The name of a qcow2 file as the file of a raw image.
+fn raw_over(file: &str) -> String {
+    format!(r#"{{"driver":"raw","file":{{"driver":"qcow2","file":{{"driver":"file","filename":"{file}"}}}}}}"#)
+}
+
+fn create_over(folder: &Path, image: &str, name: &str) {
+    let args = [
+        "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", name, image, "1M",
+    ];
+    ok(folder, &args);
+}
+
+#[test]
+fn an_image_inside_of_itself_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    create_over(folder, "image", &format!("json:{}", raw_over("image")));
+    for args in [
+        &["map", "image"][..],
+        &["convert", "-O", "raw", "image", "out"],
+        &["check", "image"],
+        &["info", "--backing-chain", "image"],
+    ] {
+        let code = vdisk(folder, args).status.code();
+        assert!(code.is_some_and(|code| code <= 1), "{args:?} ended by a signal");
+    }
+    let (_, said) = fails(folder, &["map", "image"]);
+    assert!(said.contains("at most 64"), "{said}");
+    let nested = (0..100).fold(r#"{"driver":"file","filename":"image"}"#.to_owned(), |inner, _| {
+        format!(r#"{{"driver":"raw","file":{inner}}}"#)
+    });
+    let (code, said) = fails(folder, &["info", &format!("json:{nested}")]);
+    assert!(code == 1 && said.contains("at most 64"), "{said}");
+    let deep = format!("json:{}{}", r#"{"file":"#.repeat(100_000), "}".repeat(100_000));
+    create_over(folder, "deep", &deep[..1000]);
+    assert_eq!(fails(folder, &["map", "deep"]).0, 1);
+    assert_eq!(fails(folder, &["info", &deep[..100_000]]).0, 1);
+}
+
+#[test]
+fn images_inside_of_images_are_read_by_several_workers() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    disk(folder);
+    ok(folder, &["convert", "-O", "qcow2", "disk", "0"]);
+    let last = 19;
+    for n in 1..=last {
+        let below = format!("json:{}", raw_over(&(n - 1).to_string()));
+        create_over(folder, &n.to_string(), &below);
+    }
+    ok(folder, &["convert", "-m", "4", "-O", "raw", &last.to_string(), "out"]);
+    let (out, whole) = (folder.join("out"), folder.join("disk"));
+    assert!(fs::read(out).unwrap() == fs::read(whole).unwrap()[..MIB]);
+}
+
+/// Every image is one in the guest's data of another, and both have the next one below: their number doubles.
+#[test]
+fn images_that_double_with_every_name_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    ok(folder, &["create", "-q", "-f", "qcow2", "inner", "1M"]);
+    ok(folder, &["convert", "-f", "raw", "-O", "qcow2", "inner", "0"]);
+    for n in 1..12 {
+        let (image, below) = (n.to_string(), n - 1);
+        let name = format!(
+            r#"json:{{"driver":"raw","file":{{"driver":"qcow2","file":{{"driver":"qcow2","file":{{"driver":"file","filename":"{below}"}}}}}}}}"#
+        );
+        create_over(folder, "inner", &name);
+        ok(folder, &["convert", "-f", "raw", "-O", "qcow2", "inner", &image]);
+        ok(
+            folder,
+            &["rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", &name, &image],
+        );
+    }
+    let name = "driver=qcow2,file.driver=qcow2,file.file.filename=11";
+    let (code, said) = fails(folder, &["map", "--image-opts", name]);
+    assert!(code == 1 && said.contains("at most 256"), "{said}");
 }

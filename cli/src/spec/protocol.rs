@@ -52,7 +52,7 @@ pub fn open_path(path: &str, access: &Access) -> Result<OpenStorage, Failure> {
 
 /// Opens a storage by its options: `driver`, or a `filename` that tells it.
 pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {
-    let access = &access.refined(&mut keys)?;
+    let access = &access.deeper()?.refined(&mut keys)?;
     if let Some(name) = keys.take_value("filename").filter(|n| n.is_string()) {
         let text = super::keys::text(&name);
         if let Some(more) = super::json::parse(&text)? {
@@ -200,6 +200,7 @@ fn open_image(opener: &Opener, driver: &str, mut keys: Keys, access: &Access) ->
     keys.add("driver", driver);
     let resolved = opener.resolve_keys(keys, access)?;
     let shown = resolved.shown.clone();
+    opener.count_inner(&shown.name())?;
     let chain = opener.open_chain(resolved, access)?;
     let storage = ImageStorage::new(chain, shown.name(), !access.writable);
     Ok(OpenStorage {
