@@ -2,6 +2,9 @@
 //! tls-creds-x509,...`: certificates for TLS, in a folder under the names that QEMU has for them.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -115,15 +118,34 @@ fn is_identifier(id: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
 }
 
+/// Bytes of the longest secret in a file.
+pub const MOST_SECRET: usize = 64 << 10;
+
+/// What a file holds, in memory that is wiped and never moved; `None` where that is more than `most` bytes.
+pub fn read_bounded(path: &Path, most: usize) -> std::io::Result<Option<Zeroizing<Vec<u8>>>> {
+    /// What a reader at the end of its room asks for to see whether there is more.
+    const MARGIN: usize = 64;
+    let file = File::open(path)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(most + MARGIN));
+    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() <= most).then_some(bytes))
+}
+
 fn read_text(keys: &mut Keys) -> Result<Zeroizing<Vec<u8>>, Failure> {
     match (keys.take("data"), keys.take("file")) {
         (Some(data), None) => Ok(Zeroizing::new(data.into_bytes())),
-        (None, Some(file)) => std::fs::read(&file).map(Zeroizing::new).map_err(|e| {
-            let why = crate::app::system_error(&e);
-            Failure::new(format!(
-                "Unable to read {file}: Failed to open file \u{201c}{file}\u{201d}: {why}"
-            ))
-        }),
+        (None, Some(file)) => match read_bounded(Path::new(&file), MOST_SECRET) {
+            Ok(Some(text)) => Ok(text),
+            Ok(None) => Err(Failure::new(format!(
+                "Unable to read {file}: expected a secret of at most {MOST_SECRET} bytes, found more"
+            ))),
+            Err(e) => {
+                let why = crate::app::system_error(&e);
+                Err(Failure::new(format!(
+                    "Unable to read {file}: Failed to open file \u{201c}{file}\u{201d}: {why}"
+                )))
+            }
+        },
         (Some(_), Some(_)) => Err(Failure::new("'file' and 'data' are mutually exclusive")),
         (None, None) => Err(Failure::new("Either 'file' or 'data' must be provided")),
     }

@@ -6,7 +6,11 @@ use vdisk_engine::storage::{NbdTls, TlsFiles};
 use zeroize::Zeroizing;
 
 use crate::app::{self, Failure};
+use crate::secrets::{MOST_SECRET, read_bounded};
 use crate::spec::Keys;
+
+/// Bytes of the longest file of certificates, or list of revoked ones.
+const MOST_CERTIFICATES: usize = 16 << 20;
 
 /// What the folder holds, under QEMU's names for the files.
 #[derive(Default)]
@@ -46,14 +50,18 @@ impl Credentials {
                 "TLS credentials do not support the option '{key}'"
             )));
         }
-        let read = |name: &str| read_file(&Path::new(&folder).join(name));
-        let authorities = match read("ca-cert.pem")? {
-            Some(pem) => pem,
+        let read = |name: &str, most| read_file(&Path::new(&folder).join(name), most);
+        let authorities = match read("ca-cert.pem", MOST_CERTIFICATES)? {
+            Some(pem) => pem.to_vec(),
             None if verify_peer => return Err(Failure::new(format!("There is no ca-cert.pem in {folder}"))),
             None => Vec::new(),
         };
-        let identity = match (read("client-cert.pem")?, read("client-key.pem")?) {
-            (Some(chain), Some(key)) => Some((chain, Zeroizing::new(key))),
+        let own = (
+            read("client-cert.pem", MOST_CERTIFICATES)?,
+            read("client-key.pem", MOST_SECRET)?,
+        );
+        let identity = match own {
+            (Some(chain), Some(key)) => Some((chain.to_vec(), key)),
             (None, None) => None,
             _ => {
                 return Err(Failure::new(format!(
@@ -63,7 +71,7 @@ impl Credentials {
         };
         Ok(Self {
             authorities,
-            revoked: read("ca-crl.pem")?,
+            revoked: read("ca-crl.pem", MOST_CERTIFICATES)?.map(|pem| pem.to_vec()),
             identity,
             verify_peer,
         })
@@ -85,14 +93,12 @@ impl Credentials {
 }
 
 /// A file of the folder; `None` where there is none.
-fn read_file(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
+fn read_file(path: &Path, most: usize) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
+    let failed = |why: &str| Err(Failure::new(format!("Unable to read {}: {why}", path.display())));
+    match read_bounded(path, most) {
+        Ok(Some(bytes)) => Ok(Some(bytes)),
+        Ok(None) => failed(&format!("expected at most {most} bytes, found more")),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Failure::new(format!(
-            "Unable to read {}: {}",
-            path.display(),
-            app::system_error(&e)
-        ))),
+        Err(e) => failed(&app::system_error(&e)),
     }
 }

@@ -42,6 +42,23 @@ fn secrets_are_read_in_every_form() {
 }
 
 #[test]
+fn files_of_keys_that_are_too_long_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    disk(dir.path());
+    fs::write(dir.path().join("long"), [b'x'; 64 << 10]).unwrap();
+    fs::write(dir.path().join("longer"), [b'x'; (64 << 10) + 1]).unwrap();
+    let info = |object: &'static str| ["info", "--object", object, "disk"];
+    ok(dir.path(), &info("secret,id=a,file=long"));
+    for name in ["secret,id=a,file=longer", "secret,id=a,file=/dev/zero"] {
+        let (code, said) = fails(dir.path(), &info(name));
+        assert!(code == 1 && said.contains("at most 65536 bytes"), "{name}: {said}");
+    }
+    std::os::unix::fs::symlink("/dev/zero", dir.path().join("ca-cert.pem")).unwrap();
+    let (code, said) = fails(dir.path(), &info("tls-creds-x509,id=t,dir=."));
+    assert!(code == 1 && said.contains("at most 16777216 bytes"), "{said}");
+}
+
+#[test]
 fn an_encrypted_secret_opens_what_the_plain_one_locked() {
     if !e2e::tools::have(&["openssl", "qemu-img"]) {
         return;

@@ -26,7 +26,12 @@ pub struct Access {
     pub keyless: bool,
     /// When writes are stable.
     pub cache: CacheMode,
+    /// How many nodes, and names in images, this one lies in.
+    pub nesting: usize,
 }
+
+/// Nodes that may lie in each other. An image that names itself as the file of the layer below would lie in itself without an end.
+const MOST_NESTED: usize = 64;
 
 impl Access {
     /// Reading, locked against writers unless `force_share`.
@@ -60,6 +65,21 @@ impl Access {
     pub fn keyless(mut self) -> Self {
         self.keyless = true;
         self
+    }
+    /// The same for a node inside of the one at hand.
+    ///
+    /// # Errors
+    /// One that lies in too many.
+    pub fn deeper(&self) -> Result<Self, Failure> {
+        match self.nesting < MOST_NESTED {
+            true => Ok(Self {
+                nesting: self.nesting + 1,
+                ..*self
+            }),
+            false => Err(Failure::new(format!(
+                "Expected at most {MOST_NESTED} images and files inside of each other, found more: an image may name itself"
+            ))),
+        }
     }
     /// Whether the layer at a depth below the top will be changed.
     pub fn changes(&self, depth: usize) -> bool {

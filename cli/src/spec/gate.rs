@@ -1,10 +1,10 @@
 //! The command line's open gate: names inside images are opened as QEMU opens them, relative to the folder of the image that holds
-//! them, `json:` names included.
+//! them. That of the layer below may be a URL or `json:`; the files that an image consists of are files, whatever their names look like.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use vdisk_engine::gate::{Gate, Reference, Role};
+use vdisk_engine::gate::{BackingChoice, Gate, Reference, Role};
 use vdisk_engine::{Error, ErrorKind, Node, Result, StorageRef};
 
 use super::new_file::{Hints, create_file};
@@ -17,6 +17,8 @@ pub struct Trail {
     /// Names of the layers below the top, in order.
     layers: Mutex<Vec<Layer>>,
     names: Mutex<HashMap<String, String>>,
+    /// Formats of the images, by their storages.
+    formats: Mutex<HashMap<String, String>>,
     /// Options for the layers that images name themselves, by the storage of the image.
     below: Mutex<HashMap<String, Keys>>,
     /// Files that were made for a new image.
@@ -49,6 +51,22 @@ impl Trail {
         });
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         names.insert(storage.to_owned(), shown.to_owned());
+    }
+    /// Notes the format of an image, and of those below it as far as they were said.
+    pub fn note_format(&self, node: &Node) {
+        let mut formats = self.formats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Some(node);
+        while let Some(node) = next {
+            formats.insert(node.storage.name().to_owned(), node.format.clone().unwrap_or_default());
+            next = match &node.backing {
+                BackingChoice::Explicit(below) => Some(below),
+                BackingChoice::FromImage | BackingChoice::None => None,
+            };
+        }
+    }
+    fn format(&self, storage: &str) -> String {
+        let formats = self.formats.lock().unwrap_or_else(PoisonError::into_inner);
+        formats.get(storage).cloned().unwrap_or_default()
     }
     /// Notes options for layers that images name themselves.
     pub fn note_below(&self, options: Vec<(String, Keys)>) {
@@ -93,8 +111,9 @@ impl Gate for CliGate<'_> {
         let opened = match reference.role {
             Role::Backing => {
                 // Where the name starts from is told by the image that has it.
-                let full =
-                    name::relative_to(reference.from.name(), reference.name).map_err(|f| below(depth - 1, &f))?;
+                let from = reference.from.name();
+                let full = name::of_backing(&self.trail.format(from), from, reference.name);
+                let full = full.map_err(|f| below(depth - 1, &f))?;
                 self.backing(reference, &full)
             }
             Role::DataFile | Role::Extent => self.part(reference),
@@ -107,9 +126,8 @@ impl Gate for CliGate<'_> {
 
     fn create(&self, reference: &Reference<'_>) -> Result<StorageRef> {
         let path = path_of(reference).map_err(|f| engine_error(f.message()))?;
-        let path = path.strip_prefix("file:").unwrap_or(&path);
         let mut made = self.trail.made.lock().unwrap_or_else(PoisonError::into_inner);
-        create_file(path, &mut made, Hints::default()).map_err(|e| match e.io_error() {
+        create_file(&path, &mut made, Hints::default()).map_err(|e| match e.io_error() {
             Some(_) => Error::new(ErrorKind::Io, format!("could not create '{path}'")).because(e),
             None => e,
         })
@@ -130,11 +148,11 @@ impl CliGate<'_> {
         let mut resolved = resolved.inspect_err(|_| self.trail.note_below(vec![(from.to_owned(), given)]))?;
         self.trail.note_below(std::mem::take(&mut resolved.below));
         self.trail.add(resolved.node.storage.name(), &resolved.shown.name());
+        self.trail.note_format(&resolved.node);
         Ok(resolved.node)
     }
 
     fn part(&self, reference: &Reference<'_>) -> std::result::Result<Node, Failure> {
-        let full = path_of(reference)?;
         let access = Access {
             writable: reference.writable,
             ..self.access
@@ -142,17 +160,17 @@ impl CliGate<'_> {
         let named = self.beside.as_ref().filter(|(of, _)| of == reference.from.name());
         let opened = match named {
             Some((_, keys)) => protocol::open(self.opener, keys.clone(), &access)?,
-            None => protocol::open_name(self.opener, &full, &access)?,
+            None => protocol::open_path(&path_of(reference)?, &access)?,
         };
         Ok(Node::new(opened.storage, reference.format.unwrap_or("raw")))
     }
 }
 
-/// Names in images are relative to the image, but QEMU takes the name of a data file as it stands.
+/// Names of parts are relative to the image, but QEMU takes the name of a data file as it stands.
 fn path_of(reference: &Reference<'_>) -> std::result::Result<String, Failure> {
     match reference.role {
         Role::DataFile => Ok(reference.name.to_owned()),
-        Role::Backing | Role::Extent => name::relative_to(reference.from.name(), reference.name),
+        Role::Backing | Role::Extent => name::of_part(reference.from.name(), reference.name),
     }
 }
 

@@ -25,11 +25,49 @@ pub fn relative_to(base: &str, name: &str) -> Result<String, Failure> {
             "Cannot use relative backing file names for '{base}'"
         ))),
         Some("http" | "https") => Ok(resolve_url(base, name)),
-        _ => {
-            let path = base.strip_prefix("file:").unwrap_or(base);
-            let folder = path.rfind('/').map_or("", |end| &path[..=end]);
-            Ok(format!("{folder}{name}"))
-        }
+        _ => Ok(beside(base, name)),
+    }
+}
+
+/// Formats in which the name of the layer below is a path and nothing else. The others are QEMU's, where it may be any name.
+const NAMING_PATHS: &[&str] = &["cow", "vhdx", "vpc"];
+
+/// The name that an image of a format has for the layer below, as seen from the folder of `base`, the file of the image.
+///
+/// # Errors
+/// A base that lies in no folder.
+pub fn of_backing(format: &str, base: &str, name: &str) -> Result<String, Failure> {
+    match NAMING_PATHS.contains(&format) {
+        true => relative_to(base, &plain_path(name)),
+        false => relative_to(base, name),
+    }
+}
+
+/// The path of a file that an image consists of, as seen from the folder of `base`: what looks like a protocol or like options is a part of it.
+///
+/// # Errors
+/// A base that lies in no folder of this machine.
+pub fn of_part(base: &str, path: &str) -> Result<String, Failure> {
+    match protocol(base) {
+        _ if path.starts_with('/') => Ok(path.to_owned()),
+        None | Some("file") => Ok(beside(base, path)),
+        Some(_) => Err(Failure::new(format!(
+            "'{path}' is a part of '{base}', which is no file of this machine: expected an image of one file there"
+        ))),
+    }
+}
+
+fn beside(base: &str, name: &str) -> String {
+    let path = base.strip_prefix("file:").unwrap_or(base);
+    let folder = path.rfind('/').map_or("", |end| &path[..=end]);
+    format!("{folder}{name}")
+}
+
+/// A path that cannot be taken for a protocol when it is read again.
+pub fn plain_path(path: &str) -> String {
+    match protocol(path) {
+        Some(_) => format!("./{path}"),
+        None => path.to_owned(),
     }
 }
 
@@ -67,5 +105,35 @@ mod tests {
             assert!(relative_to(base, "b").is_err(), "{base}");
             assert_eq!(relative_to(base, "/b").unwrap(), "/b");
         }
+    }
+
+    #[test]
+    fn parts_of_an_image_are_files_of_this_machine() {
+        for (base, name, path) in [
+            ("top.vmdk", "a:b", "a:b"),
+            ("dir/top.vmdk", "http://h/x", "dir/http://h/x"),
+            ("dir/top.vmdk", "file:x", "dir/file:x"),
+            ("./nbd:x/top", "json:{}", "./nbd:x/json:{}"),
+            ("http://h/top", "/x", "/x"),
+        ] {
+            assert_eq!(of_part(base, name).unwrap(), path, "{base} {name}");
+        }
+        for base in ["http://h/top", "nbd://h/top", "json:{}"] {
+            assert!(of_part(base, "x").is_err(), "{base}");
+        }
+    }
+
+    #[test]
+    fn formats_that_name_paths_name_no_protocol() {
+        for name in ["http://h/x", "json:{}", "fat:/x", "file:x", "a:b"] {
+            assert_eq!(of_backing("qcow2", "dir/top", name).unwrap(), name);
+            for format in NAMING_PATHS {
+                assert_eq!(of_backing(format, "dir/top", name).unwrap(), format!("dir/./{name}"));
+                assert_eq!(of_backing(format, "top", name).unwrap(), format!("./{name}"));
+                let over_http = of_backing(format, "http://server/top", name).unwrap();
+                assert!(over_http.starts_with("http://server/"), "{over_http}");
+            }
+        }
+        assert_eq!(of_backing("vhdx", "http://h/d/top", "base").unwrap(), "http://h/d/base");
     }
 }

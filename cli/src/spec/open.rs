@@ -1,5 +1,7 @@
 //! From a name or an option list to an open chain.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde_json::{Map, Value};
 use vdisk_engine::gate::BackingChoice;
 use vdisk_engine::options::Options;
@@ -104,9 +106,36 @@ pub struct Opener {
     pub limits: Limits,
     /// Ends every wait for a server when it is set.
     pub cancel: CancelToken,
+    /// Images that were opened to be the files of others.
+    inner: AtomicUsize,
 }
 
+/// An image's name for the layer below may hold several images, each of which has such a name again: without a bound on their number
+/// small files could keep the program busy forever.
+const MOST_INNER: usize = 256;
+
 impl Opener {
+    /// With these secrets and the usual bounds.
+    pub fn new(secrets: SecretStore) -> Self {
+        Self {
+            secrets,
+            ..Self::default()
+        }
+    }
+
+    /// Counts an image that is to be the file of another.
+    ///
+    /// # Errors
+    /// Too many of them.
+    pub fn count_inner(&self, name: &str) -> Result<(), Failure> {
+        match self.inner.fetch_add(1, Ordering::Relaxed) < MOST_INNER {
+            true => Ok(()),
+            false => Err(Failure::new(format!(
+                "'{name}' is one image too many in the place of a file: expected at most {MOST_INNER} of them"
+            ))),
+        }
+    }
+
     /// Opens a chain; failures name the image as qemu-img does.
     pub fn open(&self, spec: Spec<'_>, access: Access) -> Result<OpenImage, Failure> {
         self.try_open(spec, access)
@@ -202,6 +231,7 @@ impl Opener {
 
     /// The same for options.
     pub fn resolve_keys(&self, mut keys: Keys, access: &Access) -> Result<Resolved, Failure> {
+        let access = &access.deeper()?;
         let driver = keys.take("driver");
         if let Some(driver) = driver.as_deref().filter(|d| protocol::is_protocol(d)) {
             if let Some(image) = blkdebug::image_alone(driver, &keys) {
@@ -358,6 +388,7 @@ impl Opener {
             trail,
             beside: beside.map(|keys| (node.storage.name().to_owned(), keys)),
         };
+        trail.note_format(&node);
         let env = OpenEnv {
             writable: access.writable && !node.storage.is_read_only(),
             for_check: access.check,

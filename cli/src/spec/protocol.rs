@@ -43,9 +43,16 @@ pub fn open_name(opener: &Opener, text: &str, access: &Access) -> Result<OpenSto
     open(opener, keys, access)
 }
 
+/// Opens a file or a device by its path, in which nothing stands for a protocol or for options.
+pub fn open_path(path: &str, access: &Access) -> Result<OpenStorage, Failure> {
+    let mut keys = Keys::default();
+    keys.add("filename", path);
+    open_file(driver_of_path(path), keys, access)
+}
+
 /// Opens a storage by its options: `driver`, or a `filename` that tells it.
 pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {
-    let access = &access.refined(&mut keys)?;
+    let access = &access.deeper()?.refined(&mut keys)?;
     if let Some(name) = keys.take_value("filename").filter(|n| n.is_string()) {
         let text = super::keys::text(&name);
         if let Some(more) = super::json::parse(&text)? {
@@ -75,12 +82,12 @@ pub fn open(opener: &Opener, mut keys: Keys, access: &Access) -> Result<OpenStor
 /// Sets `driver` (and what else the name says) from a file name or URL.
 fn driver_from_name(keys: &mut Keys, text: &str) -> Result<(), Failure> {
     let Some(protocol) = name::protocol(text) else {
-        keys.add("driver", if is_device(text) { "host_device" } else { "file" });
+        keys.add("driver", driver_of_path(text));
         return Ok(());
     };
     match protocol {
         driver if FILE_DRIVERS.contains(&driver) => {
-            let path = plain_path(&text[driver.len() + 1..]);
+            let path = name::plain_path(&text[driver.len() + 1..]);
             let _ = keys.take("filename");
             keys.add("filename", path);
             keys.add("driver", driver);
@@ -93,18 +100,17 @@ fn driver_from_name(keys: &mut Keys, text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+fn driver_of_path(path: &str) -> &'static str {
+    match is_device(path) {
+        true => "host_device",
+        false => "file",
+    }
+}
+
 /// Whether there is a block or character device of this name.
 pub fn is_device(path: &str) -> bool {
     let found = std::fs::metadata(path).map(|m| m.file_type());
     found.is_ok_and(|kind| kind.is_block_device() || kind.is_char_device())
-}
-
-/// A path that cannot be taken for a protocol when it is read again.
-fn plain_path(path: &str) -> String {
-    match name::protocol(path) {
-        Some(_) => format!("./{path}"),
-        None => path.to_owned(),
-    }
 }
 
 fn open_file(driver: &str, mut keys: Keys, access: &Access) -> Result<OpenStorage, Failure> {
@@ -194,6 +200,7 @@ fn open_image(opener: &Opener, driver: &str, mut keys: Keys, access: &Access) ->
     keys.add("driver", driver);
     let resolved = opener.resolve_keys(keys, access)?;
     let shown = resolved.shown.clone();
+    opener.count_inner(&shown.name())?;
     let chain = opener.open_chain(resolved, access)?;
     let storage = ImageStorage::new(chain, shown.name(), !access.writable);
     Ok(OpenStorage {

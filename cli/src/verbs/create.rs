@@ -149,10 +149,14 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<(u64, Made), Fai
     let backing = backing(driver, &mut given, request)?;
     let mut inputs = request.inputs.clone();
     let size = match &backing {
-        Some(backing) if request.open_backing => Some(size_over(opener, request.file, backing, size, &mut inputs)?),
         Some(backing) => {
-            inputs.extend(target::file_named(&name::relative_to(request.file, &backing.name)?));
-            size
+            let full = name::of_backing(driver.name(), request.file, &backing.name)?;
+            if request.open_backing {
+                Some(size_over(opener, &full, backing, size, &mut inputs)?)
+            } else {
+                inputs.extend(target::file_named(&full));
+                size
+            }
         }
         None => size,
     };
@@ -161,6 +165,10 @@ pub fn create(opener: &Opener, request: &Request<'_>) -> Result<(u64, Made), Fai
         output::line(&summary::summary(request.file, driver, &shown, size, backing.as_ref()));
     }
     options::check_choices(&given, &table)?;
+    if let Some(name) = given.take("data_file") {
+        // The image is to have the name of the file alone: in it `file:` would be a part of that.
+        given.set("data_file", target::local_path(&name)?);
+    }
     let hints = Hints::new(&options::take_file(driver, &mut given));
     let spec = CreateSpec {
         virtual_size: size,
@@ -222,13 +230,12 @@ fn backing(
 /// Looks at the image below, notes its files, and takes its size where none is given.
 fn size_over(
     opener: &Opener,
-    file: &str,
+    full: &str,
     backing: &BackingReference,
     size: Option<u64>,
     inputs: &mut Vec<FileId>,
 ) -> Result<u64, Failure> {
-    let full = name::relative_to(file, &backing.name)?;
-    let spec = Spec::name(&full, backing.format.as_deref());
+    let spec = Spec::name(full, backing.format.as_deref());
     // Nothing but headers is read: whoever writes to it meanwhile does no harm.
     let below = opener
         .try_open(spec, Access::read(true).keyless())

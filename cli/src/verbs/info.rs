@@ -109,7 +109,7 @@ fn facts(image: &OpenImage) -> Result<Facts, Failure> {
     let full_backing = description
         .backing
         .as_ref()
-        .and_then(|b| name::relative_to(&image.place(), &b.name).ok());
+        .and_then(|b| name::of_backing(top.format(), &image.place(), &b.name).ok());
     Ok(Facts {
         image: description,
         filename,

@@ -121,10 +121,7 @@ pub struct Common {
 
 impl Common {
     fn opener(&self) -> Result<Opener, Failure> {
-        Ok(Opener {
-            secrets: SecretStore::read(&self.objects)?,
-            ..Opener::default()
-        })
+        Ok(Opener::new(SecretStore::read(&self.objects)?))
     }
 }
 

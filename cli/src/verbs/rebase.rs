@@ -143,7 +143,7 @@ fn open_base(
     image: &OpenImage,
     backing: &BackingReference,
 ) -> Result<OpenImage, Failure> {
-    let full = name::relative_to(&image.place(), &backing.name)?;
+    let full = name::of_backing(image.chain.top().format(), &image.place(), &backing.name)?;
     let mut access = Access::read(args.force_share).cached(super::source_cache(args.backing_cache.as_deref())?);
     // What is below the new base may be out of order as well.
     (access.no_backing, access.inspect) = (args.backing_unsafe, args.backing_unsafe);
