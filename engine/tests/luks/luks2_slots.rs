@@ -171,3 +171,40 @@ fn a_full_disk_leaves_the_key_that_was_to_be_replaced() {
         assert!(open_on(left, b"first").is_ok(), "LUKS{version}");
     }
 }
+
+#[test]
+fn the_slots_of_a_header_end_at_31() {
+    let moved = |to: &'static str| {
+        changed(move |json| {
+            let slot = json["keyslots"].as_object_mut().unwrap().remove("1").unwrap();
+            json["keyslots"][to] = slot;
+            json["digests"]["0"]["keyslots"] = json!(["0", to]);
+        })
+    };
+    assert!(open_on(moved("31"), b"other").is_ok());
+    let refused = open_on(moved("32"), b"other").err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt);
+    assert!(refused.to_string().contains("keyslot 32"), "{refused}");
+}
+
+/// Each slot within its limits, all of them together not.
+#[test]
+fn a_passphrase_is_not_tried_on_more_than_the_limits_allow_together() {
+    let storage = in_memory("2", 1 << 16);
+    let limits = Limits {
+        kdf_iterations: 1000,
+        kdf_derivations: 4,
+        ..Limits::default()
+    };
+    let work = KeyWork::within(&limits);
+    let mut header = LuksHeader::read(storage.clone(), &work).unwrap();
+    header.add_key(b"first", &new(b"second"), &key_env(&limits)).unwrap();
+    header.add_key(b"first", &new(b"third"), &key_env(&limits)).unwrap();
+    // A slot and its digest are two derivations: what stands in the first two slots is found.
+    assert_eq!(header.test_key(b"second", None, &work).unwrap(), 1);
+    for passphrase in [b"third".as_slice(), b"wrong"] {
+        let refused = header.test_key(passphrase, None, &work).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::LimitExceeded, "{refused}");
+    }
+    assert_eq!(header.test_key(b"third", Some(2), &work).unwrap(), 2);
+}

@@ -37,6 +37,14 @@ impl<'a> KeyWork<'a> {
         }
     }
 
+    /// What may be spent on one passphrase.
+    pub(crate) fn effort(&self) -> Effort<'_> {
+        Effort {
+            work: self,
+            left: u64::from(self.limits.kdf_derivations) * WHOLE,
+        }
+    }
+
     /// Refuses iteration counts beyond the limits.
     pub(crate) fn check_iterations(&self, count: u32) -> Result<()> {
         let limit = self.limits.kdf_iterations;
@@ -45,6 +53,40 @@ impl<'a> KeyWork<'a> {
                 "{count} PBKDF2 iterations are more than the limit of {limit}"
             )));
         }
+        Ok(())
+    }
+}
+
+/// What trying one passphrase on slot after slot may still cost: many slots, each within its limits, take hours together.
+pub(crate) struct Effort<'a> {
+    work: &'a KeyWork<'a>,
+    /// In parts of the dearest derivation, of which it has [`WHOLE`].
+    left: u64,
+}
+
+const WHOLE: u64 = 1_000_000;
+
+impl Effort<'_> {
+    /// Takes the cost of PBKDF2 off what is left.
+    pub(crate) fn spend_iterations(&mut self, count: u32) -> Result<()> {
+        self.spend(u64::from(count), self.work.limits.kdf_iterations)
+    }
+
+    /// Takes the cost of Argon2 off what is left.
+    pub(crate) fn spend_argon2(&mut self, cost: Argon2Cost) -> Result<()> {
+        let work = u64::from(cost.memory_kib) * u64::from(cost.time);
+        self.spend(work, self.work.argon2_limit().work_kib)
+    }
+
+    fn spend(&mut self, cost: u64, dearest: u64) -> Result<()> {
+        let share = u128::from(cost) * u128::from(WHOLE) / u128::from(dearest.max(1));
+        let left = u64::try_from(share).ok().and_then(|share| self.left.checked_sub(share));
+        self.left = left.ok_or_else(|| {
+            Error::limit(format!(
+                "trying the passphrase on all key slots costs more than {} derivations of the greatest cost: name the slot",
+                self.work.limits.kdf_derivations
+            ))
+        })?;
         Ok(())
     }
 }

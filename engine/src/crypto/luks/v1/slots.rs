@@ -20,7 +20,7 @@ impl Header {
     /// Tries a passphrase on the active slots in order, or on the given one alone; `None` when none opens.
     ///
     /// # Errors
-    /// `Io` and `Corrupt` when key material cannot be read, `Cancelled`.
+    /// `Io` and `Corrupt` when key material cannot be read, `LimitExceeded` when all these slots cost too much, `Cancelled`.
     pub(crate) fn unlock(
         &self,
         storage: &dyn Storage,
@@ -28,10 +28,13 @@ impl Header {
         only: Option<usize>,
         work: &KeyWork<'_>,
     ) -> Result<Option<UnlockedKey>> {
+        let mut effort = work.effort();
         for (number, slot) in self.slots.iter().enumerate() {
             let Some(iterations) = slot.iterations.filter(|_| only.is_none_or(|wanted| wanted == number)) else {
                 continue;
             };
+            effort.spend_iterations(iterations)?;
+            effort.spend_iterations(self.key_digest_iterations())?;
             let key = self.slot_key(storage, number, slot, iterations, passphrase, work)?;
             if self.is_volume_key(&key, work)? {
                 return Ok(Some(UnlockedKey {

@@ -12,8 +12,6 @@ use crate::{Error, Result, Storage};
 
 /// Key material is given space in units of this.
 const ALIGN: u64 = 4096;
-/// Slots at most, as cryptsetup has it.
-pub(crate) const SLOTS: u32 = 32;
 /// Least iterations of a slot, as cryptsetup has it.
 const MIN_ITERATIONS: u32 = 1000;
 

@@ -13,8 +13,8 @@ use super::{LuksInfo, LuksSlot, VolumeLayout};
 use crate::{Error, Result};
 
 pub(crate) use create::{DATA_OFFSET, create};
-pub(crate) use edit::SLOTS;
 pub(crate) use header::{Header, has_second, lost_its_magic};
+pub(crate) use metadata::SLOTS;
 
 impl Header {
     /// Where the data lies.

@@ -13,7 +13,7 @@ impl Header {
     /// Tries a passphrase on the slots of the data's key, those of high priority first, or on the given one alone.
     ///
     /// # Errors
-    /// `Io` and `Corrupt` when key material cannot be read, `Unsupported` when the data could not be opened anyway, `Cancelled`.
+    /// `Io` and `Corrupt` when key material cannot be read, `LimitExceeded` when all these slots cost too much, `Unsupported` when the data could not be opened anyway, `Cancelled`.
     pub(crate) fn unlock(
         &self,
         storage: &dyn Storage,
@@ -33,7 +33,13 @@ impl Header {
             }
         }
         slots.sort_by_key(|(slot, key)| (std::cmp::Reverse(key.priority), slot.number));
+        let mut effort = work.effort();
         for (slot, how) in slots {
+            match how.kdf {
+                Kdf::Pbkdf2 { iterations, .. } => effort.spend_iterations(iterations)?,
+                Kdf::Argon2 { cost, .. } => effort.spend_argon2(cost)?,
+            }
+            effort.spend_iterations(digest.iterations)?;
             let key = slot_key(storage, slot.offset, how, passphrase, work)?;
             if same(&digest_of(digest, &key, work)?, &digest.digest) {
                 return Ok(Some(UnlockedKey { key, slot: slot.number }));
