@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::crypto::{Argon2Cost, Argon2Limit, Argon2Variant, HashAlgorithm, argon2, measure_pbkdf2};
+use crate::crypto::{Argon2Cost, Argon2Limit, Argon2Variant, HashAlgorithm, measure_pbkdf2, time_of_a_pass};
 use crate::{Error, Limits, Result};
 
 /// Surroundings of key derivations.
@@ -177,11 +177,11 @@ pub fn measure_argon2(
         memory_kib,
         lanes,
     };
-    let Some(start) = (work.elapsed)() else {
+    if (work.elapsed)().is_none() {
         return Ok(KdfCost::Argon2(variant, cost(MIN_PASSES)));
-    };
-    argon2(variant, b"passphrase", &[0x5a; 32], cost(1), &limit, &mut [0; 64])?;
-    let took = (work.elapsed)().unwrap_or(start).saturating_sub(start);
+    }
+    let now = || (work.elapsed)().unwrap_or_default();
+    let took = time_of_a_pass(variant, cost(1), &limit, &now, work.cancelled)?;
     let passes = u32::try_from(time.as_nanos() / took.as_nanos().max(1)).unwrap_or(u32::MAX);
     let most = u32::try_from(limit.work_kib / u64::from(memory_kib.max(1))).unwrap_or(u32::MAX);
     Ok(KdfCost::Argon2(variant, cost(passes.min(most).max(MIN_PASSES))))

@@ -90,20 +90,16 @@ pub(super) fn slot_cipher(slot: &SlotKey, passphrase: &[u8], work: &KeyWork<'_>)
             pbkdf2(hash, passphrase, &slot.salt, iterations, work.cancelled, &mut derived)?;
         }
         Kdf::Argon2 { variant, cost } => {
-            if (work.cancelled)() {
-                return Err(Error::cancelled());
-            }
+            let limit = work.argon2_limit();
             argon2(
                 variant,
                 passphrase,
                 &slot.salt,
                 cost,
-                &work.argon2_limit(),
+                &limit,
+                work.cancelled,
                 &mut derived,
             )?;
-            if (work.cancelled)() {
-                return Err(Error::cancelled());
-            }
         }
     }
     SectorCipher::new(slot.spec, &derived, 512)
