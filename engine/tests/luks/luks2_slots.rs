@@ -208,3 +208,24 @@ fn a_passphrase_is_not_tried_on_more_than_the_limits_allow_together() {
     }
     assert_eq!(header.test_key(b"third", Some(2), &work).unwrap(), 2);
 }
+
+/// As `cryptsetup config --priority ignore` leaves it: cryptsetup and this program try such a slot when it is asked for by number alone.
+#[test]
+fn a_slot_that_is_to_be_ignored_does_not_count_as_another_key() {
+    let limits = Limits::default();
+    let storage = changed(|json| json["keyslots"]["1"]["priority"] = json!(0));
+    let image = metadata(storage.clone(), &limits).unwrap();
+    let (slots, env) = (image.key_slots().unwrap(), key_env(&limits));
+    assert_eq!(
+        open_on(storage.clone(), b"other").err().unwrap().kind(),
+        ErrorKind::WrongKey
+    );
+    for last in [EraseKeys::Slot(0), EraseKeys::Matching(b"letmein")] {
+        let refused = slots.erase(last, false, &env).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{refused}");
+    }
+    assert!(open_on(storage, b"letmein").is_ok());
+    // Its passphrase is known to somebody, and can be taken away.
+    assert_eq!(slots.test(b"other", Some(1), &env.work).unwrap(), 1);
+    assert_eq!(slots.erase(EraseKeys::Matching(b"other"), false, &env).unwrap(), [1]);
+}

@@ -29,7 +29,7 @@ pub enum EraseKeys<'a> {
 }
 
 impl LuksHeader {
-    /// Numbers of the slots whose key opens the data.
+    /// Numbers of the slots whose key opens the data without being asked for by number.
     #[must_use]
     pub fn active_slots(&self) -> Vec<u32> {
         let slots = self.info().slots;
@@ -92,7 +92,7 @@ impl LuksHeader {
                 self.unlock(passphrase, Some(slot), &env.work)?;
                 vec![slot]
             }
-            EraseKeys::Matching(passphrase) => self.matching(&active, passphrase, &env.work)?,
+            EraseKeys::Matching(passphrase) => self.matching(passphrase, &env.work)?,
         };
         if force {
             erase.retain(|slot| occupied.contains(slot));
@@ -110,10 +110,10 @@ impl LuksHeader {
         Ok(erase)
     }
 
-    fn matching(&self, active: &[u32], passphrase: &[u8], work: &KeyWork<'_>) -> Result<Vec<u32>> {
+    fn matching(&self, passphrase: &[u8], work: &KeyWork<'_>) -> Result<Vec<u32>> {
         let mut found = Vec::new();
-        for slot in active {
-            match self.test_key(passphrase, Some(*slot), work) {
+        for slot in self.info().slots.iter().filter(|slot| slot.holds_key) {
+            match self.test_key(passphrase, Some(slot.number), work) {
                 Ok(slot) => found.push(slot),
                 Err(error) if error.kind() == crate::ErrorKind::WrongKey => {}
                 Err(error) => return Err(error),
