@@ -229,3 +229,23 @@ fn a_slot_that_is_to_be_ignored_does_not_count_as_another_key() {
     assert_eq!(slots.test(b"other", Some(1), &env.work).unwrap(), 1);
     assert_eq!(slots.erase(EraseKeys::Matching(b"other"), false, &env).unwrap(), [1]);
 }
+
+/// As `cryptsetup luksFormat --luks2-keyslots-size` leaves it: one key fills the area for keys.
+#[test]
+fn a_new_key_does_not_take_the_place_of_the_only_one() {
+    let limits = Limits::default();
+    let good = valid();
+    let mut json = json_of(&good);
+    let size = json["keyslots"]["0"]["area"]["size"].clone();
+    json["config"]["keyslots_size"] = size;
+    let full = with_text(&good, json.to_string().as_bytes());
+    let storage = Arc::new(MemoryStorage::new("full", full.clone()));
+    let mut header = LuksHeader::read(storage.clone(), &KeyWork::within(&limits)).unwrap();
+    let refused = header.add_key(b"letmein", &in_place(0, b"other"), &key_env(&limits));
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::LimitExceeded, "{refused}");
+    assert!(refused.to_string().contains("may be the only one"), "{refused}");
+    let refused = header.change_key(b"letmein", &new(b"other"), &key_env(&limits));
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::LimitExceeded);
+    assert!(storage.contents() == full);
+}

@@ -51,7 +51,8 @@ impl LuksHeader {
     /// old key or the new one in some slot all the time, as in [`Self::change_key`]. What is cancelled changed nothing.
     ///
     /// # Errors
-    /// `WrongKey`; `InvalidArgument` for a slot that does not exist, holds a key, or when none is empty; those of deriving and writing.
+    /// `WrongKey`; `InvalidArgument` for a slot that does not exist, holds a key, or when none is empty; `LimitExceeded` when LUKS2 has no
+    /// room for the key; those of deriving and writing.
     pub fn add_key(&mut self, unlock: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32> {
         let slot = self.slot_for(new)?;
         let unlocked = self.unlock(unlock, None, &env.work)?;
@@ -62,7 +63,8 @@ impl LuksHeader {
     /// Puts a new passphrase in place of the one that `old` is. Gives the slot it went into.
     ///
     /// The new key is stable in another slot before the old one is erased, also where it is to take the same slot. Only when no slot is
-    /// empty is that one written again in place: a crash then leaves the keys of the other slots.
+    /// empty is that one written again in place: a crash then leaves the keys of the other slots. LUKS2 without room for a key beside it
+    /// refuses that.
     ///
     /// # Errors
     /// As [`Self::add_key`].
@@ -174,7 +176,7 @@ impl LuksHeader {
             }
             Form::V2(header) => {
                 let sealed = header.seal(&unlocked.key, new.passphrase, new.cost, Some(unlocked.slot), env)?;
-                header.store_key(storage, slot, &sealed, env)
+                header.store_key(storage, slot, &sealed, Some(unlocked.slot), env)
             }
         }
     }

@@ -99,18 +99,24 @@ impl Header {
     /// Puts a sealed key into a slot, in place of what stands in it.
     ///
     /// The order is: key material where nothing lies, flush, both headers, garbage over the old key material. A crash leaves the old key
-    /// in the slot or the new one. Where there is no other room than that of the old key, it is erased first.
+    /// in the slot or the new one. Where there is no other room than that of the old key, it is erased first, but for the key in slot
+    /// `opened`, which may be the only one.
     pub(crate) fn store_key(
         &mut self,
         storage: &dyn Storage,
         number: u32,
         sealed: &SealedKey,
+        opened: Option<u32>,
         env: &KeyEnv<'_>,
     ) -> Result<()> {
         let size = (sealed.how.len as u64 * u64::from(STRIPES)).next_multiple_of(ALIGN);
         let old = self.place(number);
         let (place, replaced) = match (self.free_area(size), old) {
             (Some(offset), old) => (Place { offset, size }, old),
+            (None, Some(_)) if opened == Some(number) => {
+                let text = format!("no room for a new key beside the one in key slot {number}, which may be the only one: erase another slot");
+                return Err(Error::limit(text));
+            }
             (None, Some(old)) if old.size >= size => {
                 self.erase_slot(storage, number, env)?;
                 (old, None)
