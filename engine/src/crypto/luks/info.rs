@@ -43,7 +43,7 @@ pub struct LuksSlot {
 }
 
 impl LuksHeader {
-    /// What is wrong with one of the two copies of a LUKS2 header, if something is.
+    /// What is wrong with one of the two copies of a LUKS2 header, if something is: it is damaged or out of date.
     #[must_use]
     pub fn damaged_copy(&self) -> Option<&str> {
         match &self.form {

@@ -82,7 +82,10 @@ impl LuksHeader {
         Ok(slot)
     }
 
-    /// Erases keys; never the last one unless `force`, which also takes a slot without a key for erased. Gives the slots that were emptied.
+    /// Erases keys; never the last one unless `force`. Gives the slots that were emptied.
+    ///
+    /// With `force` a slot without a key is no error: its erasure may have been cut off, and is ended. No copy of the header names the slot
+    /// then, and no key material is left outside of the slots.
     ///
     /// # Errors
     /// `InvalidArgument` for a slot without a key, and for what would leave no key; `WrongKey` when a passphrase matches nothing.
@@ -100,16 +103,29 @@ impl LuksHeader {
             erase.retain(|slot| occupied.contains(slot));
         }
         if let Some(empty) = erase.iter().find(|slot| !occupied.contains(slot)) {
-            return Err(Error::invalid(format!("key slot {empty} holds no key")).at(self.storage.name()));
+            let more = self.damaged_copy().map_or(String::new(), |damage| {
+                format!(", but {damage}: force the erasure, to end one that was cut off")
+            });
+            return Err(Error::invalid(format!("key slot {empty} holds no key{more}")).at(self.storage.name()));
         }
         if active.iter().all(|slot| erase.contains(slot)) && !force {
             let text = "this would erase the last key and with it all data; force it if that is what you want";
             return Err(Error::invalid(text).at(self.storage.name()));
         }
+        if erase.is_empty() {
+            self.finish_erasure(env)?;
+        }
         for slot in &erase {
             self.erase_slot(*slot, env)?;
         }
         Ok(erase)
+    }
+
+    fn finish_erasure(&mut self, env: &KeyEnv<'_>) -> Result<()> {
+        match &mut self.form {
+            Form::V1(header) => header.finish_erasure(self.storage.as_ref(), env.random),
+            Form::V2(header) => header.finish_erasure(self.storage.as_ref(), env),
+        }
     }
 
     fn matching(&self, passphrase: &[u8], work: &KeyWork<'_>) -> Result<Vec<u32>> {
