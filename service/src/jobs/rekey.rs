@@ -226,7 +226,7 @@ impl Work {
     }
 
     fn secret(&self, name: &str) -> Option<&[u8]> {
-        self.secrets.0.get(name).map(|value| value.as_slice())
+        self.secrets.values.get(name).map(|value| value.as_slice())
     }
 
     /// All that comes before the first slot is erased: the slot that was filled, and the slots to erase, where some are.
