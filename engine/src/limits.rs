@@ -19,6 +19,9 @@ pub struct Limits {
     pub kdf_iterations: u64,
     /// Memory of a memory-hard key derivation, in bytes.
     pub kdf_memory: u64,
+    /// What one passphrase may cost on all key slots of an image together, in derivations of the greatest cost that the two bounds above allow.
+    /// All slots of a LUKS1 header with their digests are 16.
+    pub kdf_derivations: u32,
     /// Files one image may consist of (VMDK extents, bundle parts).
     pub files: usize,
 }
@@ -34,6 +37,7 @@ impl Default for Limits {
             decompressed_bytes: 64 << 20,
             kdf_iterations: 12_000_000,
             kdf_memory: 1 << 30,
+            kdf_derivations: 16,
             files: 1024,
         }
     }

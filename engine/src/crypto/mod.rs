@@ -20,11 +20,13 @@ mod pbkdf2;
 mod secret;
 mod sector;
 mod spec;
+mod turns;
 mod twofish;
 mod xts;
 
 pub use afsplit::{af_merge, af_split};
 pub use algorithm::CipherAlgorithm;
+use argon2::time_of_a_pass;
 pub use argon2::{Argon2Cost, Argon2Limit, Argon2Variant, argon2};
 pub(crate) use bytes::EncryptedBytes;
 pub use hash::HashAlgorithm;

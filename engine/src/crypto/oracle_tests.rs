@@ -198,6 +198,7 @@ fn absurd_argon2_costs_are_refused_before_any_memory_is_taken() {
             b"saltsalt",
             cost,
             &limit,
+            &|| false,
             &mut [0; 32],
         )
         .unwrap_err()

@@ -74,13 +74,13 @@ pub fn change_keys(
     }
 }
 
-/// The slots that a passphrase opens, in their order; none is no error.
+/// The slots that a passphrase opens, in their order, those that are only asked for by number too; none is no error.
 ///
 /// # Errors
 /// Those of deriving keys and reading the slots, but for `WrongKey`.
 pub fn opened_by(slots: &dyn KeySlots, passphrase: &[u8], work: &KeyWork<'_>) -> Result<Vec<u32>> {
     let mut opened = Vec::new();
-    for slot in slots.list()?.iter().filter(|slot| slot.opens_data) {
+    for slot in slots.list()?.iter().filter(|slot| slot.holds_key) {
         match slots.test(passphrase, Some(slot.number), work) {
             Ok(number) => opened.push(number),
             Err(error) if error.kind() == ErrorKind::WrongKey => {}

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use vdisk_engine::crypto::luks::{EraseKeys, KdfCost, KeyWork, LuksHeader, NewKey};
+use vdisk_engine::image::Repair;
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{Fault, FaultyStorage, MemoryStorage};
-use vdisk_engine::{Limits, StorageRef};
+use vdisk_engine::{Control, Limits, StorageRef};
 
-use super::support::{create_on, in_memory, key_env};
+use super::support::{create_on, in_memory, key_env, metadata};
 
 fn two_keys() -> Vec<u8> {
     let memory = Arc::new(MemoryStorage::empty());
@@ -179,5 +180,83 @@ fn a_new_key_in_the_slot_of_the_only_one_never_leaves_none() {
         })
         .unwrap();
         assert!(opens(&memory.contents(), b"third") && !opens(&memory.contents(), b"first"));
+    }
+}
+
+/// The key is gone when the headers of before do not bring it back either.
+#[test]
+fn an_erasure_that_was_cut_off_is_ended_by_force() {
+    let limits = Limits::default();
+    for (version, header_len) in [("1", 592), ("2", 0x8000)] {
+        let memory = in_memory(version, 1 << 16);
+        change(memory.clone(), |header, limits| {
+            header.add_key(b"first", &new(b"second"), &key_env(limits)).map(|_| ())
+        })
+        .unwrap();
+        let before = memory.contents();
+        let erase = |force| {
+            move |header: &mut LuksHeader, limits: &Limits| {
+                header
+                    .erase_keys(EraseKeys::Slot(1), force, &key_env(limits))
+                    .map(|_| ())
+            }
+        };
+        at_every_change(&before, &FAULTS, erase(false), |left, crash| {
+            let storage = Arc::new(MemoryStorage::new("left", left.to_vec()));
+            change(storage.clone(), erase(true)).unwrap();
+            let ended = storage.contents();
+            assert!(opens(&ended, b"first"), "LUKS{version}: {crash}");
+            let with_old_header = [&before[..header_len], &ended[header_len..]].concat();
+            assert!(opens(&with_old_header, b"first"), "LUKS{version}: {crash}");
+            for copies in [
+                &ended,
+                &with_old_header,
+                &without_copy(&ended, 0),
+                &without_copy(&ended, 0x4000),
+            ] {
+                assert!(!opens(copies, b"second"), "LUKS{version}: {crash}");
+            }
+            let report = metadata(storage, &limits)
+                .unwrap()
+                .check(Repair::No, &Control::default());
+            assert_eq!(report.unwrap().corruptions, 0, "LUKS{version}: {crash}");
+        });
+    }
+}
+
+/// A LUKS2 image that has lost the magic of one header copy; any other as it is.
+fn without_copy(image: &[u8], at: usize) -> Vec<u8> {
+    let mut image = image.to_vec();
+    if image[6..8] == [0, 2] {
+        image[at..at + 6].fill(0);
+    }
+    image
+}
+
+#[test]
+fn a_header_copy_that_is_out_of_date_is_told() {
+    let limits = Limits::default();
+    let memory = in_memory("2", 1 << 16);
+    let old = memory.contents();
+    change(memory.clone(), |header, limits| {
+        header.add_key(b"first", &new(b"second"), &key_env(limits)).map(|_| ())
+    })
+    .unwrap();
+    let good = memory.contents();
+    for (name, place) in [("first", 0..0x4000), ("second", 0x4000..0x8000)] {
+        let mut bytes = good.clone();
+        bytes[place.clone()].copy_from_slice(&old[place]);
+        let storage = Arc::new(MemoryStorage::new("stale", bytes));
+        let image = metadata(storage.clone(), &limits).unwrap();
+        let report = image.check(Repair::No, &Control::default()).unwrap();
+        let told = format!("the {name} header copy is out of date");
+        assert_eq!(report.corruptions, 1, "{name}");
+        assert!(report.messages[0].starts_with(&told), "{:?}", report.messages);
+        let refused = change(storage, |header, limits| {
+            header
+                .erase_keys(EraseKeys::Slot(7), false, &key_env(limits))
+                .map(|_| ())
+        });
+        assert!(refused.unwrap_err().to_string().contains(&told), "{name}");
     }
 }

@@ -171,3 +171,81 @@ fn a_full_disk_leaves_the_key_that_was_to_be_replaced() {
         assert!(open_on(left, b"first").is_ok(), "LUKS{version}");
     }
 }
+
+#[test]
+fn the_slots_of_a_header_end_at_31() {
+    let moved = |to: &'static str| {
+        changed(move |json| {
+            let slot = json["keyslots"].as_object_mut().unwrap().remove("1").unwrap();
+            json["keyslots"][to] = slot;
+            json["digests"]["0"]["keyslots"] = json!(["0", to]);
+        })
+    };
+    assert!(open_on(moved("31"), b"other").is_ok());
+    let refused = open_on(moved("32"), b"other").err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Corrupt);
+    assert!(refused.to_string().contains("keyslot 32"), "{refused}");
+}
+
+/// Each slot within its limits, all of them together not.
+#[test]
+fn a_passphrase_is_not_tried_on_more_than_the_limits_allow_together() {
+    let storage = in_memory("2", 1 << 16);
+    let limits = Limits {
+        kdf_iterations: 1000,
+        kdf_derivations: 4,
+        ..Limits::default()
+    };
+    let work = KeyWork::within(&limits);
+    let mut header = LuksHeader::read(storage.clone(), &work).unwrap();
+    header.add_key(b"first", &new(b"second"), &key_env(&limits)).unwrap();
+    header.add_key(b"first", &new(b"third"), &key_env(&limits)).unwrap();
+    // A slot and its digest are two derivations: what stands in the first two slots is found.
+    assert_eq!(header.test_key(b"second", None, &work).unwrap(), 1);
+    for passphrase in [b"third".as_slice(), b"wrong"] {
+        let refused = header.test_key(passphrase, None, &work).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::LimitExceeded, "{refused}");
+    }
+    assert_eq!(header.test_key(b"third", Some(2), &work).unwrap(), 2);
+}
+
+/// As `cryptsetup config --priority ignore` leaves it: cryptsetup and this program try such a slot when it is asked for by number alone.
+#[test]
+fn a_slot_that_is_to_be_ignored_does_not_count_as_another_key() {
+    let limits = Limits::default();
+    let storage = changed(|json| json["keyslots"]["1"]["priority"] = json!(0));
+    let image = metadata(storage.clone(), &limits).unwrap();
+    let (slots, env) = (image.key_slots().unwrap(), key_env(&limits));
+    assert_eq!(
+        open_on(storage.clone(), b"other").err().unwrap().kind(),
+        ErrorKind::WrongKey
+    );
+    for last in [EraseKeys::Slot(0), EraseKeys::Matching(b"letmein")] {
+        let refused = slots.erase(last, false, &env).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InvalidArgument, "{refused}");
+    }
+    assert!(open_on(storage, b"letmein").is_ok());
+    // Its passphrase is known to somebody, and can be taken away.
+    assert_eq!(slots.test(b"other", Some(1), &env.work).unwrap(), 1);
+    assert_eq!(slots.erase(EraseKeys::Matching(b"other"), false, &env).unwrap(), [1]);
+}
+
+/// As `cryptsetup luksFormat --luks2-keyslots-size` leaves it: one key fills the area for keys.
+#[test]
+fn a_new_key_does_not_take_the_place_of_the_only_one() {
+    let limits = Limits::default();
+    let good = valid();
+    let mut json = json_of(&good);
+    let size = json["keyslots"]["0"]["area"]["size"].clone();
+    json["config"]["keyslots_size"] = size;
+    let full = with_text(&good, json.to_string().as_bytes());
+    let storage = Arc::new(MemoryStorage::new("full", full.clone()));
+    let mut header = LuksHeader::read(storage.clone(), &KeyWork::within(&limits)).unwrap();
+    let refused = header.add_key(b"letmein", &in_place(0, b"other"), &key_env(&limits));
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::LimitExceeded, "{refused}");
+    assert!(refused.to_string().contains("may be the only one"), "{refused}");
+    let refused = header.change_key(b"letmein", &new(b"other"), &key_env(&limits));
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::LimitExceeded);
+    assert!(storage.contents() == full);
+}

@@ -54,8 +54,8 @@ impl Layer {
 pub fn keyring(layers: &[Layer], asked: &OpenSecrets) -> OpenSecrets {
     let mut ring = asked.clone();
     for layer in layers {
-        for (role, value) in &layer.keys.0 {
-            ring.0.insert(layer.key_name(role), value.clone());
+        for (role, value) in &layer.keys.values {
+            ring.values.insert(layer.key_name(role), value.clone());
         }
     }
     ring

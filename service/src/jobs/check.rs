@@ -102,7 +102,7 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
 
 fn check(layers: &[Layer], repair: Option<Repair>, limits: &vdisk_engine::Limits, control: &Control) -> Result<Done> {
     let layer = layers.first().ok_or_else(|| ServiceError::internal("no image"))?;
-    let secrets = OpenSecrets::default();
+    let secrets = OpenSecrets::none_until(control);
     let opening = Opening {
         top_only: true,
         for_check: true,

@@ -229,7 +229,7 @@ struct Work {
 
 impl Work {
     fn commit(&self, empty_top: bool, control: &Control) -> Result<()> {
-        let secrets = OpenSecrets::default();
+        let secrets = OpenSecrets::none_until(control);
         let options = CopyOptions {
             workers: self.threads,
             ..CopyOptions::default()

@@ -70,7 +70,7 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     let (limits, threads) = (context.inner.limits.clone(), context.inner.config.threads_per_job);
     context.step("comparing").await?;
     let found = context.blocking(move |control| {
-        let secrets = OpenSecrets::default();
+        let secrets = OpenSecrets::none_until(control);
         let opening = Opening::read(&limits, &secrets);
         let (a, b) = (
             open_patiently(&a, &opening, control)?,

@@ -221,7 +221,7 @@ impl Work {
         require_lease: &dyn Fn() -> Result<()>,
     ) -> Result<(FileFacts, Option<String>)> {
         let top = self.top()?;
-        let secrets = OpenSecrets::default();
+        let secrets = OpenSecrets::none_until(control);
         let opening = Opening {
             writable: &[0],
             ..Opening::read(&self.limits, &secrets)

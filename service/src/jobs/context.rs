@@ -92,9 +92,10 @@ impl JobContext {
         self.inner.layers(image).await
     }
 
-    /// The values of the secrets that a request named.
+    /// The values of the secrets that a request named. Deriving keys from them ends when the job is told to stop.
     pub async fn secrets(&self, refs: &SecretRefs) -> Result<OpenSecrets> {
-        self.inner.open_secrets(refs).await
+        let secrets = self.inner.open_secrets(refs).await?;
+        Ok(secrets.until(&self.control.for_engine()))
     }
 
     /// A transaction of a job that is still ours.
@@ -295,6 +296,16 @@ pub async fn to_bring_back(inner: &Inner, image: ImageId) -> Result<Option<Tx>> 
 /// As [`open_chain`].
 pub fn open_patiently(layers: &[Layer], opening: &Opening<'_>, control: &Control) -> Result<Chain> {
     patiently(control, || open_chain(layers, opening))
+}
+
+/// For an opening that comes before all changes of an attempt: deriving keys ends when the job is told to stop, if no earlier attempt left
+/// something that has to be put in order.
+pub fn until_changed(is_first: bool, control: &Control) -> OpenSecrets {
+    if is_first {
+        OpenSecrets::none_until(control)
+    } else {
+        OpenSecrets::default()
+    }
 }
 
 /// Tries to open something, waiting a little for locks of others to go.

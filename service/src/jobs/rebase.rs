@@ -18,13 +18,11 @@ use vdisk_engine::image::BackingReference;
 use vdisk_engine::ops::convert::CopyOptions;
 use vdisk_engine::{Chain, Control, formats, ops};
 
-use super::context::{open_patiently, patiently};
+use super::context::{open_patiently, patiently, until_changed};
 use super::kept::refuse_snapshots_of;
 use super::verify::{digest_before, require_digest};
 use super::{Foreseen, Foresight, JobContext, JobRunner, base, note_digest, parse, plan};
-use crate::disk::{
-    Layer, OpenSecrets, Opening, base_changed, file_facts, look_again, reference_to, was_changed_by_others,
-};
+use crate::disk::{Layer, Opening, base_changed, file_facts, look_again, reference_to, was_changed_by_others};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
 use crate::queue::{Done, Effect};
@@ -231,7 +229,7 @@ impl Work {
     }
 
     fn run(&self, control: &Control) -> Result<Done> {
-        let secrets = OpenSecrets::default();
+        let secrets = until_changed(self.context.is_first(), control);
         let reading = Opening::read(&self.limits, &secrets);
         let top = self.image.first().ok_or_else(|| ServiceError::internal("no image"))?;
         let wanted = self.base.first().map(|base| reference_to(&base.record));

@@ -226,7 +226,7 @@ impl Work {
     }
 
     fn secret(&self, name: &str) -> Option<&[u8]> {
-        self.secrets.0.get(name).map(|value| value.as_slice())
+        self.secrets.values.get(name).map(|value| value.as_slice())
     }
 
     /// All that comes before the first slot is erased: the slot that was filled, and the slots to erase, where some are.
@@ -329,12 +329,14 @@ impl Work {
     /// What nobody could undo is not done by mistake.
     fn refuse_losses(&self, slots: &dyn KeySlots, doomed: &[u32], work: &KeyWork<'_>) -> Result<()> {
         let lost = |slots: &[u32]| slots.iter().all(|slot| doomed.contains(slot));
-        if lost(&active(slots)?) {
+        let active = active(slots)?;
+        if lost(&active) {
             let public = "this would erase the last key and with it all data; set 'force' if that is what you want";
             return Err(ServiceError::invalid("force", public));
         }
         let Some(own) = self.secret(OWN) else { return Ok(()) };
-        let opened = opened_by(slots, own, work)?;
+        let mut opened = opened_by(slots, own, work)?;
+        opened.retain(|slot| active.contains(slot));
         if !opened.is_empty() && lost(&opened) {
             let public = "the secret that the image names would not open it any more: name another one first, change the key, \
                 or set 'force'";

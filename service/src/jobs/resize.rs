@@ -10,7 +10,7 @@ use vdisk_engine::image::{Preallocation, Resize as EngineResize};
 use vdisk_engine::ops::{GuestSource, SourceKind};
 use vdisk_engine::{Chain, Control, formats, ops};
 
-use super::context::open_patiently;
+use super::context::{open_patiently, until_changed};
 use super::{Foreseen, Foresight, JobContext, JobRunner, parse, plan};
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts, fingerprint};
 use crate::error::{ErrorCode, Result, ServiceError};
@@ -101,8 +101,12 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     context.require_lease().await?;
     let (image, top) = (payload.image, layers.get(..1).unwrap_or_default().to_vec());
     let before = fingerprint(&top)?;
+    let is_first = context.is_first();
     let done = context
-        .blocking(move |control| resize(&layers, from, &payload, &limits, control))
+        .blocking(move |control| {
+            let secrets = until_changed(is_first, control);
+            resize(&layers, from, &payload, &limits, &secrets, control)
+        })
         .await;
     // What was refused before the first write leaves the image what it was.
     let is_same = || context.is_first() && fingerprint(&top).is_ok_and(|now| now == before);
@@ -112,11 +116,13 @@ async fn run(context: JobContext, payload: Payload) -> Result<Done> {
     done
 }
 
+/// `first` are the secrets for the opening that comes before all changes.
 fn resize(
     layers: &[Layer],
     from: u64,
     payload: &Payload,
     limits: &vdisk_engine::Limits,
+    first: &OpenSecrets,
     control: &Control,
 ) -> Result<Done> {
     let layer = layers.first().ok_or_else(|| ServiceError::internal("no image"))?;
@@ -125,7 +131,11 @@ fn resize(
         writable: &[0],
         ..Opening::read(limits, &secrets)
     };
-    let chain = open_patiently(layers, &opening, control)?;
+    let first = Opening {
+        secrets: first,
+        ..opening.clone()
+    };
+    let chain = open_patiently(layers, &first, control)?;
     let to = EngineResize {
         virtual_size: payload.to,
         shrink: payload.shrink,

@@ -159,7 +159,7 @@ impl Service {
         let place = place(&self.inner.places)?;
         let measure = move |layers: &[Layer], control: &Control| {
             let _taken = &place;
-            let chain = open_chain(layers, &Opening::read(&limits, &OpenSecrets::default()))?;
+            let chain = open_chain(layers, &Opening::read(&limits, &OpenSecrets::none_until(control)))?;
             let data = ops::measure::data_ranges(&chain, control)?;
             let options = engine_options(&request.options);
             let measured = ops::measure::measure(driver.name(), chain.virtual_size(), &data, &options, false)?;

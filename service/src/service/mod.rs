@@ -212,7 +212,9 @@ impl Inner {
         let mut opened = OpenSecrets::default();
         for (name, id) in refs {
             let sealed = self.store.sealed_secret(*id).await?;
-            opened.0.insert(name.clone(), self.vault.open_secret(*id, &sealed)?);
+            opened
+                .values
+                .insert(name.clone(), self.vault.open_secret(*id, &sealed)?);
         }
         Ok(opened)
     }

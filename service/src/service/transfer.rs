@@ -2,11 +2,13 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use vdisk_engine::Control;
 use vdisk_engine::storage::{FileOptions, FileStorage, Storage};
 
 use super::Service;
 use super::background::blocking;
 use super::locks::RequestLocks;
+use super::look::Wanted;
 use super::stream::{Hold, Piece, pieces, place};
 use crate::Bytes;
 use crate::disk::{Layer, OpenSecrets, Opening, open_chain, open_file, version};
@@ -60,7 +62,7 @@ impl Service {
     /// `not_found`, `image_not_ready`, `image_busy`; `unavailable` when too many read.
     pub async fn open_file(&self, id: ImageId) -> Result<Content> {
         let name = |image: &Image| format!("{}.{}", image.name, image.format);
-        self.open_content(id, true, name, move |layers| {
+        self.open_content(id, true, name, move |layers, _| {
             let layer = layers.first().ok_or_else(|| ServiceError::not_found("image", id))?;
             let file = open_file(&layer.pool, &layer.record.file, Access::Read)?;
             let storage = FileStorage::from_file(file, &layer.record.file, FileOptions::read())?;
@@ -77,8 +79,8 @@ impl Service {
     pub async fn open_data(&self, id: ImageId) -> Result<Content> {
         let limits = self.inner.limits.clone();
         let name = |image: &Image| format!("{}.raw", image.name);
-        self.open_content(id, false, name, move |layers| {
-            let chain = open_chain(layers, &Opening::read(&limits, &OpenSecrets::default()))?;
+        self.open_content(id, false, name, move |layers, control| {
+            let chain = open_chain(layers, &Opening::read(&limits, &OpenSecrets::none_until(control)))?;
             let total = chain.virtual_size();
             Ok((total, source(move |offset, buf| Ok(chain.read(offset, buf)?))))
         })
@@ -106,13 +108,15 @@ impl Service {
         id: ImageId,
         top_only: bool,
         name: impl Fn(&Image) -> String,
-        open: impl FnOnce(&[Layer]) -> Result<(u64, Source)> + Send + 'static,
+        open: impl FnOnce(&[Layer], &Control) -> Result<(u64, Source)> + Send + 'static,
     ) -> Result<Content> {
         let place = place(&self.inner.places)?;
         let (locks, layers) = self.hold(id, top_only).await?;
         let image = layers.first().map(|layer| layer.record.image.clone());
+        let wanted = Wanted::new();
+        let control = wanted.control();
         let opened = blocking(move || {
-            let (total, source) = open(&layers)?;
+            let (total, source) = open(&layers, &control)?;
             // Nobody writes any more: what the files are now is what is read. The generation alone would not do: it
             // stays when a file changes and the guest sees the same.
             Ok((total, source, version(&layers)?))

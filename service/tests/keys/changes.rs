@@ -292,3 +292,59 @@ async fn an_encrypted_base_changes_its_keys_below_its_overlays() {
         "the overlay has no keys"
     );
 }
+
+/// The file of an image.
+fn file_of(lab: &Lab, image: ImageId) -> std::path::PathBuf {
+    let mut files = lab.files().into_iter();
+    let file = files.find(|name| name.starts_with(&image.to_string()));
+    lab.pool().join(file.unwrap())
+}
+
+/// A LUKS1 image all of whose slots take seconds to try, and that no passphrase opens.
+async fn costly(lab: &Lab) -> ImageId {
+    let key = secret(lab, "one").await;
+    let [(image, role), _] = both_forms(lab, &sample(1 << 16, 29), key).await;
+    let mut bytes = std::fs::read(file_of(lab, image)).unwrap();
+    for slot in 0..8 {
+        // Active, with as many iterations as the limits allow.
+        let state = [0x00ac_71f3_u32.to_be_bytes(), 12_000_000_u32.to_be_bytes()].concat();
+        bytes[208 + 48 * slot..216 + 48 * slot].copy_from_slice(&state);
+    }
+    let image = lab.upload("costly", Some("luks"), &bytes).await.unwrap().id;
+    let named = json(json!({"secrets": {role: key}}));
+    lab.service.update_image(image, named).await.unwrap();
+    image
+}
+
+/// Far less than the derivations take that nobody waits for any more.
+const SOON: Duration = Duration::from_secs(8);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_derives_a_key_hears_that_it_is_cancelled() {
+    let lab = Lab::new().await;
+    let image = costly(&lab).await;
+    let request = json!({"name": "copy", "format": "raw"});
+    let job = lab.service.convert_image(image, json(request), &NONE).await.unwrap();
+    lab.until_running(&job).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let start = std::time::Instant::now();
+    lab.service.cancel_job(job.id, &NONE).await.unwrap();
+    let ended = lab.finish(job).await;
+    assert_eq!(ended.state, JobState::Cancelled, "{ended:?}");
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_derivation_it_waited_for() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let lab = Lab::new().await;
+        let image = costly(&lab).await;
+        let read = lab.service.read_data(image, None);
+        assert!(tokio::time::timeout(Duration::from_millis(300), read).await.is_err());
+    });
+    // It waits for its threads.
+    let start = std::time::Instant::now();
+    drop(runtime);
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+}

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::crypto::{Argon2Cost, Argon2Limit, Argon2Variant, HashAlgorithm, argon2, measure_pbkdf2};
+use crate::crypto::{Argon2Cost, Argon2Limit, Argon2Variant, HashAlgorithm, measure_pbkdf2, time_of_a_pass};
 use crate::{Error, Limits, Result};
 
 /// Surroundings of key derivations.
@@ -37,6 +37,14 @@ impl<'a> KeyWork<'a> {
         }
     }
 
+    /// What may be spent on one passphrase.
+    pub(crate) fn effort(&self) -> Effort<'_> {
+        Effort {
+            work: self,
+            left: u64::from(self.limits.kdf_derivations) * WHOLE,
+        }
+    }
+
     /// Refuses iteration counts beyond the limits.
     pub(crate) fn check_iterations(&self, count: u32) -> Result<()> {
         let limit = self.limits.kdf_iterations;
@@ -45,6 +53,40 @@ impl<'a> KeyWork<'a> {
                 "{count} PBKDF2 iterations are more than the limit of {limit}"
             )));
         }
+        Ok(())
+    }
+}
+
+/// What trying one passphrase on slot after slot may still cost: many slots, each within its limits, take hours together.
+pub(crate) struct Effort<'a> {
+    work: &'a KeyWork<'a>,
+    /// In parts of the dearest derivation, of which it has [`WHOLE`].
+    left: u64,
+}
+
+const WHOLE: u64 = 1_000_000;
+
+impl Effort<'_> {
+    /// Takes the cost of PBKDF2 off what is left.
+    pub(crate) fn spend_iterations(&mut self, count: u32) -> Result<()> {
+        self.spend(u64::from(count), self.work.limits.kdf_iterations)
+    }
+
+    /// Takes the cost of Argon2 off what is left.
+    pub(crate) fn spend_argon2(&mut self, cost: Argon2Cost) -> Result<()> {
+        let work = u64::from(cost.memory_kib) * u64::from(cost.time);
+        self.spend(work, self.work.argon2_limit().work_kib)
+    }
+
+    fn spend(&mut self, cost: u64, dearest: u64) -> Result<()> {
+        let share = u128::from(cost) * u128::from(WHOLE) / u128::from(dearest.max(1));
+        let left = u64::try_from(share).ok().and_then(|share| self.left.checked_sub(share));
+        self.left = left.ok_or_else(|| {
+            Error::limit(format!(
+                "trying the passphrase on all key slots costs more than {} derivations of the greatest cost: name the slot",
+                self.work.limits.kdf_derivations
+            ))
+        })?;
         Ok(())
     }
 }
@@ -135,11 +177,11 @@ pub fn measure_argon2(
         memory_kib,
         lanes,
     };
-    let Some(start) = (work.elapsed)() else {
+    if (work.elapsed)().is_none() {
         return Ok(KdfCost::Argon2(variant, cost(MIN_PASSES)));
-    };
-    argon2(variant, b"passphrase", &[0x5a; 32], cost(1), &limit, &mut [0; 64])?;
-    let took = (work.elapsed)().unwrap_or(start).saturating_sub(start);
+    }
+    let now = || (work.elapsed)().unwrap_or_default();
+    let took = time_of_a_pass(variant, cost(1), &limit, &now, work.cancelled)?;
     let passes = u32::try_from(time.as_nanos() / took.as_nanos().max(1)).unwrap_or(u32::MAX);
     let most = u32::try_from(limit.work_kib / u64::from(memory_kib.max(1))).unwrap_or(u32::MAX);
     Ok(KdfCost::Argon2(variant, cost(passes.min(most).max(MIN_PASSES))))

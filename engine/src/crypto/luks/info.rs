@@ -26,7 +26,9 @@ pub struct LuksSlot {
     pub number: u32,
     /// Whether something stands in it.
     pub active: bool,
-    /// Whether its key opens the data, as far as the header tells: a LUKS2 slot may hold another key, or one that nobody here can read.
+    /// Whether it holds the key of the data, as far as the header tells: a LUKS2 slot may hold another key, or one that nobody here can read.
+    pub holds_key: bool,
+    /// Whether that key opens the data without being asked for by number: a LUKS2 slot of priority 0 is to be ignored.
     pub opens_data: bool,
     /// Name of the derivation: `pbkdf2`, `argon2i`, `argon2id`, or `unknown`.
     pub kdf: &'static str,
@@ -41,7 +43,7 @@ pub struct LuksSlot {
 }
 
 impl LuksHeader {
-    /// What is wrong with one of the two copies of a LUKS2 header, if something is.
+    /// What is wrong with one of the two copies of a LUKS2 header, if something is: it is damaged or out of date.
     #[must_use]
     pub fn damaged_copy(&self) -> Option<&str> {
         match &self.form {
@@ -64,6 +66,7 @@ fn v1_info(header: &v1::Header) -> LuksInfo {
     let slots = header.slots.iter().zip(0..).map(|(slot, number)| LuksSlot {
         number,
         active: slot.iterations.is_some(),
+        holds_key: slot.iterations.is_some(),
         opens_data: slot.iterations.is_some(),
         kdf: "pbkdf2",
         iterations: slot.iterations.unwrap_or(0),

@@ -29,7 +29,7 @@ pub enum EraseKeys<'a> {
 }
 
 impl LuksHeader {
-    /// Numbers of the slots whose key opens the data.
+    /// Numbers of the slots whose key opens the data without being asked for by number.
     #[must_use]
     pub fn active_slots(&self) -> Vec<u32> {
         let slots = self.info().slots;
@@ -51,7 +51,8 @@ impl LuksHeader {
     /// old key or the new one in some slot all the time, as in [`Self::change_key`]. What is cancelled changed nothing.
     ///
     /// # Errors
-    /// `WrongKey`; `InvalidArgument` for a slot that does not exist, holds a key, or when none is empty; those of deriving and writing.
+    /// `WrongKey`; `InvalidArgument` for a slot that does not exist, holds a key, or when none is empty; `LimitExceeded` when LUKS2 has no
+    /// room for the key; those of deriving and writing.
     pub fn add_key(&mut self, unlock: &[u8], new: &NewKey<'_>, env: &KeyEnv<'_>) -> Result<u32> {
         let slot = self.slot_for(new)?;
         let unlocked = self.unlock(unlock, None, &env.work)?;
@@ -62,7 +63,8 @@ impl LuksHeader {
     /// Puts a new passphrase in place of the one that `old` is. Gives the slot it went into.
     ///
     /// The new key is stable in another slot before the old one is erased, also where it is to take the same slot. Only when no slot is
-    /// empty is that one written again in place: a crash then leaves the keys of the other slots.
+    /// empty is that one written again in place: a crash then leaves the keys of the other slots. LUKS2 without room for a key beside it
+    /// refuses that.
     ///
     /// # Errors
     /// As [`Self::add_key`].
@@ -80,7 +82,10 @@ impl LuksHeader {
         Ok(slot)
     }
 
-    /// Erases keys; never the last one unless `force`, which also takes a slot without a key for erased. Gives the slots that were emptied.
+    /// Erases keys; never the last one unless `force`. Gives the slots that were emptied.
+    ///
+    /// With `force` a slot without a key is no error: its erasure may have been cut off, and is ended. No copy of the header names the slot
+    /// then, and no key material is left outside of the slots.
     ///
     /// # Errors
     /// `InvalidArgument` for a slot without a key, and for what would leave no key; `WrongKey` when a passphrase matches nothing.
@@ -92,17 +97,23 @@ impl LuksHeader {
                 self.unlock(passphrase, Some(slot), &env.work)?;
                 vec![slot]
             }
-            EraseKeys::Matching(passphrase) => self.matching(&active, passphrase, &env.work)?,
+            EraseKeys::Matching(passphrase) => self.matching(passphrase, &env.work)?,
         };
         if force {
             erase.retain(|slot| occupied.contains(slot));
         }
         if let Some(empty) = erase.iter().find(|slot| !occupied.contains(slot)) {
-            return Err(Error::invalid(format!("key slot {empty} holds no key")).at(self.storage.name()));
+            let more = self.damaged_copy().map_or(String::new(), |damage| {
+                format!(", but {damage}: force the erasure, to end one that was cut off")
+            });
+            return Err(Error::invalid(format!("key slot {empty} holds no key{more}")).at(self.storage.name()));
         }
         if active.iter().all(|slot| erase.contains(slot)) && !force {
             let text = "this would erase the last key and with it all data; force it if that is what you want";
             return Err(Error::invalid(text).at(self.storage.name()));
+        }
+        if erase.is_empty() {
+            self.finish_erasure(env)?;
         }
         for slot in &erase {
             self.erase_slot(*slot, env)?;
@@ -110,10 +121,17 @@ impl LuksHeader {
         Ok(erase)
     }
 
-    fn matching(&self, active: &[u32], passphrase: &[u8], work: &KeyWork<'_>) -> Result<Vec<u32>> {
+    fn finish_erasure(&mut self, env: &KeyEnv<'_>) -> Result<()> {
+        match &mut self.form {
+            Form::V1(header) => header.finish_erasure(self.storage.as_ref(), env.random),
+            Form::V2(header) => header.finish_erasure(self.storage.as_ref(), env),
+        }
+    }
+
+    fn matching(&self, passphrase: &[u8], work: &KeyWork<'_>) -> Result<Vec<u32>> {
         let mut found = Vec::new();
-        for slot in active {
-            match self.test_key(passphrase, Some(*slot), work) {
+        for slot in self.info().slots.iter().filter(|slot| slot.holds_key) {
+            match self.test_key(passphrase, Some(slot.number), work) {
                 Ok(slot) => found.push(slot),
                 Err(error) if error.kind() == crate::ErrorKind::WrongKey => {}
                 Err(error) => return Err(error),
@@ -174,7 +192,7 @@ impl LuksHeader {
             }
             Form::V2(header) => {
                 let sealed = header.seal(&unlocked.key, new.passphrase, new.cost, Some(unlocked.slot), env)?;
-                header.store_key(storage, slot, &sealed, env)
+                header.store_key(storage, slot, &sealed, Some(unlocked.slot), env)
             }
         }
     }

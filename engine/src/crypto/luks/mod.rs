@@ -16,6 +16,7 @@ mod options;
 mod v1;
 mod v2;
 mod volume;
+mod wipe;
 
 pub use cost::{KdfCost, KeyEnv, KeyWork, measure_argon2};
 pub use describe::describe;

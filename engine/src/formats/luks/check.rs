@@ -14,7 +14,7 @@ pub(super) fn check(header: &LuksHeader, layout: &VolumeLayout, file: &StorageRe
         report.corruptions += 1;
         report.messages.push(damage.to_owned());
     }
-    if header.active_slots().is_empty() {
+    if !header.info().slots.iter().any(|slot| slot.holds_key) {
         report.corruptions += 1;
         report
             .messages

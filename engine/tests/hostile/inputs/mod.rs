@@ -81,6 +81,7 @@ pub fn limits() -> Limits {
         decompressed_bytes: 2 << 20,
         kdf_iterations: 1000,
         kdf_memory: 1 << 20,
+        kdf_derivations: 16,
         files: 8,
     }
 }

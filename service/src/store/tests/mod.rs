@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::images::{Backing, FileFacts, NewImage, Origin};
 use super::jobs::NewJob;
 use super::locks::LockMode;
+use super::secrets::SealedSecret;
 use super::testing::TestStore;
 use super::{Store, Tx};
 use crate::error::{ErrorCode, Result};
@@ -33,6 +34,32 @@ async fn a_transaction_that_sqlite_ended_does_not_wedge_the_writer() {
         add_job(&store, &new_job(0, &[])).await;
     }
     assert_eq!(store.open_jobs().await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_secret_that_is_deleted_leaves_nothing_in_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let sealed = "c2VhbGVkIHZhbHVl".repeat(20);
+    let holds = || {
+        let bytes = std::fs::read(&path).unwrap();
+        bytes.windows(sealed.len()).any(|window| window == sealed.as_bytes())
+    };
+    let id = Uuid::now_v7();
+    let TestStore { store, .. } = super::testing::open(&super::sqlite_url(&path)).await;
+    let value = SealedSecret {
+        sealed: sealed.clone(),
+        key_id: "k".to_owned(),
+    };
+    write(&store, async |tx| tx.insert_secret(id, "one", &value).await)
+        .await
+        .unwrap();
+    store.close().await;
+    assert!(holds());
+    let TestStore { store, .. } = super::testing::open(&super::sqlite_url(&path)).await;
+    write(&store, async |tx| tx.delete_secret(id).await).await.unwrap();
+    store.close().await;
+    assert!(!holds());
 }
 
 /// As when a node is stopped in the middle of a transaction: the database takes the transaction from it before the

@@ -4,6 +4,7 @@ use zeroize::Zeroizing;
 
 use super::header::{Header, Slot};
 use super::layout::{ACTIVE, INACTIVE, SECTOR, SLOTS, STRIPES};
+use crate::crypto::luks::wipe::{overwrite, overwrite_remains};
 use crate::crypto::luks::{KeyEnv, KeyWork, UnlockedKey, same};
 use crate::crypto::{SectorCipher, af_merge, af_split, pbkdf2};
 use crate::storage::read_vec;
@@ -20,7 +21,7 @@ impl Header {
     /// Tries a passphrase on the active slots in order, or on the given one alone; `None` when none opens.
     ///
     /// # Errors
-    /// `Io` and `Corrupt` when key material cannot be read, `Cancelled`.
+    /// `Io` and `Corrupt` when key material cannot be read, `LimitExceeded` when all these slots cost too much, `Cancelled`.
     pub(crate) fn unlock(
         &self,
         storage: &dyn Storage,
@@ -28,10 +29,13 @@ impl Header {
         only: Option<usize>,
         work: &KeyWork<'_>,
     ) -> Result<Option<UnlockedKey>> {
+        let mut effort = work.effort();
         for (number, slot) in self.slots.iter().enumerate() {
             let Some(iterations) = slot.iterations.filter(|_| only.is_none_or(|wanted| wanted == number)) else {
                 continue;
             };
+            effort.spend_iterations(iterations)?;
+            effort.spend_iterations(self.key_digest_iterations())?;
             let key = self.slot_key(storage, number, slot, iterations, passphrase, work)?;
             if self.is_volume_key(&key, work)? {
                 return Ok(Some(UnlockedKey {
@@ -153,10 +157,18 @@ impl Header {
         let slot = *self.slots.get(number).ok_or_else(|| no_slot(number))?;
         self.set_slot(number, None, [0; 32]);
         self.write(storage)?;
-        let mut garbage = vec![0; self.material_len() as usize];
-        random(&mut garbage);
-        storage.write_at(slot.key_offset, &garbage)?;
-        storage.flush()
+        overwrite(storage, self.material(&slot), random)
+    }
+
+    /// Ends erasures that were cut off: the header again, and garbage over the material of all empty slots.
+    pub(crate) fn finish_erasure(&self, storage: &dyn Storage, random: &dyn Fn(&mut [u8])) -> Result<()> {
+        self.write(storage)?;
+        let mut empty = self.slots.iter().filter(|slot| slot.iterations.is_none());
+        empty.try_for_each(|slot| overwrite_remains(storage, self.material(slot), random))
+    }
+
+    fn material(&self, slot: &Slot) -> (u64, u64) {
+        (slot.key_offset, slot.key_offset + self.material_len())
     }
 
     fn set_slot(&mut self, number: usize, iterations: Option<u32>, salt: [u8; 32]) {

@@ -29,7 +29,7 @@ pub(crate) fn create(
     let json = metadata(new, &key, digest_cost, env)?;
     let mut header = Header::fresh(json, SIZES.first().copied().unwrap_or(0x4000), new.uuid, &env.work)?;
     let sealed = header.seal(&key, passphrase, new.cost, None, env)?;
-    header.store_key(storage, 0, &sealed, env)?;
+    header.store_key(storage, 0, &sealed, None, env)?;
     Ok((header, key))
 }
 

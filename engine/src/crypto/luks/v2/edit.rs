@@ -6,14 +6,13 @@ use zeroize::Zeroizing;
 use super::header::Header;
 use super::metadata::{Kdf, STRIPES, SlotKey};
 use super::slots::slot_cipher;
+use crate::crypto::luks::wipe::{overwrite, overwrite_remains};
 use crate::crypto::luks::{KdfCost, KeyEnv, KeyWork, measure_argon2};
 use crate::crypto::{Argon2Cost, Argon2Variant, CipherSpec, HashAlgorithm, af_split, to_base64};
 use crate::{Error, Result, Storage};
 
 /// Key material is given space in units of this.
 const ALIGN: u64 = 4096;
-/// Slots at most, as cryptsetup has it.
-pub(crate) const SLOTS: u32 = 32;
 /// Least iterations of a slot, as cryptsetup has it.
 const MIN_ITERATIONS: u32 = 1000;
 
@@ -22,6 +21,12 @@ const MIN_ITERATIONS: u32 = 1000;
 struct Place {
     offset: u64,
     size: u64,
+}
+
+impl Place {
+    fn range(&self) -> (u64, u64) {
+        (self.offset, self.offset + self.size)
+    }
 }
 
 /// The volume key under a passphrase, for any slot.
@@ -101,18 +106,26 @@ impl Header {
     /// Puts a sealed key into a slot, in place of what stands in it.
     ///
     /// The order is: key material where nothing lies, flush, both headers, garbage over the old key material. A crash leaves the old key
-    /// in the slot or the new one. Where there is no other room than that of the old key, it is erased first.
+    /// in the slot or the new one. Where there is no other room than that of the old key, it is erased first, but for the key in slot
+    /// `opened`, which may be the only one.
     pub(crate) fn store_key(
         &mut self,
         storage: &dyn Storage,
         number: u32,
         sealed: &SealedKey,
+        opened: Option<u32>,
         env: &KeyEnv<'_>,
     ) -> Result<()> {
         let size = (sealed.how.len as u64 * u64::from(STRIPES)).next_multiple_of(ALIGN);
         let old = self.place(number);
         let (place, replaced) = match (self.free_area(size), old) {
             (Some(offset), old) => (Place { offset, size }, old),
+            (None, Some(_)) if opened == Some(number) => {
+                let text = format!(
+                    "no room for a new key beside the one in key slot {number}, which may be the only one: erase another slot"
+                );
+                return Err(Error::limit(text));
+            }
             (None, Some(old)) if old.size >= size => {
                 self.erase_slot(storage, number, env)?;
                 (old, None)
@@ -128,7 +141,7 @@ impl Header {
         storage.write_at(place.offset, &sealed.material)?;
         storage.flush()?;
         self.replace(storage, json, &env.work, env.random)?;
-        replaced.map_or(Ok(()), |old| overwrite(storage, old, env.random))
+        replaced.map_or(Ok(()), |old| overwrite(storage, old.range(), env.random))
     }
 
     fn place(&self, number: u32) -> Option<Place> {
@@ -139,23 +152,30 @@ impl Header {
         })
     }
 
-    /// First gap of `size` bytes between the areas of the slots.
+    /// First room of `size` bytes between the areas of the slots.
     fn free_area(&self, size: u64) -> Option<u64> {
-        let mut taken: Vec<_> = self
-            .meta
-            .slots
-            .iter()
-            .map(|slot| (slot.offset, slot.offset + slot.size))
-            .collect();
+        let starts = self
+            .gaps()
+            .into_iter()
+            .map(|(from, to)| (from.next_multiple_of(ALIGN), to));
+        let mut wide = starts.filter(|(from, to)| to.saturating_sub(*from) >= size);
+        wide.next().map(|(from, _)| from)
+    }
+
+    /// The parts of the area for key material that belong to no slot.
+    fn gaps(&self) -> Vec<(u64, u64)> {
+        let (mut start, end) = self.meta.area;
+        let slots = self.meta.slots.iter();
+        let mut taken: Vec<_> = slots.map(|slot| (slot.offset, slot.offset + slot.size)).collect();
         taken.sort_unstable();
-        let mut start = self.meta.area.0;
-        for (from, to) in taken {
-            if from.saturating_sub(start) >= size {
-                break;
+        let mut gaps = Vec::new();
+        for (from, to) in taken.into_iter().chain([(end, end)]) {
+            if start < from {
+                gaps.push((start, from));
             }
-            start = start.max(to.next_multiple_of(ALIGN));
+            start = start.max(to);
         }
-        (start + size <= self.meta.area.1).then_some(start)
+        gaps
     }
 
     /// Empties a slot for good: first both headers forget it, then its key material is overwritten.
@@ -165,7 +185,21 @@ impl Header {
         let mut json = self.json.clone();
         forget(&mut json, &number.to_string());
         self.replace(storage, json, &env.work, env.random)?;
-        overwrite(storage, place, env.random)
+        overwrite(storage, place.range(), env.random)
+    }
+
+    /// Ends erasures that were cut off: both copies anew where one of them may name more slots, and garbage over the key material of none.
+    ///
+    /// # Errors
+    /// `Unsupported` where more than key slots may lie in their area; `Io`.
+    pub(crate) fn finish_erasure(&mut self, storage: &dyn Storage, env: &KeyEnv<'_>) -> Result<()> {
+        let segment = self.meta.segment.as_ref();
+        segment.map_err(|reason| Error::unsupported(reason.clone()))?;
+        if self.damaged_copy.is_some() {
+            self.replace(storage, self.json.clone(), &env.work, env.random)?;
+        }
+        let mut gaps = self.gaps().into_iter();
+        gaps.try_for_each(|gap| overwrite_remains(storage, gap, env.random))
     }
 
     /// Names of the digests of the data's key in the JSON.
@@ -214,19 +248,6 @@ fn forget(json: &mut Map<String, Value>, name: &str) {
             list.retain(|entry| entry.as_str() != Some(name));
         }
     }
-}
-
-/// Garbage over key material.
-fn overwrite(storage: &dyn Storage, place: Place, random: &dyn Fn(&mut [u8])) -> Result<()> {
-    let mut garbage = vec![0; 64 << 10];
-    let mut done = 0;
-    while done < place.size {
-        let now = (place.size - done).min(garbage.len() as u64);
-        random(&mut garbage);
-        storage.write_at(place.offset + done, garbage.get(..now as usize).unwrap_or_default())?;
-        done += now;
-    }
-    storage.flush()
 }
 
 fn slot_json(place: &Place, slot: &SlotKey) -> Value {

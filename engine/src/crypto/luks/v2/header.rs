@@ -21,7 +21,7 @@ pub(crate) struct Header {
     pub(super) json: Map<String, Value>,
     pub(super) meta: Metadata,
     pub(crate) uuid: String,
-    /// Which copy is damaged, and why.
+    /// Which copy is damaged or out of date, and why.
     pub(crate) damaged_copy: Option<String>,
     /// The copy that is not to be relied on, damaged or out of date, or the first one where both are good. It is written first: the
     /// other one is whole until then.
@@ -50,9 +50,9 @@ impl Header {
             (Ok(first), Ok(second)) => {
                 let sequences = (first.raw.sequence.get(), second.raw.sequence.get());
                 match sequences.0.cmp(&sequences.1) {
-                    Ordering::Less => (second, Position::First, None),
+                    Ordering::Less => (second, Position::First, Some(stale("first", sequences.0, sequences.1))),
                     Ordering::Equal => (first, Position::First, None),
-                    Ordering::Greater => (first, Position::Second, None),
+                    Ordering::Greater => (first, Position::Second, Some(stale("second", sequences.1, sequences.0))),
                 }
             }
             (Ok(first), Err(error)) => {
@@ -138,6 +138,11 @@ impl Header {
             weaker: Position::First,
         })
     }
+}
+
+/// A change was cut off between the copies. Whoever loses the newer one goes by the older one, and by keys that were to be erased.
+fn stale(copy: &str, sequence: u64, newer: u64) -> String {
+    format!("the {copy} header copy is out of date: its sequence number is {sequence}, that of the other copy {newer}")
 }
 
 struct Copy {

@@ -11,6 +11,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// Bytes of all key material at most, as cryptsetup has it.
 const MAX_KEYSLOTS_LEN: u64 = 128 << 20;
+/// Slots at most, as cryptsetup has it.
+pub(crate) const SLOTS: u32 = 32;
 /// Stripes of the anti-forensic splitter; cryptsetup knows no other number.
 pub(super) const STRIPES: u32 = 4000;
 
@@ -78,6 +80,10 @@ pub(super) fn check(json: &Map<String, Value>, header_len: u64, work: &KeyWork<'
     let mut slots = Vec::new();
     for entry in root.object("keyslots")?.numbered() {
         let (number, value) = entry?;
+        if number >= SLOTS {
+            let text = format!("LUKS2 keyslot {number} is not one of the {SLOTS} that a header may have");
+            return Err(Error::corrupt(text));
+        }
         slots.push(slot(number, Object::of(value, "keyslot")?, area, work)?);
     }
     check_apart(&slots)?;

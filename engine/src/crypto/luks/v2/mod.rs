@@ -13,8 +13,8 @@ use super::{LuksInfo, LuksSlot, VolumeLayout};
 use crate::{Error, Result};
 
 pub(crate) use create::{DATA_OFFSET, create};
-pub(crate) use edit::SLOTS;
 pub(crate) use header::{Header, has_second, lost_its_magic};
+pub(crate) use metadata::SLOTS;
 
 impl Header {
     /// Where the data lies.
@@ -48,10 +48,13 @@ impl Header {
                 }
                 Err(_) => ("unknown", 0, 0),
             };
+            let holds_key = digest.is_some() && slot.key.is_ok() && self.holders().contains(&slot.number);
+            let ignored = slot.key.as_ref().is_ok_and(|key| key.priority == 0);
             LuksSlot {
                 number: slot.number,
                 active: true,
-                opens_data: digest.is_some() && slot.key.is_ok() && self.holders().contains(&slot.number),
+                holds_key,
+                opens_data: holds_key && !ignored,
                 kdf,
                 iterations,
                 memory_kib,

@@ -13,7 +13,7 @@ impl Header {
     /// Tries a passphrase on the slots of the data's key, those of high priority first, or on the given one alone.
     ///
     /// # Errors
-    /// `Io` and `Corrupt` when key material cannot be read, `Unsupported` when the data could not be opened anyway, `Cancelled`.
+    /// `Io` and `Corrupt` when key material cannot be read, `LimitExceeded` when all these slots cost too much, `Unsupported` when the data could not be opened anyway, `Cancelled`.
     pub(crate) fn unlock(
         &self,
         storage: &dyn Storage,
@@ -33,7 +33,13 @@ impl Header {
             }
         }
         slots.sort_by_key(|(slot, key)| (std::cmp::Reverse(key.priority), slot.number));
+        let mut effort = work.effort();
         for (slot, how) in slots {
+            match how.kdf {
+                Kdf::Pbkdf2 { iterations, .. } => effort.spend_iterations(iterations)?,
+                Kdf::Argon2 { cost, .. } => effort.spend_argon2(cost)?,
+            }
+            effort.spend_iterations(digest.iterations)?;
             let key = slot_key(storage, slot.offset, how, passphrase, work)?;
             if same(&digest_of(digest, &key, work)?, &digest.digest) {
                 return Ok(Some(UnlockedKey { key, slot: slot.number }));
@@ -84,20 +90,16 @@ pub(super) fn slot_cipher(slot: &SlotKey, passphrase: &[u8], work: &KeyWork<'_>)
             pbkdf2(hash, passphrase, &slot.salt, iterations, work.cancelled, &mut derived)?;
         }
         Kdf::Argon2 { variant, cost } => {
-            if (work.cancelled)() {
-                return Err(Error::cancelled());
-            }
+            let limit = work.argon2_limit();
             argon2(
                 variant,
                 passphrase,
                 &slot.salt,
                 cost,
-                &work.argon2_limit(),
+                &limit,
+                work.cancelled,
                 &mut derived,
             )?;
-            if (work.cancelled)() {
-                return Err(Error::cancelled());
-            }
         }
     }
     SectorCipher::new(slot.spec, &derived, 512)
