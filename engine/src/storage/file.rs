@@ -8,7 +8,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
 use super::direct::Direct;
-use super::{FileId, LockMode, Storage, StorageExtent, past_end, write_zero_bytes};
+use super::{FileId, FlushGuard, LockMode, Storage, StorageExtent, past_end, write_zero_bytes};
 use crate::{Error, Result};
 
 /// When written data is stable.
@@ -96,6 +96,7 @@ pub struct FileStorage {
     is_device: bool,
     options: FileOptions,
     direct: Option<Direct>,
+    flushes: FlushGuard,
 }
 
 impl FileStorage {
@@ -165,6 +166,7 @@ impl FileStorage {
             is_device,
             options,
             direct: options.cache.is_direct().then(Direct::default),
+            flushes: FlushGuard::default(),
         })
     }
 
@@ -295,9 +297,10 @@ impl Storage for FileStorage {
         if !self.options.writable || self.options.cache == CacheMode::Unsafe {
             return Ok(());
         }
-        self.file
-            .sync_data()
-            .map_err(|e| Error::io("cannot flush", e).at(&self.name))
+        let sync = || self.file.sync_data();
+        self.flushes.flush(&self.name, || {
+            sync().map_err(|e| Error::io("cannot flush", e).at(&self.name))
+        })
     }
     fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent> {
         let end = self.len()?;

@@ -4,6 +4,7 @@ mod buffer;
 mod direct;
 mod faulty;
 mod file;
+mod flush_guard;
 mod http;
 mod likeness;
 mod lock;
@@ -21,6 +22,7 @@ pub(crate) use buffer::PAGE;
 pub use buffer::PageBuffer;
 pub use faulty::{Fault, FaultyStorage, LoggedOp};
 pub use file::{CacheMode, FileOptions, FileStorage};
+pub use flush_guard::FlushGuard;
 pub use http::{
     AddressGuard, AllowAddress, HttpBody, HttpFile, HttpOptions, HttpStorage, is_public, is_public_web, resolve_url,
     web_url, without_query,
@@ -76,7 +78,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn discard(&self, offset: u64, len: u64) -> Result<()>;
     /// Cuts or grows to `len` bytes; new bytes read as zeroes.
     fn set_len(&self, len: u64) -> Result<()>;
-    /// Returns when everything written before is on stable storage.
+    /// Returns when everything written before is on stable storage. After one failed every later one fails: see [`FlushGuard`].
     fn flush(&self) -> Result<()>;
     /// What the range from `offset` (below the length) begins with, at most `len` bytes of it.
     fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent>;

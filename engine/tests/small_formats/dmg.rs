@@ -8,9 +8,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use e2e::tools::{arg, have, ok};
 use proptest::prelude::*;
 use tempfile::TempDir;
-use vdisk_engine::Control;
 use vdisk_engine::image::{NothingBelow, Repair};
 use vdisk_engine::storage::MemoryStorage;
+use vdisk_engine::{Control, ErrorKind};
 
 use crate::support::*;
 
@@ -222,6 +222,24 @@ fn one_chunk(kind: u32, stored: &[u8], len: u64) -> Arc<MemoryStorage> {
     koly.extend((len / 512).to_be_bytes());
     koly.resize(512, 0);
     Arc::new(MemoryStorage::new("m", [stored, xml.as_bytes(), &koly].concat()))
+}
+
+#[test]
+fn a_trailer_that_claims_another_size_than_the_chunks_have_is_damage() {
+    let sized = |sectors: u64| {
+        let mut bytes = one_chunk(1, &[7; 4096], 4096).contents();
+        let at = bytes.len() - 20;
+        bytes[at..at + 8].copy_from_slice(&sectors.to_be_bytes());
+        Arc::new(MemoryStorage::new("m", bytes))
+    };
+    let error = open_ro(sized(7), "dmg").err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    for (sectors, size, corruptions) in [(0, 4096, 0), (8, 4096, 0), (9, 4608, 1)] {
+        let image = open_ro(sized(sectors), "dmg").unwrap();
+        assert_eq!(image.virtual_size(), size);
+        let report = image.check(Repair::No, &Control::default()).unwrap();
+        assert_eq!(report.corruptions, corruptions, "{sectors}: {report:?}");
+    }
 }
 
 /// Every compression of `data`, by chunk type.

@@ -199,6 +199,7 @@ fn check_finds_what_qemu_img_finds_and_qemu_accepts_the_repair() {
     let path = dir.path().join("a.hds");
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("duplicate", damaged(|b| b.copy_within(64..68, 72))),
+        ("overlap", overlapping()),
         ("outside", damaged(|b| put(b, 64, 0xffff_ffff))),
         ("not closed", damaged(|b| put(b, 44, 0x746f_6e59))),
         ("data offset", damaged(|b| put(b, 48, 0xffff_ffff))),
@@ -231,6 +232,47 @@ fn check_finds_what_qemu_img_finds_and_qemu_accepts_the_repair() {
         assert_eq!(mended.leaks_fixed, report.leaks, "{name}");
         std::fs::write(&path, storage.contents()).unwrap();
         ok("qemu-img", &["check", "-f", "parallels", arg(&path)]);
+    }
+}
+
+/// Has the old magic, whose entries count sectors: the second cluster begins in the middle of the first one.
+fn overlapping() -> Vec<u8> {
+    damaged(|b| {
+        b[..16].copy_from_slice(b"WithoutFreeSpace");
+        let first = u32::from_le_bytes(b[64..68].try_into().unwrap());
+        for cluster in 0..16 {
+            put(b, 64 + cluster as usize * 4, (first + cluster) * 8);
+        }
+        put(b, 68, first * 8 + 4);
+    })
+}
+
+#[test]
+fn clusters_that_share_bytes_are_not_opened_for_writing_and_repair_parts_them() {
+    let twice = damaged(|b| b.copy_within(64..68, 76));
+    for (bytes, second) in [(twice, 3), (overlapping(), 1)] {
+        let storage = Arc::new(MemoryStorage::new("m", bytes.clone()));
+        let error = open_rw(storage.clone(), "parallels").err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+        assert!(
+            error.to_string().contains(&format!("clusters 0 and {second} share")),
+            "{error}"
+        );
+        assert!(storage.contents() == bytes);
+        let mut shown = vec![0; 64 << 10];
+        open_ro(storage.clone(), "parallels")
+            .unwrap()
+            .read(0, &mut shown)
+            .unwrap();
+        assert_eq!(check(&storage, Repair::No).corruptions, 1);
+        assert_eq!(check(&storage, Repair::All).corruptions_fixed, 1);
+        assert_eq!(check(&storage, Repair::No).corruptions, 0);
+        let image = open_rw(storage.clone(), "parallels").unwrap();
+        matches_model(image.as_ref(), &shown);
+        let at = second * 4096;
+        image.write(at as u64, &[0x77; 4096], &NothingBelow).unwrap();
+        shown[at..at + 4096].fill(0x77);
+        matches_model(image.as_ref(), &shown);
     }
 }
 

@@ -1,8 +1,9 @@
-//! Verifying checksums: of the data fork as stored, of each part of the disk, and of these checksums together.
+//! Verifying checksums: of the data fork as stored, of each part of the disk, and of these checksums together; and that the block tables
+//! cover the disk to its end.
 
 use super::layout::Kind;
 use super::open::DmgImage;
-use super::table::Part;
+use super::table::{Chunk, Part};
 use crate::image::{CheckReport, Image};
 use crate::{Control, Result};
 
@@ -13,6 +14,15 @@ pub(super) fn check(image: &DmgImage, control: &Control) -> Result<CheckReport> 
         total_clusters: Some(image.table.chunks.len() as u64),
         ..CheckReport::default()
     };
+    let ends = image.table.parts.iter().map(|part| part.start + part.len);
+    let covered = ends.chain(image.table.chunks.iter().map(Chunk::end)).max().unwrap_or(0);
+    if covered < image.size {
+        report.corruptions += 1;
+        report.messages.push(format!(
+            "the trailer claims a disk of {} bytes, of which the block tables cover {covered}",
+            image.size
+        ));
+    }
     if let Some(expected) = image.koly.data_checksum.crc32() {
         let (start, len) = (image.koly.data_offset.get(), image.koly.data_len.get());
         let sum = crc(&[(start, len)], control, |at, buf| image.file.read_at(at, buf));

@@ -105,16 +105,28 @@ fn raw_disk(koly: &Koly, file_len: u64) -> Result<Table> {
     })
 }
 
+/// The size that the trailer claims; without one, what the chunks reach.
+fn disk_size(koly: &Koly, table: &Table) -> Result<u64> {
+    let claimed = koly.sectors.get() * SECTOR;
+    if claimed == 0 {
+        return Ok(table.chunks.last().map_or(0, Chunk::end));
+    }
+    let mut beyond = table.chunks.iter().rev().take_while(|chunk| chunk.end() > claimed);
+    match beyond.find(|chunk| chunk.kind != Kind::Ignore) {
+        None => Ok(claimed),
+        Some(chunk) => Err(Error::corrupt(format!(
+            "expected chunks that end in the {claimed} bytes of the disk, which the trailer claims, found one at {:#x} that ends at {:#x}",
+            chunk.start,
+            chunk.end()
+        ))),
+    }
+}
+
 impl DmgImage {
     pub(super) fn open(file: StorageRef, env: &OpenEnv<'_>) -> Result<Self> {
         let koly = find_koly(file.as_ref())?;
         let table = read_chunks(&file, &koly, env)?;
-        let claimed = koly.sectors.get() * SECTOR;
-        let size = if claimed > 0 {
-            claimed
-        } else {
-            table.chunks.last().map_or(0, Chunk::end)
-        };
+        let size = disk_size(&koly, &table)?;
         let filling = if env.writable {
             Some(Filling::of(&file, &koly, &table, size)?)
         } else {

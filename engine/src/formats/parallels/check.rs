@@ -1,9 +1,10 @@
 //! Check and repair, with QEMU's findings: an image that was not closed, a wrong data offset, clusters outside of the file, clusters
 //! used twice, space behind the last cluster.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use super::layout::Header;
+use super::map::Placed;
 use super::open::ParallelsImage;
 use super::resize::copy;
 use crate::formats::common::{exclusive, lock, shared};
@@ -77,8 +78,9 @@ impl Checker<'_> {
         let entries = shared(&self.image.bat).entries.clone();
         self.complete(&header, &entries)?;
         let len = self.image.file.len()?;
-        let (mut seen, mut last) = (HashSet::new(), 0);
-        let (mut allocated, mut fragmented) = (0, 0);
+        let meet = self.image.clusters_that_meet(&header);
+        let others: HashMap<u64, Placed> = meet.iter().map(|(stays, other)| (other.cluster, *stays)).collect();
+        let (mut allocated, mut fragmented, mut last) = (0, 0, 0);
         for (cluster, entry) in (0..).zip(&entries) {
             if cluster % 4096 == 0 {
                 self.control.check_cancelled()?;
@@ -93,8 +95,11 @@ impl Checker<'_> {
                     continue;
                 }
             };
-            if !seen.insert(*entry) {
-                self.contradiction(format!("cluster {cluster} is at {at:#x}, which another one uses"));
+            if let Some(other) = others.get(&cluster) {
+                self.contradiction(format!(
+                    "cluster {cluster} is at {at:#x}, where cluster {} at {:#x} has bytes as well",
+                    other.cluster, other.at
+                ));
                 self.separate(&header, cluster, at)?;
             }
             allocated += 1;

@@ -49,7 +49,35 @@ pub(super) struct Space {
 /// Where a cluster is; `None`: nowhere.
 pub(super) type Place = Option<u64>;
 
+/// A cluster of the guest that the file has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Placed {
+    pub cluster: u64,
+    /// Offset in the file.
+    pub at: u64,
+}
+
 impl ParallelsImage {
+    /// Pairs of clusters that have bytes of the file in common: the one that can stay there, and one that cannot.
+    pub(super) fn clusters_that_meet(&self, header: &Header) -> Vec<(Placed, Placed)> {
+        let end = self.end();
+        let place = |(cluster, entry): (u64, &u32)| {
+            let at = self.place_of(header, *entry, end).ok()??;
+            Some(Placed { cluster, at })
+        };
+        let mut placed: Vec<Placed> = (0..).zip(&shared(&self.bat).entries).filter_map(place).collect();
+        placed.sort_unstable_by_key(|placed| (placed.at, placed.cluster));
+        let mut stays: Option<Placed> = None;
+        let mut meet = Vec::new();
+        for next in placed {
+            match stays {
+                Some(before) if next.at - before.at < header.cluster => meet.push((before, next)),
+                _ => stays = Some(next),
+            }
+        }
+        meet
+    }
+
     /// The place that a BAT entry names.
     ///
     /// # Errors

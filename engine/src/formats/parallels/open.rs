@@ -73,6 +73,13 @@ impl ParallelsImage {
                 Error::corrupt(what).at(self.file.name())
             })?;
         }
+        if let Some((a, b)) = self.clusters_that_meet(&header).first() {
+            let what = format!(
+                "clusters {} and {} share bytes of the file at {:#x} and {:#x}; check can repair it",
+                a.cluster, b.cluster, a.at, b.at
+            );
+            return Err(Error::corrupt(what).at(self.file.name()));
+        }
         if header.in_use() || header.data_off_is_wrong {
             self.check(Repair::All, &Control::default())?;
         }

@@ -39,9 +39,7 @@ impl BulkWrite for VdiImage {
         let (had, fresh) = self.neighbours(first, (within + len).div_ceil(block), start);
         let end = start + had + fresh;
         if end > header.blocks {
-            return Err(Error::corrupt(
-                "every block of the image is in use, yet one without a place is written",
-            ));
+            return Err(self.no_place_left());
         }
         if self.file.len()? > header.end(end - fresh) {
             (end - fresh..end).try_for_each(|index| self.clear_block(index))?;

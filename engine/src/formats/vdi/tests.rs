@@ -197,6 +197,25 @@ fn leaks_are_closed_by_moving_the_last_blocks() {
 }
 
 #[test]
+fn an_image_that_leaks_its_last_places_says_how_it_can_be_written_again() {
+    let (mut bytes, content) = scattered();
+    set_entry(&mut bytes, 3, u32::MAX);
+    let image = open_on(file(bytes.clone())).unwrap();
+    let error = image.write(3 * 4096, &[9; 10], &NothingBelow).unwrap_err();
+    assert_eq!(error.kind(), crate::ErrorKind::Corrupt);
+    assert!(error.to_string().contains("1 unused places"), "{error}");
+    assert!(error.to_string().contains("repairing leaks"), "{error}");
+    let (storage, image) = open_to_check(bytes);
+    image.check(Repair::Leaks, &Control::default()).unwrap();
+    drop(image);
+    let image = open_on(storage).unwrap();
+    image
+        .write(3 * 4096, &content[3 * 4096..4 * 4096], &NothingBelow)
+        .unwrap();
+    assert!(whole(image.as_ref()) == content);
+}
+
+#[test]
 fn entries_outside_the_image_are_unallocated_after_repair() {
     let (mut bytes, mut content) = scattered();
     set_entry(&mut bytes, 3, 0x7fff_ffff);

@@ -103,9 +103,7 @@ impl VdiImage {
             (meta.header, meta.map.next())
         };
         if index >= header.blocks {
-            return Err(Error::corrupt(
-                "every block of the image is in use, yet one without a place is written",
-            ));
+            return Err(self.no_place_left());
         }
         self.clear_block(index)?;
         if entry == Entry::Free && matches!(header.kind, Kind::Overlay { .. }) {
@@ -119,6 +117,16 @@ impl VdiImage {
         meta.map.set(part.block, Entry::Block(index));
         meta.header_dirty = true;
         Ok(())
+    }
+
+    /// The error for a block without a place, when there is a place in the file for every block of the image.
+    pub fn no_place_left(&self) -> Error {
+        let unused = self.meta().map.unused().len();
+        Error::corrupt(format!(
+            "expected a place behind the last block for one that has none, found {unused} unused places between the others; \
+             repairing leaks moves the last blocks there"
+        ))
+        .at(self.file.name())
     }
 
     /// Makes a new block read as zeroes: leftovers of a crash may lie there.

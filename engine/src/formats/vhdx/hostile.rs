@@ -147,6 +147,7 @@ fn fields_that_cannot_be_true_are_refused_by_name() {
         (with(METADATA + 52, &u32(4)), Corrupt, "file parameters"),
         (with(METADATA + 32, &unknown), Unsupported, "must be known"),
         (item_twice, Corrupt, "twice"),
+        (with(METADATA + 80, &u32((64 << 10) + 4)), Corrupt, "overlap"),
         (with(ITEMS, &u32(0)), Corrupt, "block size"),
         (with(ITEMS, &u32(3 << 20)), Corrupt, "block size"),
         (with(ITEMS, &u32(512 << 20)), Corrupt, "block size"),

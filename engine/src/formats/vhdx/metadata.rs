@@ -65,6 +65,7 @@ pub fn read(storage: &dyn Storage, region: &Region) -> Result<Disk> {
     let table = read_vec(storage, region.offset, METADATA_ITEMS as usize)?;
     let entries = MetadataEntry::table(&table, region.length)?;
     refuse_unknown(&entries)?;
+    refuse_overlaps(&entries)?;
     let items = Items {
         storage,
         region,
@@ -117,6 +118,20 @@ pub fn read(storage: &dyn Storage, region: &Region) -> Result<Disk> {
         parent,
         entries,
     })
+}
+
+fn refuse_overlaps(entries: &[MetadataEntry]) -> Result<()> {
+    let mut stored: Vec<_> = entries.iter().filter(|e| e.length > 0).collect();
+    stored.sort_unstable_by_key(|e| e.offset);
+    for (a, b) in stored.iter().zip(stored.iter().skip(1)) {
+        if b.offset - a.offset < a.length as u64 {
+            return Err(Error::corrupt(format!(
+                "the metadata items {} and {} overlap at {:#x}",
+                a.id, b.id, b.offset
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn refuse_unknown(entries: &[MetadataEntry]) -> Result<()> {

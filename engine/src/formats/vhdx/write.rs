@@ -384,8 +384,12 @@ impl VhdxImage {
     /// Changes pages of metadata through the log, and leaves the log empty.
     pub(super) fn commit(&self, space: &mut Space, pages: &[Page]) -> Result<()> {
         let len = self.file.len()?;
-        space.journal.write(self.file.as_ref(), pages, len)?;
-        space.journal.close(self.file.as_ref())
+        let journal = &mut space.journal;
+        let done = journal
+            .write(self.file.as_ref(), pages, len)
+            .and_then(|()| journal.close(self.file.as_ref()));
+        // The next flush has something to flush, and fails before the log is written again when a flush failed here.
+        done.inspect_err(|_| self.unstable.store(true, Ordering::Release))
     }
 
     /// A page of the table at `start` as it is to be; what is behind the entries that the disk needs stays.

@@ -27,7 +27,7 @@ use session::{Answer, Ask, Session};
 pub use tls::{NbdTls, TlsFiles};
 use wire::Command;
 
-use super::{FileId, Storage, StorageExtent, past_end};
+use super::{FileId, FlushGuard, Storage, StorageExtent, past_end};
 use crate::{CancelToken, Error, Result};
 
 /// Most bytes of a read or write: a request must be done within the timeout.
@@ -92,6 +92,7 @@ pub struct NbdStorage {
     session: Mutex<Session>,
     /// What the server said last. Forgotten with every change.
     known: Mutex<Vec<Run>>,
+    flushes: FlushGuard,
 }
 
 impl NbdStorage {
@@ -122,6 +123,7 @@ impl NbdStorage {
             id: identity(options),
             session: Mutex::new(Session::new(link, &export)),
             known: Mutex::default(),
+            flushes: FlushGuard::default(),
             export,
         };
         if options.writable && export.flags & wire::READ_ONLY != 0 {
@@ -430,11 +432,13 @@ impl Storage for NbdStorage {
         if !self.writable || !self.can(wire::SEND_FLUSH) {
             return Ok(());
         }
-        let ask = self.data(Command::Flush, 0, 0);
-        match self.session().ask(ask, &[]).map_err(|e| e.at(&self.name))? {
-            Ok(()) => Ok(()),
-            Err(number) => Err(Error::io("cannot flush", system_error(number)).at(&self.name)),
-        }
+        self.flushes.flush(&self.name, || {
+            let ask = self.data(Command::Flush, 0, 0);
+            match self.session().ask(ask, &[]).map_err(|e| e.at(&self.name))? {
+                Ok(()) => Ok(()),
+                Err(number) => Err(Error::io("cannot flush", system_error(number)).at(&self.name)),
+            }
+        })
     }
     fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent> {
         if offset >= self.export.size || len == 0 {
