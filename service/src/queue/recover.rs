@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::adopt::adopt;
 use crate::error::Result;
 use crate::fault::Step;
-use crate::jobs::bring_back;
+use crate::jobs::{bring_back, close_abandoned};
 use crate::model::{ImageId, ImageState};
 use crate::pool::{FileName, PoolFolder};
 use crate::service::{Inner, take_back};
@@ -23,6 +23,7 @@ pub async fn recover(inner: &Inner) -> Result<()> {
         adopt(inner, pool).await?;
     }
     free(inner, alone).await?;
+    close_abandoned(inner).await?;
     for pool in inner.pools.values() {
         recover_pool(inner, pool, alone).await?;
     }
