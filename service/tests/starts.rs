@@ -1,6 +1,6 @@
 //! What a service finds in its pools when it starts: names of any kind, files that were put aside, files of others.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on ends")]
 
 mod common;
 

@@ -3,6 +3,7 @@
 use vdisk_engine::Limits;
 
 use super::facts::{file_facts, file_stamp, is_as_left, stat_of};
+use super::first_write::FirstWrite;
 use super::open::{Layer, Opening, open_chain};
 use super::secrets::OpenSecrets;
 use crate::error::{ErrorCode, Result, ServiceError};
@@ -25,9 +26,10 @@ pub fn require_as_bound(layers: &[Layer]) -> Result<()> {
     Ok(())
 }
 
-/// Whether the file is another than the one we left. Unknown, so no, while a job of ours changes it.
+/// Whether the file is another than the one we left. Unknown, so no, while somebody of ours changes it.
 pub fn was_changed_by_others(layer: &Layer) -> Result<bool> {
-    let Some(left) = &layer.record.file_stamp else {
+    let ours = layer.first_write.as_ref().is_some_and(FirstWrite::has_begun);
+    let Some(left) = layer.record.file_stamp.as_ref().filter(|_| !ours) else {
         return Ok(false);
     };
     let found = layer.pool.stat(&layer.record.file)?;

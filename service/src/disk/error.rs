@@ -19,15 +19,43 @@ impl fmt::Display for FileGone {
 
 impl std::error::Error for FileGone {}
 
-fn is_gone(error: &Error) -> bool {
-    let causes = std::iter::successors(std::error::Error::source(error), |cause| cause.source());
-    causes.into_iter().any(<dyn std::error::Error>::is::<FileGone>)
+/// The cause below an error of a file that must not be changed, with what the log should say beyond it.
+#[derive(Debug)]
+struct Refused(ErrorCode, String, Option<String>);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.1)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// An error of the service on its way through the engine.
+pub(super) fn refused(error: ServiceError) -> Error {
+    Error::new(ErrorKind::Io, "cannot begin to change the file").because(Refused(
+        error.code,
+        error.public,
+        error.internal,
+    ))
+}
+
+/// The cause of a kind, however far below.
+fn cause<T: std::error::Error + 'static>(error: &Error) -> Option<&T> {
+    std::iter::successors(std::error::Error::source(error), |cause| cause.source())
+        .find_map(<dyn std::error::Error>::downcast_ref)
 }
 
 impl From<Error> for ServiceError {
     fn from(error: Error) -> Self {
+        if let Some(Refused(code, public, internal)) = cause(&error) {
+            return Self {
+                internal: internal.clone(),
+                ..Self::new(*code, public.clone())
+            };
+        }
         let code = match error.kind() {
-            ErrorKind::Io if is_gone(&error) => ErrorCode::ImageNotReady,
+            ErrorKind::Io if cause::<FileGone>(&error).is_some() => ErrorCode::ImageNotReady,
             ErrorKind::Io if error.io_error().is_some_and(is_disk_full) => ErrorCode::InsufficientStorage,
             ErrorKind::Io => ErrorCode::Io,
             ErrorKind::NotThisFormat => ErrorCode::FormatMismatch,

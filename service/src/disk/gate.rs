@@ -7,8 +7,10 @@ use vdisk_engine::storage::{FileOptions, FileStorage, LockMode};
 use vdisk_engine::{Error, ErrorKind, Result, StorageRef};
 
 use super::OpenSecrets;
-use super::error::FileGone;
+use super::changed::was_changed_by_others;
+use super::error::{FileGone, refused};
 use super::facts::open_file;
+use super::first_write::Told;
 use super::open::Layer;
 use crate::error::ErrorCode;
 use crate::fault::watched;
@@ -100,7 +102,18 @@ pub(super) fn open_layer(layer: &Layer, writable: bool, lock: LockMode) -> Resul
         }
     };
     let storage = Arc::new(FileStorage::from_file(file, &layer.record.file, options)?);
-    Ok(if writable { watched(storage) } else { storage })
+    if !writable {
+        return Ok(storage);
+    }
+    let storage = watched(storage);
+    let Some(first_write) = layer.first_write.clone() else {
+        return Ok(storage);
+    };
+    // Nobody else can write to it from here on.
+    if was_changed_by_others(layer).map_err(refused)? {
+        first_write.is_another().map_err(refused)?;
+    }
+    Ok(Arc::new(Told { storage, first_write }))
 }
 
 /// A chain as the inventory has it, told layer by layer: for a new overlay whose header is not on record yet.

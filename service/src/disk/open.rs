@@ -7,9 +7,9 @@ use vdisk_engine::options::Options;
 use vdisk_engine::storage::LockMode;
 use vdisk_engine::{Chain, Limits, OpenEnv};
 
-use super::OpenSecrets;
 use super::changed::require_as_bound;
 use super::gate::{InventoryGate, open_layer};
+use super::{FirstWrite, OpenSecrets};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::pool::PoolFolder;
 use crate::store::images::ImageRecord;
@@ -31,6 +31,8 @@ pub struct Layer {
     pub pool: Arc<PoolFolder>,
     /// The secrets that the record names, by role.
     pub keys: OpenSecrets,
+    /// Who is told before the file changes: everybody who opens it for writing has to set it.
+    pub first_write: Option<FirstWrite>,
 }
 
 impl Layer {
@@ -43,6 +45,14 @@ impl Layer {
         }
         own.iter()
             .fold(Options::new(), |all, (role, name)| all.with(role, self.key_name(name)))
+    }
+
+    /// Before the file is changed or replaced, under its lock.
+    ///
+    /// # Errors
+    /// What whoever changes it says.
+    pub fn begin_change(&self) -> Result<()> {
+        self.first_write.as_ref().map_or(Ok(()), FirstWrite::begin)
     }
 
     fn key_name(&self, role: &str) -> String {

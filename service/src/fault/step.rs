@@ -12,8 +12,10 @@ text_enum! {
         RenewLease = "job.renew_lease",
         /// The supervisor renews the lease and writes the progress.
         Heartbeat = "job.heartbeat",
-        /// What images look like is open while they are changed.
+        /// What an image looks like is open while it is changed.
         PrepareChanges = "job.prepare_changes",
+        /// What a change came to that nobody goes on with.
+        CloseChanges = "image.close_changes",
         /// A line of a job's log.
         NoteStep = "job.note_step",
         /// What the next attempt can go on with.

@@ -240,6 +240,7 @@ impl Work {
         check_structures(staged.storage(), format, &self.limits, &secrets, control)?;
         require_lease()?;
         let storage = staged.storage();
+        top.begin_change()?;
         publish(staged, true)?;
         let env = OpenEnv {
             metadata_only: true,

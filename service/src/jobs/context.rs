@@ -18,7 +18,7 @@ use crate::store::Tx;
 use crate::store::images::ImageRecord;
 use crate::store::jobs::{Claimed, Fence, JournalEntry};
 
-pub use changes::changed_by_then;
+pub use changes::{BeginAsHolder, Left, changed_by_then, close_abandoned, to_change};
 
 /// How long a job waits for somebody who just reads the image's metadata, or for a dying worker's file locks.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -87,9 +87,9 @@ impl JobContext {
         tx.commit_as(Step::RenewLease).await
     }
 
-    /// The chain of an image as the inventory has it.
+    /// The chain of an image as the inventory has it, for this job to change.
     pub async fn layers(&self, image: ImageId) -> Result<Vec<Layer>> {
-        self.inner.layers(image).await
+        Ok(self.to_change(self.inner.layers(image).await?))
     }
 
     /// The values of the secrets that a request named. Deriving keys from them ends when the job is told to stop.

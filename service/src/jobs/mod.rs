@@ -32,7 +32,9 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 
 pub use base::{accept as accept_base, bind as bind_base};
-pub use context::{JobContext, changed_by_then, sweep, to_bring_back, unpublish};
+pub use context::{
+    BeginAsHolder, JobContext, Left, changed_by_then, close_abandoned, sweep, to_bring_back, to_change, unpublish,
+};
 pub use foresee::{Foreseen, Foresight};
 
 use crate::error::{Result, ServiceError};
@@ -51,8 +53,7 @@ pub use self::flatten::plan as plan_flatten;
 pub use self::import::plan as plan_import;
 pub use self::import::take_in;
 pub use self::plan::{
-    creatable, engine_options, priority as check_priority, refuse_changed_base, require_ready, require_same_pool,
-    require_unprotected,
+    creatable, engine_options, priority as check_priority, require_ready, require_same_pool, require_unprotected,
 };
 pub use self::rebase::plan as plan_rebase;
 pub use self::rekey::plan as plan_rekey;

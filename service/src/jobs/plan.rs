@@ -90,8 +90,7 @@ pub fn require_ready(record: &ImageRecord) -> Result<()> {
 ///
 /// # Errors
 /// `base_changed`.
-pub async fn refuse_changed_base(tx: &mut Tx, layer: Option<&Layer>) -> Result<()> {
-    let Some(layer) = layer else { return Ok(()) };
+pub async fn refuse_changed_base(tx: &mut Tx, layer: &Layer) -> Result<()> {
     let overlays = tx.dependents(layer.record.image.id).await?;
     match overlays.first() {
         Some(overlay) if was_changed_by_others(layer).unwrap_or(false) => {

@@ -211,6 +211,7 @@ impl Scanner {
                 record: record.clone(),
                 pool: self.pool.clone(),
                 keys: OpenSecrets::default(),
+                first_write: None,
             })
             .collect();
         let known = (base.image.generation, base.file_stamp.clone());

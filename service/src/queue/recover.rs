@@ -9,7 +9,7 @@ use super::adopt::adopt;
 use super::missing::{note_missing, note_unreachable};
 use crate::error::{Result, ServiceError};
 use crate::fault::Step;
-use crate::jobs::to_bring_back;
+use crate::jobs::{close_abandoned, to_bring_back};
 use crate::model::{ImageId, ImageState};
 use crate::pool::{FileName, PoolFolder};
 use crate::service::{Inner, take_back};
@@ -24,6 +24,7 @@ pub async fn recover(inner: &Inner) -> Result<()> {
         adopt(inner, pool).await?;
     }
     free(inner, alone).await?;
+    close_abandoned(inner).await?;
     for pool in inner.pools.values() {
         recover_pool(inner, pool, alone).await?;
     }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::register::{NamedBase, register};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
-use crate::jobs::require_unprotected;
+use crate::jobs::{Left, require_unprotected};
 use crate::model::{ImageId, Job, JobId, JobProgress, JobState};
 use crate::pool::PoolFolder;
 use crate::store::images::{Backing, FileFacts, NewImage};
@@ -161,14 +161,14 @@ async fn record(store: &Store, fence: Fence, done: &Done, progress: &JobProgress
     Ok(job)
 }
 
-/// Ends a job otherwise; `left` is what the images are like that it may have changed by then.
+/// Ends a job otherwise; `left` is what the images are like that it had begun to change.
 ///
 /// # Errors
 /// `lease_lost`.
-pub async fn end(store: &Store, fence: Fence, ending: &Ending, left: &[(ImageId, FileFacts)]) -> Result<Job> {
+pub async fn end(store: &Store, fence: Fence, ending: &Ending, left: &[Left]) -> Result<Job> {
     let mut tx = store.begin().await?;
-    for (image, facts) in left {
-        tx.record_change(*image, facts, false).await?;
+    for (image, found) in left {
+        tx.close_change(*image, found.as_ref()).await?;
     }
     let job = tx.finish(fence, ending).await?;
     tx.commit_as(Step::EndJob).await?;

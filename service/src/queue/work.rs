@@ -145,7 +145,7 @@ async fn may_run(context: &JobContext, claimed: &Claimed) -> Result<()> {
         );
         return Err(ServiceError::new(ErrorCode::AttemptsExhausted, public));
     }
-    context.prepare_changes().await
+    context.require_unchanged().await
 }
 
 /// How an attempt was put on record.
@@ -233,5 +233,6 @@ async fn keep_house(inner: &Inner, prune: bool) -> Result<()> {
         tx.prune_events(inner.config.event_retention).await?;
         tx.prune_idempotency(inner.config.idempotency_retention).await?;
     }
-    tx.commit_as(Step::KeepHouse).await
+    tx.commit_as(Step::KeepHouse).await?;
+    jobs::close_abandoned(inner).await
 }

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt;
 use uuid::Uuid;
 
 use super::Inner;
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
+use crate::jobs::BeginAsHolder;
 use crate::model::ImageId;
 use crate::store::locks::{Holder, LockMode};
 use crate::store::{Database, Tx};
@@ -59,12 +61,16 @@ impl RequestLocks {
     /// # Errors
     /// `lease_lost` when the locks were taken away, because this process stood still for too long.
     pub async fn begin(&self) -> Result<Tx> {
-        let mut tx = self.inner.store.begin().await?;
-        if tx.holds_lock(self.id).await? {
-            return Ok(tx);
-        }
-        let public = "the request was held up for so long that its image was given to others; try again";
-        Err(ServiceError::new(ErrorCode::LeaseLost, public))
+        begin(&self.inner, self.id).await
+    }
+
+    /// Starts such transactions from elsewhere.
+    pub fn begins(&self) -> BeginAsHolder {
+        let (inner, id) = (self.inner.clone(), self.id);
+        Arc::new(move || {
+            let inner = inner.clone();
+            async move { begin(&inner, id).await }.boxed()
+        })
     }
 
     /// Whether locks were taken, if the transaction that took them was carried out.
@@ -113,6 +119,15 @@ impl Drop for RequestLocks {
             runtime.spawn(async move { unlock(&inner, id).await });
         }
     }
+}
+
+async fn begin(inner: &Inner, id: Uuid) -> Result<Tx> {
+    let mut tx = inner.store.begin().await?;
+    if tx.holds_lock(id).await? {
+        return Ok(tx);
+    }
+    let public = "the request was held up for so long that its image was given to others; try again";
+    Err(ServiceError::new(ErrorCode::LeaseLost, public))
 }
 
 /// Lets go, now or later: locks of a process that lives do not lapse.

@@ -179,7 +179,12 @@ impl Inner {
         for record in chain {
             let pool = self.pool(&record.image.pool)?;
             let keys = self.open_secrets(&record.image.secrets).await?;
-            layers.push(Layer { record, pool, keys });
+            layers.push(Layer {
+                record,
+                pool,
+                keys,
+                first_write: None,
+            });
         }
         Ok(layers)
     }
@@ -192,6 +197,7 @@ impl Inner {
         Ok(Layer {
             pool: self.pool(&record.image.pool)?,
             keys: OpenSecrets::default(),
+            first_write: None,
             record,
         })
     }

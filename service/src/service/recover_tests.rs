@@ -1,11 +1,17 @@
 //! A start beside processes that go on: what it saw a moment ago is not what it acts on.
 
+use std::fs::File;
+
 use serde_json::json;
 use uuid::Uuid;
+use vdisk_engine::storage::{FileOptions, FileStorage};
 
 use super::Service;
 use super::test_service::service_with_an_image;
 use crate::Bytes;
+use crate::disk::file_stamp;
+use crate::fault::Step;
+use crate::jobs::close_abandoned;
 use crate::model::ImageState;
 use crate::queue::{Seen, bring_in_line};
 use crate::request::{Call, ImportOutcome, UploadPart};
@@ -64,4 +70,38 @@ async fn an_image_that_was_completed_after_the_records_were_read_stays() {
         assert_eq!(service.image(image.id).await.unwrap().state, ImageState::Ready);
         assert!(dir.path().join(format!("pools/default/{}", image.id)).exists());
     }
+}
+
+/// What a request that died had begun to change: the file may be as it was, as the dead left it, or a guest's by now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_nobody_goes_on_with_is_put_on_record() {
+    let (dir, service, image) = service_with_an_image().await;
+    let path = dir.path().join(format!("pools/default/{}", image.id));
+    let inner = &service.inner;
+    let stamp = async || inner.store.image(image.id).await.unwrap().file_stamp.unwrap();
+    let die = async || {
+        let mut tx = inner.store.begin().await.unwrap();
+        tx.open_change(image.id).await.unwrap();
+        tx.commit_as(Step::PrepareChanges).await.unwrap();
+        assert_eq!(inner.store.image(image.id).await.unwrap().file_stamp, None);
+    };
+    let found = || file_stamp(&rustix::fs::stat(&path).unwrap());
+    let before = stamp().await;
+    die().await;
+    close_abandoned(inner).await.unwrap();
+    assert_eq!(stamp().await, before);
+
+    die().await;
+    std::fs::write(&path, [1; 512]).unwrap();
+    close_abandoned(inner).await.unwrap();
+    assert_eq!(stamp().await, found());
+
+    die().await;
+    let left = found();
+    std::fs::write(&path, [2; 1024]).unwrap();
+    let guest = File::options().read(true).write(true).open(&path).unwrap();
+    let guest = FileStorage::from_file(guest, "disk", FileOptions::write()).unwrap();
+    close_abandoned(inner).await.unwrap();
+    drop(guest);
+    assert_eq!(stamp().await, left, "who cannot look does not take it for ours");
 }

@@ -8,10 +8,10 @@ use super::background::blocking;
 use super::locks::RequestLocks;
 use super::{Inner, Service};
 use crate::clock::Timestamp;
-use crate::disk::{Layer, OpenSecrets, Opening, file_facts, find_snapshot, open_chain, was_changed_by_others};
+use crate::disk::{Layer, OpenSecrets, Opening, file_facts, find_snapshot, open_chain};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
-use crate::jobs::{refuse_changed_base, require_ready, require_unprotected};
+use crate::jobs::{changed_by_then, require_ready, require_unprotected, to_change};
 use crate::model::{Image, ImageId, Snapshot};
 use crate::pool::check_image_name;
 use crate::request::Call;
@@ -121,18 +121,16 @@ async fn run(
     locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
     tx.commit_as(Step::BeginSnapshot).await?;
     let (locks, (layers, change)) = locks.with(resolve(inner, id, change).await).await?;
-    // Between here and the record of what came out, what the file looks like is open.
-    let holder = locks.id;
-    let prepared = async {
-        let mut tx = locks.begin().await?;
-        refuse_changed_base(&mut tx, layers.first()).await?;
-        tx.forget_stamps(holder).await?;
-        tx.commit_as(Step::PrepareChanges).await
-    }
-    .await;
-    let (locks, ()) = locks.with(prepared).await?;
-    let (files, limits, now) = (layers.clone(), inner.limits.clone(), inner.store.now());
+    let (files, limits, now) = (
+        to_change(inner, layers, &locks.begins()),
+        inner.limits.clone(),
+        inner.store.now(),
+    );
     let changed = blocking(move || apply(&files, &change, &limits, now)).await;
+    let left = match &changed {
+        Ok(_) => Vec::new(),
+        Err(_) => changed_by_then(inner, locks.id).await?,
+    };
     let mut tx = locks.begin().await?;
     let snapshots = match changed {
         Ok((snapshots, facts)) => {
@@ -144,10 +142,8 @@ async fn run(
             Ok(Some(snapshots))
         }
         Err(error) => {
-            if let Some(layer) = layers.first()
-                && !was_changed_by_others(layer).unwrap_or(true)
-            {
-                tx.restore_stamp(id, layer.record.file_stamp.as_deref()).await?;
+            for (image, found) in &left {
+                tx.close_change(*image, found.as_ref()).await?;
             }
             Err(error)
         }

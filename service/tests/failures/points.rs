@@ -23,6 +23,7 @@ const FIRST_DEATHS: &[(Verb, Step, bool)] = &[
     (Verb::Rebase, Step::WriteBytes, false),
     (Verb::Commit, Step::FlushBytes, true),
     (Verb::Grow, Step::FlushBytes, true),
+    (Verb::SnapshotCreate, Step::WriteBytes, true),
 ];
 
 /// Failures that left something behind once, and which time it was.

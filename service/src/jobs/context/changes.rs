@@ -1,21 +1,35 @@
 //! Jobs that change images in place: what is asked before they begin, noted before the first write, and on record when they end.
 
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
 use super::{JobContext, open_patiently};
-use crate::disk::{Layer, OpenSecrets, Opening, facts_of};
+use crate::disk::{Changes, FirstWrite, Layer, OpenSecrets, Opening, facts_of};
 use crate::error::{Result, ServiceError};
 use crate::fault::Step;
 use crate::jobs::plan;
-use crate::model::{ImageId, ImageState, JobId};
+use crate::model::{ImageId, ImageState};
 use crate::service::Inner;
-use crate::store::images::FileFacts;
+use crate::store::Tx;
+use crate::store::images::{FileFacts, ImageRecord};
+
+/// What a change came to that somebody had begun; `None` where the file cannot be opened.
+pub type Left = (ImageId, Option<FileFacts>);
+
+/// Begins transactions of whoever holds an image, as long as that is so.
+pub type BeginAsHolder = Arc<dyn Fn() -> BoxFuture<'static, Result<Tx>> + Send + Sync>;
 
 impl JobContext {
-    /// Before the first change: makes sure that nothing of it is protected by now and that what others build on is as we left it, and
-    /// notes that it may be different from now on until the job ends.
+    /// Before anything else: makes sure that nothing that the job changes is protected by now and that what others build on is as we left
+    /// it. Guests may write until the files are locked: there it is looked at again.
     ///
     /// # Errors
     /// `image_protected`, `base_changed`.
-    pub async fn prepare_changes(&self) -> Result<()> {
+    pub async fn require_unchanged(&self) -> Result<()> {
         if !self.inner.store.holds_exclusively(self.job()).await? {
             return Ok(());
         }
@@ -31,10 +45,19 @@ impl JobContext {
             };
             plan::require_unprotected(&record)?;
             let layer = self.inner.without_keys(record)?;
-            plan::refuse_changed_base(&mut tx, Some(&layer)).await?;
+            plan::refuse_changed_base(&mut tx, &layer).await?;
         }
-        tx.forget_stamps(self.job()).await?;
-        tx.commit_as(Step::PrepareChanges).await
+        Ok(())
+    }
+
+    /// Layers that tell this job before their files change.
+    pub(super) fn to_change(&self, layers: Vec<Layer>) -> Vec<Layer> {
+        let context = self.clone();
+        let begin: BeginAsHolder = Arc::new(move || {
+            let context = context.clone();
+            async move { context.begin().await }.boxed()
+        });
+        to_change(&self.inner, layers, &begin)
     }
 
     /// Makes sure once more that images that are about to go are not protected by now.
@@ -88,31 +111,94 @@ impl JobContext {
     }
 }
 
-/// What the images are like that a job without success was to change, as far as it may have begun to.
+/// Layers that tell whoever holds their images before their files change.
+pub fn to_change(inner: &Arc<Inner>, mut layers: Vec<Layer>, begin: &BeginAsHolder) -> Vec<Layer> {
+    for layer in &mut layers {
+        layer.first_write = Some(FirstWrite::new(InPlace {
+            inner: inner.clone(),
+            image: layer.record.image.id,
+            begin: begin.clone(),
+            runtime: Handle::current(),
+        }));
+    }
+    layers
+}
+
+/// A change of an image's file in place.
+struct InPlace {
+    inner: Arc<Inner>,
+    image: ImageId,
+    begin: BeginAsHolder,
+    runtime: Handle,
+}
+
+impl InPlace {
+    /// A transaction in which the file is the one that the overlays of the image were made on.
+    async fn unchanged(&self) -> Result<Tx> {
+        let mut tx = (self.begin)().await?;
+        let layer = self.inner.without_keys(tx.image(self.image).await?)?;
+        plan::refuse_changed_base(&mut tx, &layer).await?;
+        Ok(tx)
+    }
+}
+
+impl Changes for InPlace {
+    fn is_another(&self) -> Result<()> {
+        self.runtime.block_on(self.unchanged()).map(drop)
+    }
+
+    fn begin(&self) -> Result<()> {
+        self.runtime.block_on(async {
+            let mut tx = self.unchanged().await?;
+            tx.open_change(self.image).await?;
+            tx.commit_as(Step::PrepareChanges).await
+        })
+    }
+}
+
+/// What the images are like that a job or a request without success had begun to change.
 ///
 /// # Errors
-/// What the database says. An image that cannot be opened is passed over: what it is like is not known.
-pub async fn changed_by_then(inner: &Inner, job: JobId) -> Result<Vec<(ImageId, FileFacts)>> {
-    let mut changed = Vec::new();
-    for record in inner.store.records_to_change(job).await? {
-        changed.push(inner.without_keys(record)?);
+/// What the database says.
+pub async fn changed_by_then(inner: &Inner, holder: Uuid) -> Result<Vec<Left>> {
+    look_at(inner, inner.store.records_to_change(holder).await?).await
+}
+
+/// Puts on record what changes came to that nobody goes on with, because whoever made them is dead. What others did between that death and
+/// now cannot be told from it.
+///
+/// # Errors
+/// What the database says.
+pub async fn close_abandoned(inner: &Inner) -> Result<()> {
+    for (image, found) in look_at(inner, inner.store.abandoned_changes().await?).await? {
+        let mut tx = inner.store.begin().await?;
+        let now = tx.any_image(image).await?;
+        if now.is_some_and(|now| now.file_stamp.is_none() && now.image.state != ImageState::Busy) {
+            tx.close_change(image, found.as_ref()).await?;
+            tx.commit_as(Step::CloseChanges).await?;
+        }
     }
-    if changed.is_empty() {
+    Ok(())
+}
+
+async fn look_at(inner: &Inner, records: Vec<ImageRecord>) -> Result<Vec<Left>> {
+    // What lies elsewhere is for another node.
+    let here = records
+        .into_iter()
+        .filter(|record| inner.pools.contains_key(&record.image.pool));
+    let layers = here
+        .map(|record| inner.without_keys(record))
+        .collect::<Result<Vec<_>>>()?;
+    if layers.is_empty() {
         return Ok(Vec::new());
     }
     let limits = inner.limits.clone();
-    let looked = tokio::task::spawn_blocking(move || {
-        let found = changed
-            .into_iter()
-            .map(|layer| (layer.record.image.id, facts_of(&layer, &limits)));
-        found.collect::<Vec<_>>()
-    });
-    let mut all = Vec::new();
-    for (image, facts) in looked.await.map_err(ServiceError::internal)? {
-        match facts {
-            Ok(facts) => all.push((image, facts)),
-            Err(error) => tracing::warn!(%image, %error, "what a job left of an image could not be looked at"),
-        }
-    }
-    Ok(all)
+    let look = move |layer: Layer| {
+        let image = layer.record.image.id;
+        let facts = facts_of(&layer, &limits)
+            .inspect_err(|error| tracing::warn!(%image, %error, "what was left of an image could not be looked at"));
+        (image, facts.ok())
+    };
+    let looked = tokio::task::spawn_blocking(move || layers.into_iter().map(look).collect());
+    looked.await.map_err(ServiceError::internal)
 }

@@ -20,10 +20,10 @@ impl JobContext {
                 continue;
             }
             let (image, limits) = (record.image.id, self.inner.limits.clone());
-            let layer = self.inner.without_keys(record)?;
+            let layers = self.to_change(vec![self.inner.without_keys(record)?]);
             self.require_lease().await?;
             let given_back = self
-                .blocking(move |control| give_back(layer, &limits, &control.uncounted()))
+                .blocking(move |control| give_back(&layers, &limits, &control.uncounted()))
                 .await;
             match given_back {
                 Ok(0) => {}
@@ -43,7 +43,7 @@ impl JobContext {
 }
 
 /// How many clusters it was.
-fn give_back(layer: Layer, limits: &Limits, control: &Control) -> Result<u64> {
+fn give_back(layers: &[Layer], limits: &Limits, control: &Control) -> Result<u64> {
     let secrets = OpenSecrets::default();
     let opening = Opening {
         top_only: true,
@@ -51,6 +51,6 @@ fn give_back(layer: Layer, limits: &Limits, control: &Control) -> Result<u64> {
         writable: &[0],
         ..Opening::read(limits, &secrets)
     };
-    let chain = open_patiently(&[layer], &opening, control)?;
+    let chain = open_patiently(layers, &opening, control)?;
     Ok(ops::check::check(chain.top(), Repair::Leaks, control)?.leaks_fixed)
 }

@@ -168,6 +168,7 @@ fn make_file(
         record: record.clone(),
         pool: plan.pool.clone(),
         keys: OpenSecrets::default(),
+        first_write: None,
     });
     let spec = CreateSpec {
         virtual_size: plan.virtual_size,

@@ -176,9 +176,14 @@ impl Tx {
         Ok(())
     }
 
-    /// Records what the file of an image is like after a change, `new_content` when the guest sees other bytes.
+    /// Records what the file of an image is like after a change, `new_content` when the guest sees other bytes. Where it does not, and
+    /// nobody of ours has begun to change the file, it stays on record as it was left: a change is one by others.
     pub async fn record_change(&mut self, id: ImageId, facts: &FileFacts, new_content: bool) -> Result<()> {
-        self.write_facts(id, facts).await?;
+        let left = self.any_image(id).await?.and_then(|record| record.file_stamp);
+        match left.filter(|_| !new_content) {
+            Some(stamp) => self.write_facts(id, &FileFacts { stamp, ..facts.clone() }).await?,
+            None => self.write_facts(id, facts).await?,
+        }
         let sql = "UPDATE images SET generation = generation + $2, updated_at = $3 WHERE id = $1";
         sqlx::query(sql)
             .bind(id.to_string())
@@ -192,7 +197,7 @@ impl Tx {
 
     async fn write_facts(&mut self, id: ImageId, facts: &FileFacts) -> Result<()> {
         let sql = "UPDATE images SET format = $2, virtual_size = $3, allocated_size = $4, file_size = $5, \
-             encrypted = $6, file_stamp = $7 WHERE id = $1";
+             encrypted = $6, file_stamp = $7, stamp_before = NULL WHERE id = $1";
         let changed = sqlx::query(sql)
             .bind(id.to_string())
             .bind(&facts.format)
@@ -232,25 +237,24 @@ impl Tx {
         Ok(())
     }
 
-    /// Images that a job holds for change, and that it is about to change: what their files look like is open until
-    /// the job says so.
-    pub async fn forget_stamps(&mut self, holder: Uuid) -> Result<()> {
-        let sql = "UPDATE images SET file_stamp = NULL WHERE id IN \
-             (SELECT l.image_id FROM image_locks l WHERE l.holder = $1 AND l.mode = 'exclusive')";
-        sqlx::query(sql)
-            .bind(holder.to_string())
-            .execute(&mut *self.inner)
-            .await?;
+    /// The file of an image is about to change: what it looks like is open until that is recorded.
+    pub async fn open_change(&mut self, id: ImageId) -> Result<()> {
+        let sql = "UPDATE images SET stamp_before = file_stamp, file_stamp = NULL \
+             WHERE id = $1 AND file_stamp IS NOT NULL";
+        sqlx::query(sql).bind(id.to_string()).execute(&mut *self.inner).await?;
         Ok(())
     }
 
-    /// The file looks as it did before its stamp was forgotten.
-    pub async fn restore_stamp(&mut self, id: ImageId, stamp: Option<&str>) -> Result<()> {
-        sqlx::query("UPDATE images SET file_stamp = $2 WHERE id = $1")
-            .bind(id.to_string())
-            .bind(stamp)
-            .execute(&mut *self.inner)
-            .await?;
+    /// Ends a change that came to nothing, or to a part: the file is what was found. Where that is not known it is on record as it was
+    /// before, so that whatever else it is counts as a change by others.
+    pub async fn close_change(&mut self, id: ImageId, found: Option<&FileFacts>) -> Result<()> {
+        if let Some(facts) = found {
+            return self.record_change(id, facts, false).await;
+        }
+        // No file has an empty stamp.
+        let sql = "UPDATE images SET file_stamp = COALESCE(stamp_before, ''), stamp_before = NULL \
+             WHERE id = $1 AND file_stamp IS NULL";
+        sqlx::query(sql).bind(id.to_string()).execute(&mut *self.inner).await?;
         Ok(())
     }
 

@@ -24,7 +24,7 @@ pub struct ImageRecord {
     pub backing_generation: Option<u64>,
     /// The base as the overlay's header names it.
     pub backing_name: Option<String>,
-    /// Size and time of the file after our last change.
+    /// Size and time of the file after our last change; `None` while it is being changed.
     pub file_stamp: Option<String>,
     /// Whose the row is while it is reserved.
     pub reserved_by: Option<String>,

@@ -24,6 +24,11 @@ const TO_CHANGE: &str = select_images!(
      (SELECT l.image_id FROM image_locks l WHERE l.holder = $1 AND l.mode = 'exclusive') ORDER BY i.id"
 );
 
+const ABANDONED: &str = select_images!(
+    "WHERE i.file_stamp IS NULL AND i.reserved_by IS NULL AND i.state IN ('ready', 'missing') AND NOT EXISTS \
+     (SELECT 1 FROM image_locks l WHERE l.image_id = i.id AND l.mode = 'exclusive') ORDER BY i.id"
+);
+
 impl Store {
     /// One visible record.
     ///
@@ -114,9 +119,15 @@ impl Store {
         rows.iter().map(|row| row.text("pool")).collect()
     }
 
-    /// The records of images that a job holds for change and may have begun to change.
-    pub async fn records_to_change(&self, job: JobId) -> Result<Vec<ImageRecord>> {
-        self.records(TO_CHANGE, &job.to_string()).await
+    /// The records of images that a job or a request has begun to change.
+    pub async fn records_to_change(&self, holder: Uuid) -> Result<Vec<ImageRecord>> {
+        self.records(TO_CHANGE, &holder.to_string()).await
+    }
+
+    /// The records of images that somebody began to change who holds them no more, and has not said what came of it.
+    pub async fn abandoned_changes(&self) -> Result<Vec<ImageRecord>> {
+        let rows = sqlx::query(ABANDONED).fetch_all(&self.readers).await?;
+        rows.iter().map(record).collect()
     }
 
     /// Every record of a pool, the reserved ones too.
