@@ -29,7 +29,7 @@ const INTERRUPTED: &str = "9";
 
 /// Settings of every SQLite connection. FULL: what was acknowledged survives a power cut.
 const SQLITE_SETTINGS: &str = "PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-     PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;";
+     PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRAGMA secure_delete = ON;";
 /// A node that hangs inside a transaction loses it before those that wait for it lose patience, or a heartbeat its lease.
 const POSTGRES_SETTINGS: &str = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '20s';";
 
