@@ -30,7 +30,9 @@ impl Storage for PausedStorage {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.inner.read_at(offset, buf)?;
         if offset == self.at && !self.read.swap(true, Ordering::Relaxed) {
-            self.gates.iter().for_each(|gate| drop(gate.wait()));
+            for gate in &self.gates {
+                gate.wait();
+            }
         }
         Ok(())
     }
