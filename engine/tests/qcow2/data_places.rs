@@ -23,7 +23,7 @@ fn a_data_file_has_each_cluster_at_its_own_offset() {
         let storage = three_clusters(&files, options);
         let entry = if extended == "on" { L2 + 16 } else { L2 + 8 };
         assert_eq!(word(&storage, entry), COPIED | CLUSTER);
-        set_word(&storage, entry, COPIED | 2 * CLUSTER);
+        set_word(&storage, entry, COPIED | (2 * CLUSTER));
         let data = |at: u64| {
             let mut byte = [0];
             files.get("d.raw").read_at(at, &mut byte).unwrap();

@@ -295,6 +295,6 @@ pub fn three_clusters(files: &Files, options: Options) -> Arc<MemoryStorage> {
 }
 
 pub fn fails_as_corrupt(what: &str, done: Result<()>) {
-    let error = done.expect_err(what);
+    let Err(error) = done else { panic!("{what}: done") };
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
 }
