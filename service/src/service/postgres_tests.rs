@@ -45,7 +45,9 @@ async fn convert(service: &Service, name: &str, rate_limit: Option<u64>) -> Job 
     let source = match existing.items.first() {
         Some(image) => image.id,
         None => {
-            let request = json!({"name": "source", "format": "raw", "virtual_size": 8 << 20});
+            // Data, although zeroes: holes would be copied at any speed.
+            let options = json!({"preallocation": "full"});
+            let request = json!({"name": "source", "format": "raw", "virtual_size": 8 << 20, "options": options});
             let request: CreateImage = serde_json::from_value(request).unwrap();
             service.create_image(request, &NONE).await.unwrap().id
         }

@@ -53,8 +53,9 @@ impl Qcow2 {
         while at < to {
             let index = self.geometry.l1_index(at);
             let end = (at / span + 1).saturating_mul(span).min(to.next_multiple_of(size));
-            if self.l2_table_place(index)?.is_some() {
-                self.forget_clusters(writer, at, (end - at) / size)?;
+            // What an entry that leads nowhere stands for cannot be read, and so shows nothing of a machine's memory.
+            let has_table = matches!(self.l2_table_place(index), Ok(Some(_)));
+            if has_table && self.forget_clusters(writer, at, (end - at) / size)? {
                 self.drop_if_empty(writer, index)?;
                 self.write_back_if_full(writer)?;
             }
@@ -63,14 +64,15 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Clusters of one table.
-    fn forget_clusters(&self, writer: &mut Writer, guest: u64, count: u64) -> Result<()> {
+    /// Clusters of one table; whether any was there.
+    fn forget_clusters(&self, writer: &mut Writer, guest: u64, count: u64) -> Result<bool> {
         let old = self.entries(guest, count)?;
         if old.iter().all(|entry| *entry == L2Entry::UNALLOCATED) {
-            return Ok(());
+            return Ok(false);
         }
         self.ensure_table(writer, self.geometry.l1_index(guest))?;
-        self.replace(writer, guest, &vec![L2Entry::UNALLOCATED; old.len()], true)
+        self.replace(writer, guest, &vec![L2Entry::UNALLOCATED; old.len()], true)?;
+        Ok(true)
     }
 
     fn drop_if_empty(&self, writer: &mut Writer, index: usize) -> Result<()> {
