@@ -10,6 +10,7 @@
 pub mod chain;
 pub mod control;
 pub mod crypto;
+mod deflate;
 pub mod env;
 pub mod error;
 pub mod formats;

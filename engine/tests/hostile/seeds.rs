@@ -309,6 +309,7 @@ fn parts() -> usize {
         .iter()
         .map(|xml| keep("parallels_bundle", xml.as_bytes()))
         .sum::<usize>();
+    count += grains().iter().map(|data| keep("deflate", data)).sum::<usize>();
     count += servers().iter().map(|lines| keep("nbd", lines)).sum::<usize>();
     for (flags, version) in [(4, 1), (8, 2)] {
         count += PROGRAMS
@@ -317,6 +318,23 @@ fn parts() -> usize {
             .sum::<usize>();
     }
     count + keep("vhdx_log", &log_entry())
+}
+
+/// Data for one grain: nothing, text, numbers, noise, halves that are alike, a run.
+fn grains() -> [Vec<u8>; 6] {
+    let noise = |len: u32| {
+        (1..=len)
+            .map(|n| (n.wrapping_mul(0x9e37_79b1) >> 13) as u8)
+            .collect::<Vec<_>>()
+    };
+    [
+        Vec::new(),
+        DESCRIPTOR.as_bytes().to_vec(),
+        (0..8192u32).flat_map(u32::to_le_bytes).collect(),
+        noise(3000),
+        noise(32_768).repeat(2),
+        vec![0; 65_536],
+    ]
 }
 
 /// The header's first sectors, of version 2 also those of the JSON, over a new volume: what a fuzzer can change without losing the keys.

@@ -11,10 +11,12 @@ use super::entry::Entry;
 use super::image::{Body, VmdkImage};
 use super::layout::{GD_AT_END, GRAIN_MARKER, SECTOR, marker, metadata_marker};
 use super::sparse::{Packing, Run, SparseExtent};
+use crate::deflate::{self, Encoder};
 use crate::image::{Below, BulkWrite, ExtentKind, HostPlace, Image, Placement, Scratch};
 use crate::{Error, OpenEnv, Result};
 
-/// libdeflate's level: see docs/formats/vmdk.md for sizes and speeds against zlib's level 6, which qemu-img uses.
+/// libdeflate's level for grains that are too large for [`deflate::Encoder`]: see docs/formats/vmdk.md for sizes and speeds against zlib's
+/// level 6, which qemu-img uses.
 const LEVEL: i32 = 4;
 
 /// Larger grains are not written: the pipeline hands out units up to this.
@@ -140,9 +142,6 @@ impl VmdkImage {
     pub fn deflate(&self, data: &[u8], scratch: &mut Scratch) -> Result<Vec<u8>> {
         let (_, extent) = self.stream_extent()?;
         let grain = usize::try_from(extent.grain).map_err(|_| Error::limit("a grain past the address space"))?;
-        let level = scratch.level().unwrap_or(LEVEL);
-        let level = CompressionLvl::new(level).map_err(|_| Error::invalid(format!("compression level {level}")))?;
-        let codec = scratch.get(|| Ok(Compressor::new(level)))?;
         let mut whole = Vec::new();
         let data = if data.len() < grain {
             whole.extend_from_slice(data);
@@ -151,16 +150,14 @@ impl VmdkImage {
         } else {
             data
         };
-        let mut bytes = vec![0; GRAIN_MARKER + codec.zlib_compress_bound(data.len())];
-        let room = bytes.get_mut(GRAIN_MARKER..).unwrap_or_default();
-        let len = codec
-            .zlib_compress(data, room)
-            .map_err(|e| Error::invalid(format!("cannot compress a grain: {e:?}")))?;
+        let mut bytes = vec![0; GRAIN_MARKER];
+        compress(data, scratch, &mut bytes)?;
+        let len = bytes.len() - GRAIN_MARKER;
         let size = u32::try_from(len).map_err(|_| Error::limit("a grain of 4 GiB"))?;
         if let Some(field) = bytes.get_mut(8..GRAIN_MARKER) {
             field.copy_from_slice(&size.to_le_bytes());
         }
-        bytes.resize((GRAIN_MARKER + len).next_multiple_of(512), 0);
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
         Ok(bytes)
     }
 
@@ -232,6 +229,26 @@ impl VmdkImage {
         (stream.next, stream.dirty) = (end, false);
         Ok(())
     }
+}
+
+/// Appends a whole grain's zlib stream, which depends on the grain and on the level that the user chose, if any.
+fn compress(data: &[u8], scratch: &mut Scratch, bytes: &mut Vec<u8>) -> Result<()> {
+    let level = scratch.level();
+    if level.is_none() && data.len() <= deflate::MAX_INPUT {
+        let encoder = scratch.get(|| Ok(Encoder::default()))?;
+        bytes.reserve_exact(data.len());
+        return encoder.zlib(data, bytes);
+    }
+    let level = level.unwrap_or(LEVEL);
+    let level = CompressionLvl::new(level).map_err(|_| Error::invalid(format!("compression level {level}")))?;
+    let codec = scratch.get(|| Ok(Compressor::new(level)))?;
+    let start = bytes.len();
+    bytes.resize(start + codec.zlib_compress_bound(data.len()), 0);
+    let len = codec
+        .zlib_compress(data, bytes.get_mut(start..).unwrap_or_default())
+        .map_err(|e| Error::invalid(format!("cannot compress a grain: {e:?}")))?;
+    bytes.truncate(start + len);
+    Ok(())
 }
 
 /// Directory, footer and end-of-stream marker for a stream that goes on at `at`; and where the directory is then.

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use libdeflater::{CompressionLvl, Compressor};
+
 use super::tests::{GRAIN, assert_clean, created, open_on, stream_options, whole};
+use crate::deflate::Encoder;
 use crate::formats::testing::{All, seen};
 use crate::image::{NothingBelow, Scratch};
 use crate::storage::MemoryStorage;
@@ -194,4 +197,46 @@ fn an_empty_directory_does_not_make_a_stream_new() {
     image.write(0, &vec![1; GRAIN as usize], &NothingBelow).unwrap_err();
     image.close().unwrap();
     assert!(storage.contents() == bytes);
+}
+
+/// The deflate stream that a new image with grains of so many bytes makes of a grain.
+fn stored(grain: usize, data: &[u8], scratch: &mut Scratch) -> Vec<u8> {
+    let mut bytes = created(2 * GRAIN, stream_options());
+    // The header and the footer, which an end-of-stream marker follows.
+    for at in [0, bytes.len() - 1024] {
+        bytes[at + 20..at + 28].copy_from_slice(&(grain as u64 / 512).to_le_bytes());
+    }
+    let image = open_on(Arc::new(MemoryStorage::new("d.vmdk", bytes))).unwrap();
+    let stored = image.bulk().unwrap().encode(data, scratch).unwrap().unwrap();
+    let len = u32::from_le_bytes(stored[8..12].try_into().unwrap());
+    stored[12..][..len as usize].to_vec()
+}
+
+fn by_libdeflate(level: i32, data: &[u8]) -> Vec<u8> {
+    let mut codec = Compressor::new(CompressionLvl::new(level).unwrap());
+    let mut bytes = vec![0; codec.zlib_compress_bound(data.len())];
+    let len = codec.zlib_compress(data, &mut bytes).unwrap();
+    bytes.truncate(len);
+    bytes
+}
+
+#[test]
+fn grains_are_compressed_by_the_chosen_level_or_by_the_own_encoder() {
+    let data: Vec<u8> = (0..2 * GRAIN).map(|i| (i * i >> 11) as u8).collect();
+    let grain = &data[..GRAIN as usize];
+    let mut own = Vec::new();
+    Encoder::default().zlib(grain, &mut own).unwrap();
+    let mut scratch = Scratch::default();
+    for _ in 0..2 {
+        assert!(stored(grain.len(), grain, &mut scratch) == own);
+    }
+    for level in [0, 4, 9] {
+        let mut scratch = Scratch::with_level(Some(level));
+        assert!(
+            stored(grain.len(), grain, &mut scratch) == by_libdeflate(level, grain),
+            "{level}"
+        );
+    }
+    let large = stored(data.len(), &data, &mut Scratch::default());
+    assert!(large == by_libdeflate(4, &data), "a grain of 128 KiB");
 }

@@ -6,6 +6,7 @@
 mod build;
 mod bundle;
 mod changes;
+mod deflate;
 mod look;
 mod nbd;
 pub mod packed;
@@ -41,6 +42,7 @@ macro_rules! images {
             Target { name: "dmg_plist", run: |xml| alone("dmg", build::dmg_with_plist(xml)) },
             Target { name: "dmg_tables", run: |data| alone("dmg", build::dmg_with_tables(data)) },
             Target { name: "parallels_bundle", run: bundle::look },
+            Target { name: "deflate", run: deflate::round_trip },
             Target { name: "nbd", run: nbd::serve },
             Target { name: "detect", run: detect },
             Target { name: "options", run: options },
