@@ -56,7 +56,10 @@ fn short_inputs_come_back() {
     for len in 0..=600 {
         round_trip(&mut encoder, &vec![0; len]);
         round_trip(&mut encoder, &noise[..len]);
-        round_trip(&mut encoder, &(0..len).map(|i| (i * i >> 3) as u8).collect::<Vec<_>>());
+        round_trip(
+            &mut encoder,
+            &(0..len).map(|i| ((i * i) >> 3) as u8).collect::<Vec<_>>(),
+        );
     }
     assert!(round_trip(&mut encoder, b"") <= 8);
 }

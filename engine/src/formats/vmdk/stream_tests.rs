@@ -222,7 +222,7 @@ fn by_libdeflate(level: i32, data: &[u8]) -> Vec<u8> {
 
 #[test]
 fn grains_are_compressed_by_the_chosen_level_or_by_the_own_encoder() {
-    let data: Vec<u8> = (0..2 * GRAIN).map(|i| (i * i >> 11) as u8).collect();
+    let data: Vec<u8> = (0..2 * GRAIN).map(|i| ((i * i) >> 11) as u8).collect();
     let grain = &data[..GRAIN as usize];
     let mut own = Vec::new();
     Encoder::default().zlib(grain, &mut own).unwrap();
