@@ -1,11 +1,14 @@
 //! Server-sent events, resumed by their ids.
 
+use std::pin::Pin;
+
 use axum::extract::State;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -60,7 +63,12 @@ async fn watch_events(State(app): State<App>, Query(query): Query<EventQuery>, h
         job: None,
         image: query.image,
     };
-    subscribe(&app, filter, last_event(&headers, query.after)?).await
+    let place = app.watchers.enter()?;
+    let events = app
+        .service
+        .subscribe(filter, last_event(&headers, query.after)?)
+        .await?;
+    Ok(sent_as_they_come(&app, place, events))
 }
 
 /// Watch one job.
@@ -83,25 +91,28 @@ async fn watch_job(
         image: None,
     };
     let after = last_event(&headers, query.after)?;
-    if after.is_some() && app.service.job(id).await?.is_finished() {
-        let mut rest = app.service.subscribe(filter.clone(), after).await?;
-        if rest.next().await.is_none() {
-            return Ok(StatusCode::NO_CONTENT.into_response());
-        }
+    let place = app.watchers.enter()?;
+    let mut events = app.service.subscribe(filter, after).await?.peekable();
+    let is_over = after.is_some() && app.service.job(id).await?.is_finished();
+    // The events of a job that has ended are all there: nothing is waited for.
+    if is_over && Pin::new(&mut events).peek().await.is_none() {
+        return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    subscribe(&app, filter, after).await
+    Ok(sent_as_they_come(&app, place, events))
 }
 
-async fn subscribe(app: &App, filter: EventFilter, after: Option<u64>) -> Answer<Response> {
-    let place = app.watchers.enter()?;
-    let events = app.service.subscribe(filter, after).await?;
+fn sent_as_they_come(
+    app: &App,
+    place: OwnedSemaphorePermit,
+    events: impl Stream<Item = Result<Event, ServiceError>> + Send + 'static,
+) -> Response {
     let stream = events
         .map(move |event| {
             let _stays_taken = &place;
             sent(&event?)
         })
         .take_until(app.stopping.clone().cancelled_owned());
-    Ok(Sse::new(stream).keep_alive(KeepAlive::default()).into_response())
+    Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
 }
 
 fn sent(event: &Event) -> Result<SseEvent, ServiceError> {

@@ -3,11 +3,10 @@
 //! A table or cluster that cannot be where the tables say is dropped by a repair (the range reads through the layer below again), as
 //! QEMU does. Two users of one cluster cannot be told apart and stay a corruption. Leaks cannot be freed: the format has no free list.
 
-use std::collections::BTreeMap;
-
 use super::layout::NEED_CHECK;
 use super::open::QedImage;
 use crate::formats::common::lock;
+use crate::formats::two_level::Users;
 use crate::image::{CheckReport, Repair};
 use crate::{Control, Result};
 
@@ -20,8 +19,7 @@ struct Checker<'a> {
     image: &'a QedImage,
     fix: bool,
     report: CheckReport,
-    /// Bits of 64 clusters each, where one is used: a sparse file can have more clusters than memory has bits.
-    used: BTreeMap<u64, u64>,
+    users: Users,
     clusters: u64,
     cluster: u64,
     last: u64,
@@ -41,14 +39,16 @@ pub(super) fn check(image: &QedImage, repair: Repair, control: &Control) -> Resu
             fragmented_clusters: Some(0),
             ..CheckReport::default()
         },
-        used: BTreeMap::new(),
+        users: Users::new(header.cluster),
         clusters,
         cluster: header.cluster,
         last: 0,
     };
-    checker.mark(header.raw.l1_table_offset.get(), header.table_bytes);
-    checker.walk_l1(header.raw.l1_table_offset.get(), header.table_bytes, control)?;
-    checker.count_leaks(header.header_bytes / header.cluster);
+    let l1 = header.raw.l1_table_offset.get();
+    let l1_bytes = header.table_bytes.min((clusters * header.cluster).saturating_sub(l1));
+    checker.users.own(l1, l1_bytes);
+    checker.walk_l1(l1, header.table_bytes, control)?;
+    checker.count_leaks(header.header_bytes);
     let report = checker.report;
     if report.corruptions_fixed > 0 {
         image.map.reload()?;
@@ -67,21 +67,6 @@ impl Checker<'_> {
         }
     }
 
-    /// Marks clusters as used; false when one was used before.
-    fn mark(&mut self, at: u64, bytes: u64) -> bool {
-        let mut fresh = true;
-        for cluster in at / self.cluster..(at + bytes) / self.cluster {
-            let bit = 1u64 << (cluster % 64);
-            if cluster >= self.clusters {
-                return false;
-            }
-            let word = self.used.entry(cluster / 64).or_default();
-            fresh &= *word & bit == 0;
-            *word |= bit;
-        }
-        fresh
-    }
-
     fn walk_l1(&mut self, l1_at: u64, table_bytes: u64, control: &Control) -> Result<()> {
         for (index, table) in self.image.map.l1().into_iter().enumerate() {
             control.check_cancelled()?;
@@ -92,7 +77,7 @@ impl Checker<'_> {
                 self.contradiction(format!("L1 entry {index}: {}", e.what()), l1_at + index as u64 * 8)?;
                 continue;
             }
-            if !self.mark(table, table_bytes) {
+            if !self.users.own(table, table_bytes) {
                 self.report.corruptions += 1;
                 self.say(format!("L1 entry {index}: L2 table at {table:#x} is used twice"));
                 continue;
@@ -129,7 +114,7 @@ impl Checker<'_> {
         if let Err(e) = self.image.map.slot(entry) {
             return self.contradiction(format!("L2 entry at {place:#x}: {}", e.what()), place);
         }
-        if !self.mark(entry, self.cluster) {
+        if !self.users.own(entry, self.cluster) {
             self.report.corruptions += 1;
             self.say(format!("L2 entry at {place:#x}: cluster at {entry:#x} is used twice"));
         }
@@ -148,15 +133,10 @@ impl Checker<'_> {
         Ok(())
     }
 
-    fn count_leaks(&mut self, first: u64) {
-        let used_from_first = self.used.iter().map(|(word, bits)| {
-            let before = first.saturating_sub(word * 64).min(64);
-            let counted = if before == 64 { 0 } else { bits >> before };
-            u64::from(counted.count_ones())
-        });
+    fn count_leaks(&mut self, header_bytes: u64) {
         self.report.leaks = self
             .clusters
-            .saturating_sub(first)
-            .saturating_sub(used_from_first.sum());
+            .saturating_sub(header_bytes / self.cluster)
+            .saturating_sub(self.users.owned_from(header_bytes));
     }
 }

@@ -15,6 +15,7 @@ use std::sync::{Mutex, RwLock};
 use crate::crypto::SectorCipher;
 use crate::{Error, Result, StorageRef};
 use tables::State;
+pub(super) use users::Users;
 
 /// Where a cluster is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Parts of the file that have a user. Sets of units, as bits of 64 each: a sparse file can have more units than memory has bits.
-pub(super) struct Users {
+pub(in crate::formats) struct Users {
     /// What every place of a table or a whole cluster is a multiple of.
     unit: u64,
     /// Tables, whole clusters and the backing file's name.
@@ -13,7 +13,7 @@ pub(super) struct Users {
 }
 
 impl Users {
-    pub(super) fn new(unit: u64) -> Self {
+    pub(in crate::formats) fn new(unit: u64) -> Self {
         Self {
             unit,
             owned: Units::default(),
@@ -22,7 +22,7 @@ impl Users {
     }
 
     /// Takes `bytes` bytes at `at` for one user alone; false where there is another.
-    pub(super) fn own(&mut self, at: u64, bytes: u64) -> bool {
+    pub(in crate::formats) fn own(&mut self, at: u64, bytes: u64) -> bool {
         let (from, to) = self.units(at, bytes);
         let free = !self.owned.meet(from, to) && !self.packed.meet(from, to);
         self.owned.add(from, to);
@@ -34,6 +34,11 @@ impl Users {
         let (from, to) = self.units(at, bytes);
         self.packed.add(from, to);
         !self.owned.meet(from, to)
+    }
+
+    /// Units from `at` on that one user has for itself.
+    pub(in crate::formats) fn owned_from(&self, at: u64) -> u64 {
+        self.owned.count_from(at / self.unit)
     }
 
     fn units(&self, at: u64, bytes: u64) -> (u64, u64) {
@@ -52,6 +57,13 @@ impl Units {
         for (word, bits) in words(from, to) {
             *self.0.entry(word).or_default() |= bits;
         }
+    }
+    fn count_from(&self, first: u64) -> u64 {
+        let counted = self.0.range(first / 64..).map(|(word, bits)| {
+            let before = first.saturating_sub(word * 64);
+            u64::from((bits >> before).count_ones())
+        });
+        counted.sum()
     }
 }
 
@@ -84,5 +96,16 @@ mod tests {
         assert!(users.pack(8192, 100) && users.pack(8292, 600));
         assert!(!users.own(8192 + 512, 4096));
         assert!(!users.pack(4000, 97));
+    }
+
+    #[test]
+    fn units_are_counted_from_a_place_on() {
+        let mut users = Users::new(4096);
+        users.own(0, 3 * 4096);
+        users.own(63 * 4096, 2 * 4096);
+        users.own(200 * 4096, 4096);
+        for (from, count) in [(0, 6), (1, 5), (3, 3), (64, 2), (65, 1), (200, 1), (201, 0), (1000, 0)] {
+            assert_eq!(users.owned_from(from * 4096), count, "{from}");
+        }
     }
 }
