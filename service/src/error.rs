@@ -51,7 +51,7 @@ error_codes! {
     ImageProtected = "image_protected",
     /// The job has ended, or is not in a state that allows the request.
     JobStateConflict = "job_state_conflict",
-    /// The idempotency key was used before with another request.
+    /// The idempotency key was used before with another request, or its request was cut off and may not be carried out again.
     IdempotencyConflict = "idempotency_conflict",
     /// The base image is not the one that the overlay was made on.
     BaseChanged = "base_changed",

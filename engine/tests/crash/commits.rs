@@ -89,7 +89,12 @@ fn a_commit_that_failed_can_be_done_again() {
         let whole = Lab::new(&start);
         commit_in(&whole, format, depth).unwrap();
         for at in 0..whole.changes() {
-            for failure in [Failure::Error(ErrorKind::StorageFull), Failure::Short, Failure::Flush] {
+            for failure in [
+                Failure::Error(ErrorKind::StorageFull),
+                Failure::Short,
+                Failure::Flush { every: 1 },
+                Failure::Flush { every: 2 },
+            ] {
                 let what = format!("{format}, depth {depth}: {failure:?} at change {at}");
                 let lab = Lab::new(&start);
                 lab.plan(at, failure);

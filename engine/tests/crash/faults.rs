@@ -1,4 +1,4 @@
-//! The same scenarios with one change failing: an error that does nothing, half a write, a flush.
+//! The same scenarios with one change failing: an error that does nothing, half a write, a flush that loses what it covers.
 
 use std::io::ErrorKind;
 
@@ -20,7 +20,8 @@ impl Scenario<'_> {
             Failure::Error(ErrorKind::Other),
             Failure::Error(ErrorKind::StorageFull),
             Failure::Short,
-            Failure::Flush,
+            Failure::Flush { every: 1 },
+            Failure::Flush { every: 2 },
         ];
         let possible = changes * failures.len();
         for index in 0..wanted.min(possible) {

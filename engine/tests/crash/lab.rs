@@ -9,7 +9,7 @@ use vdisk_engine::env::{CreateSpec, Secrets};
 use vdisk_engine::gate::{Gate, Node, Reference};
 use vdisk_engine::image::BackingReference;
 use vdisk_engine::options::Options;
-use vdisk_engine::storage::{LoggedOp, MemoryStorage, StorageExtent};
+use vdisk_engine::storage::{FlushGuard, LoggedOp, MemoryStorage, StorageExtent};
 use vdisk_engine::{Chain, CreateEnv, Error, Limits, OpenEnv, Result, Storage, StorageRef, ops};
 
 /// Files by name.
@@ -22,8 +22,14 @@ pub enum Failure {
     Error(ErrorKind),
     /// Half of a write is stored, and then it fails.
     Short,
-    /// The next flush fails, once.
-    Flush,
+    /// The next flush fails, once, and the kernel forgets what it should have made stable: all of it, or each `every`th change.
+    Flush { every: usize },
+}
+
+impl Failure {
+    fn is_of_flush(self) -> bool {
+        matches!(self, Self::Flush { .. })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -36,7 +42,10 @@ struct Shared {
 #[derive(Debug)]
 struct LabStorage {
     file: usize,
+    start: Vec<u8>,
     inner: MemoryStorage,
+    /// As files on disk have it.
+    flushes: FlushGuard,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -77,7 +86,9 @@ impl Lab {
         let mut storages = self.storages.lock().unwrap();
         let storage = Arc::new(LabStorage {
             file: storages.len(),
+            start: bytes.clone(),
             inner: MemoryStorage::new(name, bytes),
+            flushes: FlushGuard::default(),
             shared: self.shared.clone(),
         });
         storages.push((name.to_owned(), storage.clone()));
@@ -167,27 +178,47 @@ impl LabStorage {
         let mut shared = self.shared.lock().unwrap();
         let number = shared.log.len();
         let failing = match shared.failure {
-            Some((at, Failure::Flush)) => at <= number && op == LoggedOp::Flush,
-            Some((at, _)) => at <= number && op != LoggedOp::Flush,
+            Some((at, failure)) => at <= number && failure.is_of_flush() == (op == LoggedOp::Flush),
             None => false,
         };
         let failure = if failing { shared.failure.take() } else { None };
         shared.log.push((self.file, op.clone()));
         drop(shared);
         let Some((_, failure)) = failure else { return Ok(()) };
-        if let (Failure::Short, LoggedOp::Write { offset, data }) = (failure, &op) {
-            self.inner.write_at(*offset, &data[..data.len() / 2 / 512 * 512])?;
+        match (failure, &op) {
+            (Failure::Short, LoggedOp::Write { offset, data }) => {
+                self.inner.write_at(*offset, &data[..data.len() / 2 / 512 * 512])?;
+            }
+            (Failure::Flush { every }, _) => self.lose(number, every)?,
+            _ => {}
         }
         let kind = match failure {
             Failure::Error(kind) => kind,
             Failure::Short => ErrorKind::WriteZero,
-            Failure::Flush => ErrorKind::Other,
+            Failure::Flush { .. } => ErrorKind::Other,
         };
         Err(Error::io(
             format!("planned failure at change {number}"),
             std::io::Error::from(kind),
         )
         .at("lab"))
+    }
+    /// Takes back each `every`th change that the flush with this number should have made stable.
+    fn lose(&self, flush: usize, every: usize) -> Result<()> {
+        let log: Vec<LoggedOp> = {
+            let shared = self.shared.lock().unwrap();
+            let ours = shared.log[..flush].iter().filter(|(file, _)| *file == self.file);
+            ours.map(|(_, op)| op.clone()).collect()
+        };
+        let stable = log.iter().rposition(|op| *op == LoggedOp::Flush).map_or(0, |at| at + 1);
+        let mut bytes = self.start.clone();
+        for (number, op) in log.iter().enumerate() {
+            if number < stable || (number - stable + 1) % every != 0 {
+                op.replay(&mut bytes);
+            }
+        }
+        self.inner.set_len(bytes.len() as u64)?;
+        self.inner.write_at(0, &bytes)
     }
     fn zero(&self, offset: u64, len: u64) -> Result<()> {
         self.note(LoggedOp::Zero { offset, len })?;
@@ -226,7 +257,7 @@ impl Storage for LabStorage {
         self.inner.set_len(len)
     }
     fn flush(&self) -> Result<()> {
-        self.note(LoggedOp::Flush)
+        self.flushes.flush(self.name(), || self.note(LoggedOp::Flush))
     }
     fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent> {
         self.inner.extent(offset, len)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use vdisk_engine::storage::{FileId, Storage, StorageExtent};
+use vdisk_engine::storage::{FileId, FlushGuard, Storage, StorageExtent};
 use vdisk_engine::{Error, Result, StorageRef};
 
 use super::{Side, Step, is_watched, reach};
@@ -10,14 +10,14 @@ use super::{Side, Step, is_watched, reach};
 /// The storage with its points, where anybody counts; the storage itself otherwise.
 pub(crate) fn watched(storage: StorageRef) -> StorageRef {
     if is_watched() {
-        Arc::new(Watched(storage))
+        Arc::new(Watched(storage, FlushGuard::default()))
     } else {
         storage
     }
 }
 
 #[derive(Debug)]
-struct Watched(StorageRef);
+struct Watched(StorageRef, FlushGuard);
 
 fn around<T>(step: Step, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let failed = |error: crate::ServiceError| Error::io("cannot change the file", std::io::Error::other(error.public));
@@ -57,7 +57,9 @@ impl Storage for Watched {
     }
 
     fn flush(&self) -> Result<()> {
-        around(Step::FlushBytes, || self.0.flush())
+        // A flush that is made to fail is none of the file's: it has to be remembered here as well.
+        self.1
+            .flush(self.name(), || around(Step::FlushBytes, || self.0.flush()))
     }
 
     fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent> {

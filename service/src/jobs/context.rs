@@ -18,7 +18,7 @@ use crate::store::Tx;
 use crate::store::images::ImageRecord;
 use crate::store::jobs::{Claimed, Fence, JournalEntry};
 
-pub use changes::{BeginAsHolder, Left, changed_by_then, close_abandoned, to_change};
+pub use changes::{BeginAsHolder, ChangeRequest, Left, changed_by_then, close_abandoned, to_change};
 
 /// How long a job waits for somebody who just reads the image's metadata, or for a dying worker's file locks.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);

@@ -33,7 +33,8 @@ use serde_json::Value;
 
 pub use base::{accept as accept_base, bind as bind_base};
 pub use context::{
-    BeginAsHolder, JobContext, Left, changed_by_then, close_abandoned, sweep, to_bring_back, to_change, unpublish,
+    BeginAsHolder, ChangeRequest, JobContext, Left, changed_by_then, close_abandoned, sweep, to_bring_back, to_change,
+    unpublish,
 };
 pub use foresee::{Foreseen, Foresight};
 

@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::disk::{Layer, OpenSecrets, Opening, file_facts, find_snapshot, open_chain};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
-use crate::jobs::{changed_by_then, require_ready, require_unprotected, to_change};
+use crate::jobs::{ChangeRequest, changed_by_then, require_ready, require_unprotected, to_change};
 use crate::model::{Image, ImageId, Snapshot};
 use crate::pool::check_image_name;
 use crate::request::Call;
@@ -109,9 +109,12 @@ async fn run(
     let locks = RequestLocks::new(inner);
     let new_content = matches!(change, Change::Apply(_));
     let mut tx = inner.store.begin().await?;
-    if tx.recall(key.as_ref()).await?.is_some() {
-        return Ok(None);
-    }
+    let begun = match tx.recall(key.as_ref()).await? {
+        None => None,
+        Some(Outcome::Overtaken(..)) if new_content => return Err(ChangeRequest::overtaken()),
+        Some(Outcome::Begun(_, at) | Outcome::Overtaken(_, at)) => Some(at),
+        Some(_) => return Ok(None),
+    };
     let record = tx.image(id).await?;
     require_ready(&record)?;
     require_unprotected(&record)?;
@@ -120,13 +123,22 @@ async fn run(
     }
     locks.take(&mut tx, &[(id, LockMode::Exclusive)]).await?;
     tx.commit_as(Step::BeginSnapshot).await?;
-    let (locks, (layers, change)) = locks.with(resolve(inner, id, change).await).await?;
-    let (files, limits, now) = (
-        to_change(inner, layers, &locks.begins()),
-        inner.limits.clone(),
-        inner.store.now(),
-    );
-    let changed = blocking(move || apply(&files, &change, &limits, now)).await;
+    let (locks, resolved) = locks.with(resolve(inner, id, change, begun).await).await?;
+    let Some((layers, change)) = resolved else {
+        let mut tx = locks.begin().await?;
+        tx.remember_again(key.as_ref(), Outcome::Image(id)).await?;
+        locks.release_and_commit(tx, Step::RecordSnapshot).await?;
+        return Ok(None);
+    };
+    let request = ChangeRequest {
+        key,
+        at: inner.store.now(),
+        new_content,
+        again: begun.is_some(),
+    };
+    let layers = to_change(inner, layers, &locks.begins(), Some(&request));
+    let (limits, at) = (inner.limits.clone(), request.at);
+    let changed = blocking(move || apply(&layers, &change, &limits, at)).await;
     let left = match &changed {
         Ok(_) => Vec::new(),
         Err(_) => changed_by_then(inner, locks.id).await?,
@@ -134,11 +146,9 @@ async fn run(
     let mut tx = locks.begin().await?;
     let snapshots = match changed {
         Ok((snapshots, facts)) => {
-            tx.record_change(id, &facts, new_content).await?;
-            // Another request may have taken the key meanwhile.
-            if matches!(tx.recall(key.as_ref()).await, Ok(None)) {
-                tx.remember(key.as_ref(), Outcome::Image(id)).await?;
-            }
+            // New content came on record with the first write.
+            tx.record_change(id, &facts, false).await?;
+            tx.remember_again(request.key.as_ref(), Outcome::Image(id)).await?;
             Ok(Some(snapshots))
         }
         Err(error) => {
@@ -152,8 +162,14 @@ async fn run(
     snapshots
 }
 
-/// What is to be changed, with the id of the snapshot that is meant, before anything is.
-async fn resolve(inner: &Arc<Inner>, id: ImageId, change: Change) -> Result<(Vec<Layer>, Change)> {
+/// What is to be changed, with the id of the snapshot that is meant, before anything is; `None` where the request took the snapshot that it
+/// asks for when it was begun.
+async fn resolve(
+    inner: &Arc<Inner>,
+    id: ImageId,
+    change: Change,
+    begun: Option<Timestamp>,
+) -> Result<Option<(Vec<Layer>, Change)>> {
     let layers = inner.layers(id).await?;
     let limits = inner.limits.clone();
     blocking(move || {
@@ -163,15 +179,18 @@ async fn resolve(inner: &Arc<Inner>, id: ImageId, change: Change) -> Result<(Vec
             found.ok_or_else(|| missing(word))
         };
         let change = match change {
-            Change::Create(name) if find_snapshot(&list, &name).is_some() => {
-                let public = format!("the image has a snapshot '{name}' already");
-                return Err(ServiceError::new(ErrorCode::NameTaken, public).with_field("name"));
-            }
-            Change::Create(name) => Change::Create(name),
+            Change::Create(name) => match find_snapshot(&list, &name) {
+                None => Change::Create(name),
+                Some(found) if begun.is_some_and(|at| found.name == name && taken_at(found) == at) => return Ok(None),
+                Some(_) => {
+                    let public = format!("the image has a snapshot '{name}' already");
+                    return Err(ServiceError::new(ErrorCode::NameTaken, public).with_field("name"));
+                }
+            },
             Change::Delete(word) => Change::Delete(meant(&word)?),
             Change::Apply(word) => Change::Apply(meant(&word)?),
         };
-        Ok((layers, change))
+        Ok(Some((layers, change)))
     })
     .await
 }
@@ -223,16 +242,17 @@ fn missing(word: &str) -> ServiceError {
     ServiceError::no_such_name("snapshot", word.escape_debug())
 }
 
-fn snapshot(found: SnapshotInfo) -> Snapshot {
+fn taken_at(found: &SnapshotInfo) -> Timestamp {
     let seconds = i64::try_from(found.date_sec).unwrap_or(i64::MAX / 1000);
+    let millis = i64::from(found.date_nsec / 1_000_000);
+    Timestamp(seconds.saturating_mul(1000).saturating_add(millis))
+}
+
+fn snapshot(found: SnapshotInfo) -> Snapshot {
     Snapshot {
+        created_at: taken_at(&found),
         id: found.id,
         name: found.name,
-        created_at: Timestamp(
-            seconds
-                .saturating_mul(1000)
-                .saturating_add(i64::from(found.date_nsec / 1_000_000)),
-        ),
         vm_state_size: found.vm_state_size,
         virtual_size: Some(found.virtual_size).filter(|size| *size > 0),
     }

@@ -7,7 +7,9 @@ use uuid::Uuid;
 
 use super::Tx;
 use super::row::Columns;
+use crate::clock::Timestamp;
 use crate::error::{ErrorCode, Result, ServiceError};
+use crate::model::ImageId;
 use crate::secrets::hex;
 
 /// A key together with what it was used for.
@@ -30,6 +32,10 @@ pub enum Outcome {
     Token(Uuid),
     /// A webhook was registered.
     Webhook(Uuid),
+    /// A change of this image was begun at that time. Whether it was carried out is not on record.
+    Begun(Uuid, Timestamp),
+    /// The same, and since then somebody has begun another change of the image.
+    Overtaken(Uuid, Timestamp),
 }
 
 impl IdempotentRequest {
@@ -63,7 +69,7 @@ impl Tx {
     /// `idempotency_conflict` when it was used for another request.
     pub async fn recall(&mut self, request: Option<&IdempotentRequest>) -> Result<Option<Outcome>> {
         let Some(request) = request else { return Ok(None) };
-        let sql = "SELECT request_hash, outcome FROM idempotency WHERE key = $1";
+        let sql = "SELECT request_hash, outcome, created_at FROM idempotency WHERE key = $1";
         let Some(row) = sqlx::query(sql)
             .bind(&request.key)
             .fetch_optional(&mut *self.inner)
@@ -75,17 +81,44 @@ impl Tx {
             let public = "the idempotency key was used before for another request; use a new key";
             return Err(ServiceError::new(ErrorCode::IdempotencyConflict, public));
         }
-        Outcome::parse(&row.text("outcome")?).map(Some)
+        Outcome::parse(&row.text("outcome")?, row.time("created_at")?).map(Some)
     }
 
     /// Binds a new key to what its request led to.
     pub async fn remember(&mut self, request: Option<&IdempotentRequest>, outcome: Outcome) -> Result<()> {
         let Some(request) = request else { return Ok(()) };
+        let at = match outcome {
+            Outcome::Begun(_, at) | Outcome::Overtaken(_, at) => at,
+            _ => self.now,
+        };
         sqlx::query("INSERT INTO idempotency (key, request_hash, outcome, created_at) VALUES ($1, $2, $3, $4)")
             .bind(&request.key)
             .bind(&request.hash)
             .bind(outcome.to_text())
-            .bind(self.now.0)
+            .bind(at.0)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Binds a key, new or begun, to what its request has led to by now.
+    ///
+    /// # Errors
+    /// `idempotency_conflict` when it was used for another request meanwhile.
+    pub async fn remember_again(&mut self, request: Option<&IdempotentRequest>, outcome: Outcome) -> Result<()> {
+        let Some(known) = request else { return Ok(()) };
+        self.recall(request).await?;
+        let sql = "DELETE FROM idempotency WHERE key = $1";
+        sqlx::query(sql).bind(&known.key).execute(&mut *self.inner).await?;
+        self.remember(request, outcome).await
+    }
+
+    /// Somebody begins to change an image: what others had begun to do to it cannot be told from what the image shows any more.
+    pub async fn overtake(&mut self, image: ImageId) -> Result<()> {
+        let sql = "UPDATE idempotency SET outcome = $2 WHERE outcome = $1";
+        sqlx::query(sql)
+            .bind(Outcome::Begun(image, self.now).to_text())
+            .bind(Outcome::Overtaken(image, self.now).to_text())
             .execute(&mut *self.inner)
             .await?;
         Ok(())
@@ -120,10 +153,12 @@ impl Outcome {
             Self::Secret(id) => format!("secret:{id}"),
             Self::Token(id) => format!("token:{id}"),
             Self::Webhook(id) => format!("webhook:{id}"),
+            Self::Begun(id, _) => format!("begun:{id}"),
+            Self::Overtaken(id, _) => format!("overtaken:{id}"),
         }
     }
 
-    fn parse(text: &str) -> Result<Self> {
+    fn parse(text: &str, at: Timestamp) -> Result<Self> {
         let broken = || ServiceError::internal(format!("database: '{text}' is no outcome"));
         let (kind, id) = text.split_once(':').ok_or_else(broken)?;
         let id = id.parse().map_err(|_| broken())?;
@@ -133,6 +168,8 @@ impl Outcome {
             "secret" => Ok(Self::Secret(id)),
             "token" => Ok(Self::Token(id)),
             "webhook" => Ok(Self::Webhook(id)),
+            "begun" => Ok(Self::Begun(id, at)),
+            "overtaken" => Ok(Self::Overtaken(id, at)),
             _ => Err(broken()),
         }
     }

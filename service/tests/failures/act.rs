@@ -22,7 +22,7 @@ pub async fn act(scene: &mut Scene, round: u32) -> Result<()> {
     let call = Call {
         idempotency_key: Some(format!("{:?}-{round}", scene.verb)),
     };
-    match scene.verb {
+    let outcome = match scene.verb {
         verb if verb.is_job() => jobs::job(scene, &call).await,
         Verb::Cancel | Verb::Steer | Verb::HandBack => steer(scene, &call).await,
         Verb::Upload | Verb::UploadInParts | Verb::UploadDamaged | Verb::UploadRefused | Verb::UploadNotRecorded => {
@@ -30,13 +30,18 @@ pub async fn act(scene: &mut Scene, round: u32) -> Result<()> {
         }
         Verb::Audit => audit(&scene.lab().service, round).await,
         // What is done at once is asked for again with the same key, until it is done.
-        Verb::Token | Verb::Webhook | Verb::WebhookDown => {
+        Verb::Secret | Verb::Token | Verb::Webhook | Verb::WebhookDown => {
             let call = Call {
                 idempotency_key: Some(format!("{:?}", scene.verb)),
             };
             request(scene, &call).await
         }
         _ => request(scene, &call).await,
+    };
+    match round {
+        0 => outcome,
+        // What another request has made by now.
+        _ => done_if(outcome, ErrorCode::NameTaken),
     }
 }
 
@@ -45,16 +50,17 @@ async fn request(scene: &mut Scene, call: &Call) -> Result<()> {
     let size = Some(SIZE as u64);
     match scene.verb {
         Verb::Create | Verb::CreateFails => {
-            created(service.create_image(new_image("made", OVERLAY, size, None), call).await)
+            let request = new_image("made", OVERLAY, size, None);
+            service.create_image(request, call).await.map(drop)
         }
         Verb::CreatePreallocated => {
             let mut request = new_image("made", OVERLAY, size, None);
             request.options = [("preallocation".to_owned(), "falloc".to_owned())].into();
-            created(service.create_image(request, call).await)
+            service.create_image(request, call).await.map(drop)
         }
         Verb::CreateOverlay => {
             let request = new_image("made", OVERLAY, None, Some(scene.id("base")));
-            created(service.create_image(request, call).await)
+            service.create_image(request, call).await.map(drop)
         }
         Verb::Update => {
             // Whoever reads it takes locks too.
@@ -63,10 +69,7 @@ async fn request(scene: &mut Scene, call: &Call) -> Result<()> {
             service.update_image(scene.id("base"), request).await.map(drop)
         }
         Verb::Delete | Verb::DeleteFails => done_if(service.delete_image(scene.id("base")).await, ErrorCode::NotFound),
-        Verb::SnapshotCreate => {
-            let made = service.create_snapshot(scene.id("disk"), "s1", call).await;
-            done_if(made, ErrorCode::NameTaken)
-        }
+        Verb::SnapshotCreate => service.create_snapshot(scene.id("disk"), "s1", call).await.map(drop),
         Verb::SnapshotDelete => {
             let deleted = service.delete_snapshot(scene.id("disk"), "s1").await;
             done_if(deleted, ErrorCode::NotFound)
@@ -78,15 +81,12 @@ async fn request(scene: &mut Scene, call: &Call) -> Result<()> {
         }
         Verb::Secret => {
             let request = json(json!({"name": "new", "value": "sesame"}));
-            created(service.create_secret(request, call).await)?;
+            service.create_secret(request, call).await?;
             done_if(service.delete_secret(scene.id("old")).await, ErrorCode::NotFound)
         }
         Verb::Token => {
-            created(
-                service
-                    .create_token(json(json!({"name": "kept", "role": "reader"})), call)
-                    .await,
-            )?;
+            let request = json(json!({"name": "kept", "role": "reader"}));
+            service.create_token(request, call).await?;
             let call = Call {
                 idempotency_key: call.idempotency_key.as_ref().map(|key| format!("{key}-2")),
             };
@@ -112,11 +112,8 @@ async fn webhook(scene: &Scene, call: &Call) -> Result<()> {
         idempotency_key: call.idempotency_key.as_ref().map(|key| format!("{key}-hook")),
     };
     let second = service.create_webhook(request, &other).await;
-    created(
-        service
-            .create_image(new_image("made", "raw", Some(512), None), call)
-            .await,
-    )?;
+    let request = new_image("made", "raw", Some(512), None);
+    service.create_image(request, call).await?;
     let tried = async || {
         let hook = service.webhook(scene.id("hook")).await?;
         Ok::<_, ServiceError>(if scene.verb == Verb::Webhook {
@@ -303,10 +300,6 @@ async fn find(scene: &Scene, name: &str) -> Result<vdisk_service::model::Image> 
         .await?;
     let found = images.items.into_iter().find(|image| image.name == name);
     found.ok_or_else(|| ServiceError::internal("no such image"))
-}
-
-fn created<T>(outcome: Result<T>) -> Result<()> {
-    done_if(outcome, ErrorCode::NameTaken)
 }
 
 pub fn done_if<T>(outcome: Result<T>, code: ErrorCode) -> Result<()> {

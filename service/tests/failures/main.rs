@@ -9,6 +9,7 @@
 mod common;
 
 mod act;
+mod begun;
 mod child;
 mod images;
 mod jobs;

@@ -3,6 +3,7 @@
 use vdisk_service::fault::{self, Action, Plan, Side, Step};
 use vdisk_service::model::ImageState;
 
+use crate::begun::ONE_AT_A_TIME;
 use crate::common::Lab;
 use crate::prepare::prepare;
 use crate::scene::{Scene, Verb};
@@ -16,12 +17,12 @@ const STEPS: [Step; 4] = [
     Step::RemoveTrash,
 ];
 
-/// The only test that sets points off in this process: all others do in processes of their own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_cannot_be_put_right_does_not_keep_the_service_from_starting() {
     if !fault::COMPILED {
         return eprintln!("skipped: the points are not in this build");
     }
+    let _turn = ONE_AT_A_TIME.lock().await;
     let lab = Lab::new().await;
     let ids = prepare(Verb::Start, &lab).await;
     let kept = ids.get("kept").copied().unwrap();

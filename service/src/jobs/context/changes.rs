@@ -8,13 +8,15 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use super::{JobContext, open_patiently};
+use crate::clock::Timestamp;
 use crate::disk::{Changes, FirstWrite, Layer, OpenSecrets, Opening, facts_of};
-use crate::error::{Result, ServiceError};
+use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::Step;
 use crate::jobs::plan;
 use crate::model::{ImageId, ImageState};
 use crate::service::Inner;
 use crate::store::Tx;
+use crate::store::idempotency::{IdempotentRequest, Outcome};
 use crate::store::images::{FileFacts, ImageRecord};
 
 /// What a change came to that somebody had begun; `None` where the file cannot be opened.
@@ -57,7 +59,7 @@ impl JobContext {
             let context = context.clone();
             async move { context.begin().await }.boxed()
         });
-        to_change(&self.inner, layers, &begin)
+        to_change(&self.inner, layers, &begin, None)
     }
 
     /// Makes sure once more that images that are about to go are not protected by now.
@@ -111,13 +113,41 @@ impl JobContext {
     }
 }
 
+/// A request that changes an image in place, for which no job remembers that it was begun.
+#[derive(Clone)]
+pub struct ChangeRequest {
+    /// Its idempotency key.
+    pub key: Option<IdempotentRequest>,
+    /// When it came.
+    pub at: Timestamp,
+    /// Whether the guest is to see other bytes.
+    pub new_content: bool,
+    /// Whether it was begun before and may have been carried out.
+    pub again: bool,
+}
+
+impl ChangeRequest {
+    /// The answer where it cannot be told whether the request was carried out, and doing it again could undo what others did since.
+    pub fn overtaken() -> ServiceError {
+        let public = "the first request with this idempotency key was cut off, and the image was changed since: whether it was carried out is \
+             not known; look at the image and use a new key";
+        ServiceError::new(ErrorCode::IdempotencyConflict, public)
+    }
+}
+
 /// Layers that tell whoever holds their images before their files change.
-pub fn to_change(inner: &Arc<Inner>, mut layers: Vec<Layer>, begin: &BeginAsHolder) -> Vec<Layer> {
+pub fn to_change(
+    inner: &Arc<Inner>,
+    mut layers: Vec<Layer>,
+    begin: &BeginAsHolder,
+    request: Option<&ChangeRequest>,
+) -> Vec<Layer> {
     for layer in &mut layers {
         layer.first_write = Some(FirstWrite::new(InPlace {
             inner: inner.clone(),
             image: layer.record.image.id,
             begin: begin.clone(),
+            request: request.cloned(),
             runtime: Handle::current(),
         }));
     }
@@ -129,6 +159,7 @@ struct InPlace {
     inner: Arc<Inner>,
     image: ImageId,
     begin: BeginAsHolder,
+    request: Option<ChangeRequest>,
     runtime: Handle,
 }
 
@@ -144,6 +175,13 @@ impl InPlace {
 
 impl Changes for InPlace {
     fn is_another(&self) -> Result<()> {
+        if self
+            .request
+            .as_ref()
+            .is_some_and(|request| request.again && request.new_content)
+        {
+            return Err(ChangeRequest::overtaken());
+        }
         self.runtime.block_on(self.unchanged()).map(drop)
     }
 
@@ -151,6 +189,13 @@ impl Changes for InPlace {
         self.runtime.block_on(async {
             let mut tx = self.unchanged().await?;
             tx.open_change(self.image).await?;
+            if let Some(request) = &self.request {
+                if request.new_content {
+                    tx.raise_generation(self.image).await?;
+                }
+                let begun = Outcome::Begun(self.image, request.at);
+                tx.remember_again(request.key.as_ref(), begun).await?;
+            }
             tx.commit_as(Step::PrepareChanges).await
         })
     }

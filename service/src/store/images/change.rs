@@ -242,7 +242,7 @@ impl Tx {
         let sql = "UPDATE images SET stamp_before = file_stamp, file_stamp = NULL \
              WHERE id = $1 AND file_stamp IS NOT NULL";
         sqlx::query(sql).bind(id.to_string()).execute(&mut *self.inner).await?;
-        Ok(())
+        self.overtake(id).await
     }
 
     /// Ends a change that came to nothing, or to a part: the file is what was found. Where that is not known it is on record as it was
