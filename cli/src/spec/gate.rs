@@ -77,6 +77,12 @@ impl Trail {
         let mut below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
         below.remove(storage)
     }
+    /// Options for a layer below that its image does not name, the depth of the image and its format.
+    pub fn unused(&self) -> Option<(usize, String, Keys)> {
+        let below = self.below.lock().unwrap_or_else(PoisonError::into_inner);
+        let (storage, keys) = below.iter().min_by_key(|(storage, _)| *storage)?;
+        Some((self.depth(storage), self.format(storage), keys.clone()))
+    }
     /// For a new image, with the files that were made for it so far.
     pub fn of_new(made: Made) -> Self {
         Self {

@@ -294,9 +294,7 @@ impl Opener {
         let (mut options, mut shown) = (Options::new(), Vec::new());
         for (key, value) in keys.iter() {
             if !open_options.iter().any(|o| o.name == key) {
-                return Err(Failure::new(format!(
-                    "Block format '{driver}' does not support the option '{key}'"
-                )));
+                return Err(not_supported(driver, key));
             }
             options.set(key, super::keys::text(value));
             shown.push((key.to_owned(), value.clone()));
@@ -334,9 +332,7 @@ impl Opener {
             .find(|k| *k == "backing" || k.starts_with("backing."))
             && !can
         {
-            return Err(Failure::new(format!(
-                "Block format '{driver}' does not support the option '{first}'"
-            )));
+            return Err(not_supported(driver, first));
         }
         match keys.take_value("backing") {
             Some(Value::Null) => return Ok((BackingChoice::None, None, Vec::new())),
@@ -402,15 +398,39 @@ impl Opener {
             .filter(|depth| *depth == 0 || access.changes(*depth))
             .collect();
         let format = node.format.clone().unwrap_or_default();
-        Chain::open_writable(node, &env, &depths).map_err(|error| {
+        let opened = Chain::open_writable(node, &env, &depths).map_err(|error| {
             let depth = error.place().filter(|p| *p != top).map_or(0, |p| trail.depth(p));
             let prefix = "Could not open backing file: ".repeat(depth);
             match error.kind() {
                 ErrorKind::NotThisFormat => Failure::new(format!("{prefix}Image is not in {format} format")),
                 _ => Failure::new(format!("{prefix}{}", app::sentence(&error))),
             }
-        })
+        })?;
+        match trail.unused() {
+            Some((depth, format, options)) => Err(no_layer(depth, &format, &options, access)),
+            None => Ok(opened),
+        }
     }
+}
+
+/// There are options for the layer below the one at this depth, and no such layer.
+fn no_layer(depth: usize, format: &str, options: &Keys, access: &Access) -> Failure {
+    let first = options.iter().map(|(key, _)| key).next().unwrap_or_default();
+    if access.no_backing {
+        return not_supported(format, &format!("backing.{first}"));
+    }
+    let missing = match options.iter().any(|(key, _)| key == "driver") {
+        true => "A block device must be specified for \"file\"",
+        false => "Must specify either driver or file",
+    };
+    let prefix = "Could not open backing file: ".repeat(depth + 1);
+    Failure::new(format!("{prefix}{missing}"))
+}
+
+fn not_supported(format: &str, option: &str) -> Failure {
+    Failure::new(format!(
+        "Block format '{format}' does not support the option '{option}'"
+    ))
 }
 
 /// QEMU's sizes of its own metadata caches; the engine's caches are bounded by its limits instead.
