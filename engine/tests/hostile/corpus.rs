@@ -47,6 +47,7 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
 
 #[test]
 fn the_corpora_are_answered() {
+    let _alone = crate::alone();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hostile/corpus");
     let (mut count, seed) = (0, number("VDISK_SEED", 1));
     for folder in std::fs::read_dir(root).unwrap() {

@@ -55,6 +55,7 @@ fn changed(what: &str, change: impl FnOnce(&dyn Image) -> Result<()>) {
 
 #[test]
 fn letting_go_of_one_cluster_a_million_times_takes_no_memory() {
+    let _alone = crate::alone();
     changed("shrink", |image| {
         image.resize(&Resize {
             virtual_size: 512 << 10,

@@ -8,6 +8,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a broken precondition fails the test")]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 mod cases;
 mod corpus;
 mod exercise;
@@ -19,3 +21,9 @@ mod names;
 mod samples;
 mod seeds;
 mod sweeps;
+
+/// What a test takes of memory is what the process grows by: one after the other.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -46,6 +46,7 @@ fn open(folder: &Path, name: &str) -> Result<Chain> {
 
 #[test]
 fn chains_that_never_end_are_refused() {
+    let _alone = crate::alone();
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     over(at, "self", "self");
@@ -77,6 +78,7 @@ fn chains_that_never_end_are_refused() {
 
 #[test]
 fn names_of_what_is_no_file_are_refused_at_once() {
+    let _alone = crate::alone();
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     assert!(Command::new("mkfifo").arg(at.join("fifo")).status().unwrap().success());

@@ -78,6 +78,7 @@ const PROGRAMS: &[&[u8]] = &[
 
 #[test]
 fn seeds_are_answered() {
+    let _alone = crate::alone();
     let mut count = 0;
     for (format, variants) in VARIANTS {
         for options in *variants {

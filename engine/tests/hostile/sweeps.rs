@@ -31,6 +31,7 @@ fn formats() -> impl Iterator<Item = &'static str> {
 
 #[test]
 fn an_image_cut_anywhere_is_answered() {
+    let _alone = crate::alone();
     let mut count = 0;
     for format in formats() {
         let good = sample(format);
@@ -45,6 +46,7 @@ fn an_image_cut_anywhere_is_answered() {
 
 #[test]
 fn an_image_changed_at_random_is_answered() {
+    let _alone = crate::alone();
     let (seed, wanted) = (number("VDISK_SEED", 1), number("VDISK_MUTATIONS", 30));
     let mut count = 0;
     for format in formats() {

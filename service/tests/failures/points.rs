@@ -30,6 +30,7 @@ const FIRST_DEATHS: &[(Verb, Step, bool)] = &[
 const MENDED: &[(Verb, Step, bool, u64)] = &[
     (Verb::Create, Step::ReserveImage, true, 1),
     (Verb::CreateFails, Step::ForgetImage, false, 1),
+    (Verb::Webhook, Step::RecordImage, true, 1),
     (Verb::Delete, Step::RecordDelete, false, 1),
     (Verb::Delete, Step::RecordDelete, true, 1),
     (Verb::ConvertOnto, Step::PublishFile, true, 1),

@@ -231,8 +231,10 @@ async fn forget(inner: &Inner, id: ImageId, holder: Uuid) {
 
 async fn try_to_forget(inner: &Inner, id: ImageId, holder: Uuid) -> Result<()> {
     let mut tx = inner.store.begin().await?;
-    tx.delete_reserved(holder).await?;
-    tx.forget_outcome(Outcome::Image(id)).await?;
+    // The key of an image that came on record after all goes on standing for it.
+    if tx.delete_reserved(holder).await? {
+        tx.forget_outcome(Outcome::Image(id)).await?;
+    }
     tx.unlock(holder).await?;
     tx.commit_as(Step::ForgetImage).await?;
     // A commit that failed may have been carried out all the same: a file on record stays.

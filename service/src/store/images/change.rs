@@ -438,14 +438,14 @@ impl Tx {
         Ok(())
     }
 
-    /// Removes the rows that were reserved for work that came to nothing.
-    pub async fn delete_reserved(&mut self, holder: Uuid) -> Result<()> {
+    /// Removes the rows that were reserved for work that came to nothing; whether there was one.
+    pub async fn delete_reserved(&mut self, holder: Uuid) -> Result<bool> {
         let sql = "DELETE FROM images WHERE state = 'reserved' AND reserved_by = $1";
-        sqlx::query(sql)
+        let deleted = sqlx::query(sql)
             .bind(holder.to_string())
             .execute(&mut *self.inner)
             .await?;
-        Ok(())
+        Ok(deleted.rows_affected() > 0)
     }
 }
 
