@@ -62,7 +62,7 @@ impl Process {
     }
 
     /// Waits until everything is made ready.
-    pub fn until_ready(&mut self) {
+    pub fn until_ready(&mut self, case: &Case) {
         let mut line = String::new();
         while self.out.read_line(&mut line).unwrap() > 0 {
             if line.trim().ends_with(READY) {
@@ -70,7 +70,7 @@ impl Process {
             }
             line.clear();
         }
-        panic!("the process ended before it was ready");
+        panic!("{case:?} ended before it was ready\n{}", errors(case));
     }
 
     pub fn kill(mut self) {

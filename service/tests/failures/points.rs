@@ -307,7 +307,7 @@ fn next(state: &mut u64) -> u64 {
 fn duration(verb: Verb, disk: &str) -> Duration {
     let (_dir, case) = new_case(verb, What::Count);
     let mut process = Process::start(&case, disk);
-    process.until_ready();
+    process.until_ready(&case);
     let began = Instant::now();
     process.end();
     began.elapsed()
@@ -319,7 +319,7 @@ fn killed_at_random(verb: Verb, most: Duration, disk: &str, state: &mut u64) {
     for kill in 0..KILLS_IN_A_ROW {
         case.goes_on = kill > 0;
         let mut process = Process::start(&case, disk);
-        process.until_ready();
+        process.until_ready(&case);
         std::thread::sleep(most.mul_f64(next(state) as f64 / f64::from(u32::MAX) * 2.0));
         process.kill();
     }
