@@ -6,13 +6,11 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Lab, MIB, OVERLAY, code, json, sample};
+use common::{Lab, MIB, NONE, OVERLAY, code, json, sample};
 use serde_json::{Value, json};
 use vdisk_service::model::{ImageId, Job, JobState, LossKind};
-use vdisk_service::request::{Call, JobRequest};
+use vdisk_service::request::JobRequest;
 use vdisk_service::{ErrorCode, Result, Service, ServiceConfig};
-
-const NONE: Call = Call { idempotency_key: None };
 
 /// A raw base, and an overlay on it that shows other bytes all over.
 struct Pair {

@@ -8,13 +8,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use common::{Lab, MIB, OVERLAY, code, json, new_image};
+use common::{Lab, MIB, NONE, OVERLAY, code, json, new_image};
 use serde_json::{Value, json};
 use vdisk_service::model::{Image, ImageId, Job};
-use vdisk_service::request::{Call, ImportImage, ImportOutcome, ImportSource, MapRequest, UploadPart};
+use vdisk_service::request::{ImportImage, ImportOutcome, ImportSource, MapRequest, UploadPart};
 use vdisk_service::{ErrorCode, Result, Service};
-
-const NONE: Call = Call { idempotency_key: None };
 
 /// Runs a command of qemu-img in the pool's folder; `false` where it is not installed.
 fn qemu_img(lab: &Lab, command: &str) -> bool {

@@ -8,13 +8,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
-use common::{Lab, MIB, OVERLAY, code, json, new_image};
+use common::{Lab, MIB, NONE, OVERLAY, code, json, new_image};
 use serde_json::{Value, json};
 use vdisk_service::model::{ImageId, Job};
-use vdisk_service::request::Call;
 use vdisk_service::{ErrorCode, Result, Service};
-
-const NONE: Call = Call { idempotency_key: None };
 
 /// A guest that has an image open for writing.
 struct Guest {

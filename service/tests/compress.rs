@@ -4,13 +4,12 @@
 
 mod common;
 
-use common::{Lab, code, json, sample, tool};
+use common::{Lab, NONE, code, json, sample, tool};
 use serde_json::{Value, json};
 use vdisk_service::ErrorCode;
 use vdisk_service::model::{Image, ImageId, Job};
-use vdisk_service::request::{Call, JobRequest};
+use vdisk_service::request::JobRequest;
 
-const NONE: Call = Call { idempotency_key: None };
 const SIZE: usize = 1 << 20;
 
 /// What can be compressed, and in which ways.

@@ -9,14 +9,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{Lab, MIB, OVERLAY, json, quick_config, sample};
+use common::{Lab, MIB, NONE, OVERLAY, json, quick_config, sample};
 use e2e::small_disk::SmallDisk;
 use serde_json::json;
 use vdisk_service::model::{ImageId, ImageState, Job, JobState, SecretId};
-use vdisk_service::request::{Call, UpdateJob};
+use vdisk_service::request::UpdateJob;
 use vdisk_service::{Result, Service};
 
-const NONE: Call = Call { idempotency_key: None };
 const CHILD: &str = "VDISK_TEST_KILLED_SERVICE";
 /// Slow enough to be met in the middle.
 const SLOW: u64 = 8 * MIB;

@@ -6,14 +6,12 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Lab, MIB, OVERLAY, code, json, sample};
+use common::{Lab, MIB, NONE, OVERLAY, code, json, sample};
 use futures::StreamExt;
 use serde_json::json;
 use vdisk_service::ErrorCode;
 use vdisk_service::model::{Event, EventKind};
-use vdisk_service::request::{Call, EventFilter, UpdateImage};
-
-const NONE: Call = Call { idempotency_key: None };
+use vdisk_service::request::{EventFilter, UpdateImage};
 
 /// Fails unless the last event of each image that is there says what a look at it says.
 async fn assert_all_is_told(lab: &Lab, after: &str) {

@@ -4,13 +4,11 @@
 
 mod common;
 
-use common::{Lab, MIB, OVERLAY, code, json, sample};
+use common::{Lab, MIB, NONE, OVERLAY, code, json, sample};
 use futures::StreamExt;
 use serde_json::json;
 use vdisk_service::ErrorCode;
-use vdisk_service::request::{Call, ImportSource, MapRequest};
-
-const NONE: Call = Call { idempotency_key: None };
+use vdisk_service::request::{ImportSource, MapRequest};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn convert_makes_an_equal_image() {

@@ -10,14 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use common::{Lab, MIB, OVERLAY, body, code, import, json, quick_config, sample};
+use common::{Lab, MIB, NONE, OVERLAY, body, code, import, json, quick_config, sample};
 use futures::{StreamExt, stream};
 use serde_json::json;
 use vdisk_service::model::JobState;
-use vdisk_service::request::{Call, ImportOutcome, ImportSource, UpdateJob, UploadPart, UploadStatus};
+use vdisk_service::request::{ImportOutcome, ImportSource, UpdateJob, UploadPart, UploadStatus};
 use vdisk_service::{Clock, ErrorCode, Service, ServiceConfig, SystemClock, Timestamp};
 
-const NONE: Call = Call { idempotency_key: None };
 const CHILD: &str = "VDISK_TEST_STOPPED_SERVICE";
 const LEASE: Duration = Duration::from_secs(1);
 

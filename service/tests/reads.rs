@@ -6,14 +6,12 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Lab, MIB, OVERLAY, code, json, sample};
+use common::{Lab, MIB, NONE, OVERLAY, code, json, sample};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::json;
 use vdisk_service::model::Extent;
-use vdisk_service::request::{Call, MapRequest};
+use vdisk_service::request::MapRequest;
 use vdisk_service::{ErrorCode, Service};
-
-const NONE: Call = Call { idempotency_key: None };
 
 async fn etag(service: &Service, image: uuid::Uuid) -> String {
     let content = service.open_file(image).await.unwrap();

@@ -8,13 +8,12 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{Lab, MIB, json, quick_config};
+use common::{Lab, MIB, NONE, json, quick_config};
 use serde_json::{Value, json};
 use vdisk_service::Service;
 use vdisk_service::model::{ImageId, Job, JobState};
 use vdisk_service::request::Call;
 
-const NONE: Call = Call { idempotency_key: None };
 const CHILD: &str = "VDISK_TEST_RESUMED_SERVICE";
 const SIZE: usize = 200 << 20;
 /// Where the process is killed, in bytes of progress.

@@ -7,13 +7,11 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Lab, MIB, code, collect, json, sample, tool};
+use common::{Lab, MIB, NONE, code, collect, json, sample, tool};
 use serde_json::{Value, json};
 use vdisk_service::ErrorCode;
 use vdisk_service::model::{ImageId, SecretId};
-use vdisk_service::request::Call;
 
-const NONE: Call = Call { idempotency_key: None };
 const CANARY: &str = "canary-passphrase-7d1f";
 
 async fn secret(lab: &Lab, request: Value) -> SecretId {

@@ -4,19 +4,10 @@
 
 mod common;
 
-use common::{Lab, code, json, sample};
+use common::{Lab, NONE, code, json, sample, with_key};
 use serde_json::json;
 use vdisk_service::ErrorCode;
 use vdisk_service::model::{ImageId, Snapshot};
-use vdisk_service::request::Call;
-
-const NONE: Call = Call { idempotency_key: None };
-
-fn with_key(key: &str) -> Call {
-    Call {
-        idempotency_key: Some(key.to_owned()),
-    }
-}
 
 /// A qcow2 image with some content.
 async fn disk(lab: &Lab) -> ImageId {

@@ -6,15 +6,14 @@ mod common;
 
 use std::path::Path;
 
-use common::{Lab, OVERLAY, code, sample};
+use common::{Lab, NONE, OVERLAY, code, sample};
 use serde_json::{Value, json};
 use sqlx::Connection;
 use uuid::Uuid;
 use vdisk_service::ErrorCode;
 use vdisk_service::model::{Image, ImageState};
-use vdisk_service::request::{Call, ImportSource};
+use vdisk_service::request::ImportSource;
 
-const NONE: Call = Call { idempotency_key: None };
 /// Bytes of a name that every file system we know takes.
 const NAME_MAX: usize = 255;
 /// What `.{file}.{job}.part` has beside the file's name: two dots, a UUID, the suffix.

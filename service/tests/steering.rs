@@ -6,13 +6,11 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Lab, MIB, OVERLAY, code, json, sample};
+use common::{Lab, MIB, NONE, OVERLAY, code, json, sample};
 use serde_json::json;
 use vdisk_service::ErrorCode;
 use vdisk_service::model::{ImageState, JobState};
 use vdisk_service::request::{Call, JobFilter, UpdateJob};
-
-const NONE: Call = Call { idempotency_key: None };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_writers_of_one_image_are_kept_apart() {

@@ -4,15 +4,13 @@
 
 mod common;
 
-use common::{Lab, MIB, OVERLAY, body, code, collect, import, json, sample};
+use common::{Lab, MIB, NONE, OVERLAY, body, code, collect, import, json, sample};
 use futures::{StreamExt, stream};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use vdisk_service::model::ImageState;
 use vdisk_service::request::{ByteRange, Call, Checksum, ImportOutcome, ImportSource, UploadPart, UploadStatus};
 use vdisk_service::{Bytes, ErrorCode};
-
-const NONE: Call = Call { idempotency_key: None };
 
 async fn announce(lab: &Lab, name: &str, format: Option<&str>) -> vdisk_service::model::Image {
     match lab

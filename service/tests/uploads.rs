@@ -6,15 +6,13 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Lab, MIB, body, code, import, json, sample};
+use common::{Lab, MIB, NONE, body, code, import, json, sample};
 use futures::StreamExt;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use vdisk_service::model::{Image, ImageId, JobState};
-use vdisk_service::request::{Call, Checksum, ImportImage, ImportOutcome, ImportSource, UploadPart, UploadStatus};
+use vdisk_service::request::{Checksum, ImportImage, ImportOutcome, ImportSource, UploadPart, UploadStatus};
 use vdisk_service::{ErrorCode, Result};
-
-const NONE: Call = Call { idempotency_key: None };
 
 async fn announce(lab: &Lab, request: ImportImage) -> Result<Image> {
     match lab.service.import_image(request, &NONE).await? {

@@ -1,10 +1,11 @@
 //! How images are named on the command line and inside other images: file names, URLs, `json:{...}`, option lists.
 //!
-//! [`keyval`] and [`json`] read the text into a flat list of dotted keys ([`Keys`]); [`resolve`](open::Opener) turns that into storages
+//! [`keyval`] and [`json`] read the text into a flat list of dotted keys ([`Keys`]); [`Opener::resolve`] turns that into storages
 //! and an engine [`Node`](vdisk_engine::Node); [`gate`] does the same for names found inside images.
 
 mod access;
 pub mod blkdebug;
+mod format_node;
 pub mod gate;
 mod http;
 pub mod image_storage;
@@ -18,6 +19,7 @@ pub mod new_file;
 mod null;
 pub mod open;
 pub mod protocol;
+mod resolve;
 pub mod shown;
 pub mod url;
 mod vvfat;
@@ -25,4 +27,5 @@ mod vvfat;
 pub use access::Access;
 pub use keys::Keys;
 pub use made::Made;
-pub use open::Opener;
+pub use open::{OpenImage, Opener};
+pub use resolve::{Resolved, Spec};

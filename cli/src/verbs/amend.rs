@@ -16,8 +16,7 @@ use crate::app::{Failure, Outcome};
 use crate::options;
 use crate::output::{self, Format};
 use crate::progress::Meter;
-use crate::spec::open::{OpenImage, Spec};
-use crate::spec::{Access, Opener, keyval};
+use crate::spec::{Access, OpenImage, Opener, Spec, keyval};
 
 /// Options.
 #[derive(Debug, clap::Args)]

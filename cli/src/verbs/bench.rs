@@ -11,8 +11,7 @@ use vdisk_engine::{Chain, Error, Result as EngineResult};
 use super::Common;
 use crate::app::{self, Failure, Outcome};
 use crate::output::{self, Format};
-use crate::spec::Access;
-use crate::spec::open::Spec;
+use crate::spec::{Access, Spec};
 use crate::text::size;
 
 /// Options.

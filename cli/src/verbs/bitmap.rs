@@ -6,8 +6,7 @@ use vdisk_engine::image::Bitmaps;
 use super::{Common, target};
 use crate::app::{Failure, Outcome};
 use crate::output::Format;
-use crate::spec::Access;
-use crate::spec::open::{OpenImage, Spec};
+use crate::spec::{Access, OpenImage, Spec};
 use crate::text::size;
 
 /// Options.

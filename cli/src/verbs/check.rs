@@ -8,8 +8,7 @@ use super::Common;
 use crate::app::{self, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::progress::Meter;
-use crate::spec::open::Spec;
-use crate::spec::{Access, Opener};
+use crate::spec::{Access, Opener, Spec};
 
 /// Options.
 #[derive(Debug, clap::Args)]

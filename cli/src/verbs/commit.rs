@@ -10,8 +10,8 @@ use super::Common;
 use crate::app::{self, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::progress::Meter;
-use crate::spec::open::{Spec, place};
-use crate::spec::{Access, Opener, name};
+use crate::spec::open::place;
+use crate::spec::{Access, Opener, Spec, name};
 use crate::text::size;
 
 /// Options.

@@ -7,8 +7,7 @@ use super::Common;
 use crate::app::{self, Failure, Outcome};
 use crate::output::{self, Format};
 use crate::progress::Meter;
-use crate::spec::Access;
-use crate::spec::open::Spec;
+use crate::spec::{Access, Spec};
 
 /// Told when the comparison comes to the end of the shorter image.
 const SIZES_DIFFER: &str = "Warning: Image size mismatch!";

@@ -12,8 +12,7 @@ use crate::app::{Failure, Outcome};
 use crate::options;
 use crate::output::{self, Format};
 use crate::spec::new_file::Hints;
-use crate::spec::open::Spec;
-use crate::spec::{Access, Made, Opener, keyval, name, protocol};
+use crate::spec::{Access, Made, Opener, Spec, keyval, name, protocol};
 use crate::text::size;
 
 /// Options.

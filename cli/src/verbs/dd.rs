@@ -9,8 +9,7 @@ use super::{Common, create};
 use crate::app::{self, Failure, Outcome};
 use crate::output::Format;
 use crate::progress::Meter;
-use crate::spec::Access;
-use crate::spec::open::Spec;
+use crate::spec::{Access, Spec};
 use crate::text::size;
 
 /// Options.

@@ -7,8 +7,7 @@ use super::Common;
 use crate::app::{Failure, Outcome};
 use crate::output::{self, Format};
 use crate::progress::Meter;
-use crate::spec::Access;
-use crate::spec::open::Spec;
+use crate::spec::{Access, Spec};
 
 /// Options.
 #[derive(Debug, clap::Args)]

@@ -8,8 +8,7 @@ use vdisk_engine::ops::info::{self, Child, Description};
 use super::Common;
 use crate::app::{Failure, Outcome};
 use crate::output::{self, Format};
-use crate::spec::open::{OpenImage, Spec};
-use crate::spec::{Access, name};
+use crate::spec::{Access, OpenImage, Spec, name};
 
 /// Options.
 #[derive(Debug, clap::Args)]

@@ -7,8 +7,7 @@ use vdisk_engine::ops::map::{self, MapEntry};
 use super::Common;
 use crate::app::{Failure, Outcome};
 use crate::output::{self, Format};
-use crate::spec::Access;
-use crate::spec::open::{OpenImage, Spec};
+use crate::spec::{Access, OpenImage, Spec};
 use crate::text::size;
 
 /// Options.

@@ -9,8 +9,7 @@ use super::{Common, target};
 use crate::app::{Failure, Outcome};
 use crate::output::{self, Format};
 use crate::progress::Meter;
-use crate::spec::open::Spec;
-use crate::spec::{Access, keyval};
+use crate::spec::{Access, Spec, keyval};
 use crate::{options, text};
 
 /// Options.

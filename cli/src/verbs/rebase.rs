@@ -10,8 +10,7 @@ use super::Common;
 use crate::app::{Failure, Outcome};
 use crate::output::Format;
 use crate::progress::Meter;
-use crate::spec::open::{OpenImage, Spec};
-use crate::spec::{Access, Opener, name, protocol};
+use crate::spec::{Access, OpenImage, Opener, Spec, name, protocol};
 
 /// Options.
 #[derive(Debug, clap::Args)]

@@ -7,8 +7,7 @@ use super::Common;
 use crate::app::{self, Failure, Outcome};
 use crate::options;
 use crate::output::{self, Format};
-use crate::spec::Access;
-use crate::spec::open::Spec;
+use crate::spec::{Access, Spec};
 use crate::text;
 
 /// Options.

@@ -7,8 +7,7 @@ use vdisk_engine::image::Snapshots;
 use super::Common;
 use crate::app::{Failure, Outcome};
 use crate::output::{self, Format};
-use crate::spec::Access;
-use crate::spec::open::Spec;
+use crate::spec::{Access, Spec};
 use crate::text::table;
 
 /// Options.

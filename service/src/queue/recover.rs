@@ -226,8 +226,6 @@ async fn drop_dead_reservations(inner: &Inner, pool: &PoolFolder, records: &[Ima
             continue;
         }
         tx.delete_reserved(holder).await?;
-        tx.forget_outcome(crate::store::idempotency::Outcome::Image(record.image.id))
-            .await?;
         tx.commit_as(Step::DropReservation).await?;
     }
     Ok(())

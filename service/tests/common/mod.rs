@@ -17,6 +17,8 @@ use vdisk_service::{Bytes, ErrorCode, Result, Service, ServiceConfig};
 /// The format of overlays in these tests.
 pub const OVERLAY: &str = "qcow2";
 pub const MIB: u64 = 1 << 20;
+/// A request that is sent once.
+pub const NONE: Call = Call { idempotency_key: None };
 
 pub struct Lab {
     pub dir: Folder,
@@ -227,6 +229,13 @@ pub fn import(name: &str, format: Option<&str>, source: ImportSource) -> ImportI
         target_format: None,
         backing: None,
         labels: Default::default(),
+    }
+}
+
+/// A request that can be sent twice.
+pub fn with_key(key: &str) -> Call {
+    Call {
+        idempotency_key: Some(key.to_owned()),
     }
 }
 

@@ -1,22 +1,21 @@
 //! Requests for snapshots whose answer was lost: the same key again does not do twice what was done once.
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use vdisk_service::fault::{self, Action, Plan, Side, Step};
 use vdisk_service::model::ImageId;
-use vdisk_service::request::Call;
 use vdisk_service::{ErrorCode, ServiceError};
 
-use crate::common::{Lab, MIB, OVERLAY, code};
+use crate::common::{Lab, MIB, NONE, OVERLAY, code, with_key};
 
-/// Points are set off for the whole process, and these tests do it in their own; all others do in processes for that.
-pub static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
-
-const NONE: Call = Call { idempotency_key: None };
-
-fn with_key(key: &str) -> Call {
-    Call {
-        idempotency_key: Some(key.to_owned()),
+/// The turn of a test that sets points off in its own process, for which they are set off as a whole; most tests do it in processes
+/// made for that. `None` where the build has no points.
+pub async fn turn() -> Option<MutexGuard<'static, ()>> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+    if !fault::COMPILED {
+        eprintln!("skipped: the points are not in this build");
+        return None;
     }
+    Some(ONE_AT_A_TIME.lock().await)
 }
 
 /// The next change of snapshots is carried out and does not come on record. The service starts anew, as after its death.
@@ -40,10 +39,7 @@ async fn names(lab: &Lab, image: ImageId) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_was_taken_is_the_answer_to_the_same_request() {
-    if !fault::COMPILED {
-        return eprintln!("skipped: the points are not in this build");
-    }
-    let _turn = ONE_AT_A_TIME.lock().await;
+    let Some(_turn) = turn().await else { return };
     let lab = Lab::new().await;
     let image = lab.create("disk", OVERLAY, MIB).await.id;
     let call = with_key("one");
@@ -72,10 +68,7 @@ async fn a_snapshot_that_was_taken_is_the_answer_to_the_same_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_written_since_a_snapshot_was_applied_stays() {
-    if !fault::COMPILED {
-        return eprintln!("skipped: the points are not in this build");
-    }
-    let _turn = ONE_AT_A_TIME.lock().await;
+    let Some(_turn) = turn().await else { return };
     let lab = Lab::new().await;
     let image = lab.create("disk", OVERLAY, MIB).await.id;
     lab.service.create_snapshot(image, "empty", &NONE).await.unwrap();

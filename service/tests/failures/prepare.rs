@@ -2,13 +2,11 @@
 
 use serde_json::json;
 use uuid::Uuid;
-use vdisk_service::request::Call;
 
-use crate::common::{Lab, OVERLAY, collect, json};
+use crate::common::{Lab, NONE, OVERLAY, collect, json};
 use crate::images::{SIZE, base, changed, leaking, other};
 use crate::scene::{Ids, Verb};
 
-const NONE: Call = Call { idempotency_key: None };
 const SECRET: &str = "0123456789abcdef";
 
 /// Makes what the verb needs.

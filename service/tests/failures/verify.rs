@@ -4,13 +4,10 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use vdisk_service::model::{Image, ImageState, JobState};
-use vdisk_service::request::Call;
 
-use crate::common::{OVERLAY, json};
+use crate::common::{NONE, OVERLAY, json};
 use crate::images::{SIZE, base, changed, other, sized};
 use crate::scene::{Scene, Verb};
-
-const NONE: Call = Call { idempotency_key: None };
 
 /// Everything: what the verb is for, and what always holds.
 pub async fn verify(scene: &Scene, failures_wanted: bool) {

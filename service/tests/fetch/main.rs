@@ -11,12 +11,10 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{Lab, code, import, quick_config, sample};
+use common::{Lab, NONE, code, import, quick_config, sample};
 use vdisk_service::model::JobState;
-use vdisk_service::request::{Call, ImportImage, ImportOutcome, ImportSource};
+use vdisk_service::request::{ImportImage, ImportOutcome, ImportSource};
 use vdisk_service::{ErrorCode, Service, ServiceConfig};
-
-const NONE: Call = Call { idempotency_key: None };
 
 /// Serves the bytes with ranges until the test ends.
 fn serve(bytes: Vec<u8>) -> String {

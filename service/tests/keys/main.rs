@@ -9,13 +9,10 @@ mod copies;
 mod master_key;
 mod unused;
 
-use common::{Lab, json, sample, tool};
+use common::{Lab, NONE, json, sample, tool};
 use serde_json::{Value, json};
 use vdisk_service::model::{ImageId, Job, SecretId};
-use vdisk_service::request::Call;
 use vdisk_service::{ErrorCode, Result};
-
-const NONE: Call = Call { idempotency_key: None };
 
 async fn secret(lab: &Lab, value: &str) -> SecretId {
     let request = json!({"name": format!("s-{value}"), "value": value});

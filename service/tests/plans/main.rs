@@ -7,13 +7,12 @@ mod bounds;
 mod common;
 mod small_pool;
 
-use common::{Lab, MIB, OVERLAY, code, import, json, sample};
+use common::{Lab, MIB, NONE, OVERLAY, code, import, json, sample};
 use serde_json::{Value, json};
 use vdisk_service::ErrorCode;
 use vdisk_service::model::{Amount, Bound, Image, ImageId, Job, JobPlan, LossKind};
-use vdisk_service::request::{Call, ImportSource, JobRequest};
+use vdisk_service::request::{ImportSource, JobRequest};
 
-const NONE: Call = Call { idempotency_key: None };
 /// Data in every other 64 KiB.
 const DATA: u64 = 2 * MIB;
 const SIZE: u64 = 4 * MIB;

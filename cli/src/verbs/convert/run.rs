@@ -14,8 +14,7 @@ use crate::app::{self, Failure, Outcome};
 use crate::options;
 use crate::output::Format;
 use crate::progress::Meter;
-use crate::spec::open::{OpenImage, Spec};
-use crate::spec::{Access, Made, Opener, keyval};
+use crate::spec::{Access, Made, OpenImage, Opener, Spec, keyval};
 use crate::text::size;
 use crate::verbs::{create, target};
 

@@ -231,10 +231,8 @@ async fn forget(inner: &Inner, id: ImageId, holder: Uuid) {
 
 async fn try_to_forget(inner: &Inner, id: ImageId, holder: Uuid) -> Result<()> {
     let mut tx = inner.store.begin().await?;
-    // The key of an image that came on record after all goes on standing for it.
-    if tx.delete_reserved(holder).await? {
-        tx.forget_outcome(Outcome::Image(id)).await?;
-    }
+    // Not where the image came on record after all: its key goes on standing for it.
+    tx.delete_reserved(holder).await?;
     tx.unlock(holder).await?;
     tx.commit_as(Step::ForgetImage).await?;
     // A commit that failed may have been carried out all the same: a file on record stays.

@@ -4,6 +4,7 @@ use super::{Announced, Backing, FileFacts, ImageRecord, NewImage, Origin};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{EventKind, ImageId, ImageState, Labels, SecretId};
 use crate::request::{SecretRefs, UpdateImage};
+use crate::store::idempotency::Outcome;
 use crate::store::row::{Columns, json_text, stored, stored_or_null};
 use crate::store::{Tx, is_duplicate};
 
@@ -438,14 +439,17 @@ impl Tx {
         Ok(())
     }
 
-    /// Removes the rows that were reserved for work that came to nothing; whether there was one.
-    pub async fn delete_reserved(&mut self, holder: Uuid) -> Result<bool> {
-        let sql = "DELETE FROM images WHERE state = 'reserved' AND reserved_by = $1";
+    /// Removes the rows that were reserved for work that came to nothing. The keys of requests that they stood for can be used again.
+    pub async fn delete_reserved(&mut self, holder: Uuid) -> Result<()> {
+        let sql = "DELETE FROM images WHERE state = 'reserved' AND reserved_by = $1 RETURNING id";
         let deleted = sqlx::query(sql)
             .bind(holder.to_string())
-            .execute(&mut *self.inner)
+            .fetch_all(&mut *self.inner)
             .await?;
-        Ok(deleted.rows_affected() > 0)
+        for row in deleted {
+            self.forget_outcome(Outcome::Image(row.id("id")?)).await?;
+        }
+        Ok(())
     }
 }
 

@@ -195,7 +195,7 @@ impl Tx {
     pub(super) async fn let_go(&mut self, job: JobId) -> Result<()> {
         self.unlock(job).await?;
         self.drop_journal(job).await?;
-        self.delete_reserved(job).await.map(drop)
+        self.delete_reserved(job).await
     }
 }
 

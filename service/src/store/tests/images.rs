@@ -6,12 +6,15 @@ use super::{add_image, code, facts, new_image, write};
 use crate::error::ErrorCode;
 use crate::model::{ImageId, ImageState};
 use crate::request::{ImageFilter, UpdateImage};
+use crate::store::Tx;
+use crate::store::idempotency::{IdempotentRequest, Outcome};
 use crate::store::testing::{TestStore, on_both_databases};
 
 on_both_databases! {
     a_base_with_overlays_cannot_be_deleted,
     a_name_is_taken_once_in_a_pool,
     reserved_images_are_not_shown,
+    what_was_reserved_goes_with_the_key_of_its_request,
     images_are_filtered_and_paged,
     publishing_needs_the_reservation,
     the_height_above_an_image_is_that_of_its_tallest_overlay,
@@ -77,11 +80,35 @@ async fn reserved_images_are_not_shown(TestStore { store, .. }: TestStore) {
             .unwrap()
             .is_empty()
     );
-    for there in [true, false] {
-        let deleted = write(&store, async |tx| tx.delete_reserved(holder).await).await;
-        assert_eq!(deleted.unwrap(), there);
-    }
+    write(&store, async |tx| tx.delete_reserved(holder).await)
+        .await
+        .unwrap();
     add_image(&store, "soon", None).await;
+}
+
+async fn what_was_reserved_goes_with_the_key_of_its_request(TestStore { store, .. }: TestStore) {
+    let key = IdempotentRequest::new("key", "create", "", &()).unwrap();
+    let recalled = async || write(&store, async |tx| tx.recall(Some(&key)).await).await.unwrap();
+    let holder = Uuid::now_v7();
+    // An image that came on record keeps its key.
+    for published in [false, true] {
+        let image = new_image("disk", holder);
+        let outcome = Outcome::Image(image.id);
+        write(&store, async |tx| {
+            tx.insert_image(&image).await?;
+            tx.remember(Some(&key), outcome).await
+        })
+        .await
+        .unwrap();
+        if published {
+            let publish = async |tx: &mut Tx| tx.publish_image(image.id, holder, &image.file, &facts()).await;
+            write(&store, publish).await.unwrap();
+        }
+        for (whose, left) in [(Uuid::now_v7(), true), (holder, published)] {
+            write(&store, async |tx| tx.delete_reserved(whose).await).await.unwrap();
+            assert_eq!(recalled().await, left.then_some(outcome));
+        }
+    }
 }
 
 async fn images_are_filtered_and_paged(TestStore { store, .. }: TestStore) {
