@@ -286,6 +286,30 @@ fn statuses_that_break_the_protocol_are_refused() {
     }
 }
 
+/// Blocks of 4 KiB. Of 4.5 KiB that read as zeroes, and 3.5 KiB of data behind them, a block of zeroes is believed; of half a KiB of zeroes
+/// nothing is. (doc/proto.md, block size constraints)
+#[test]
+fn statuses_that_end_inside_a_block_are_believed_for_whole_blocks() {
+    let mut steps = until_go(blocks(4096, 4096, 1 << 20));
+    for status in [
+        "668e33ef 0001 0005 0000000000000001 00000014 00000007 00001200 00000003 00000e00 00000000",
+        "668e33ef 0001 0005 0000000000000002 00000014 00000007 00000200 00000003 00001000 00000003",
+        "668e33ef 0001 0005 0000000000000003 00000014 00000007 00002000 00000000 00001000 00000003",
+    ] {
+        steps.push((28, hex(status)));
+    }
+    let script = Script::start(steps);
+    let storage = script.open(Duration::from_secs(5)).unwrap();
+    let extent = |offset| {
+        let found = storage.extent(offset, 1 << 16).unwrap();
+        (found.len, found.data)
+    };
+    assert_eq!(extent(0), (4096, false));
+    assert_eq!(extent(4096), (4096, true));
+    assert_eq!(extent(8192), (8192, true));
+    assert_eq!(extent(16384), (4096, false));
+}
+
 #[test]
 fn an_error_of_the_server_is_told_and_the_session_goes_on() {
     let mut steps = until_go(export());
