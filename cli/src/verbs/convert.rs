@@ -1,5 +1,8 @@
 //! `convert`: copies images to a new one, whatever the formats.
 
+mod checks;
+mod job;
+mod opened;
 mod run;
 mod sources;
 mod streams;
