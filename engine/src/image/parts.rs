@@ -1,8 +1,8 @@
 //! What an image holds beside its disk: snapshots, keys, bitmaps.
 
 use super::Image;
-use crate::crypto::luks::{EraseKeys, KeyEnv, KeyWork, LuksSlot, NewKey};
 use crate::Result;
+use crate::crypto::luks::{EraseKeys, KeyEnv, KeyWork, LuksSlot, NewKey};
 
 /// One internal snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -51,18 +51,22 @@ impl MapEntry {
     }
 }
 
-/// The ends of a layer's storages, where its data may lie past them; empty where no space is set aside.
+/// Where a layer's storages end.
 #[derive(Default)]
-struct Ends(Option<Vec<u64>>);
+struct Ends {
+    storages: Option<Vec<u64>>,
+    /// Whether the layer sets space aside, so that its data may lie past them.
+    passable: Option<bool>,
+}
 
 impl Ends {
     /// Whether data that was only set aside lies past the end of its file.
     fn are_before(&mut self, image: &dyn Image, place: HostPlace) -> bool {
-        let ends = self.0.get_or_insert_with(|| match image.reserves_space() {
-            true => image.storages().iter().map(|s| s.len().unwrap_or(u64::MAX)).collect(),
-            false => Vec::new(),
-        });
-        ends.get(place.file).is_some_and(|end| place.offset >= *end)
+        let ends = self
+            .storages
+            .get_or_insert_with(|| image.storages().iter().map(|s| s.len().unwrap_or(u64::MAX)).collect());
+        let past = ends.get(place.file).is_some_and(|end| place.offset >= *end);
+        past && *self.passable.get_or_insert_with(|| image.reserves_space())
     }
 }
 

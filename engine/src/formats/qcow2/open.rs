@@ -9,6 +9,7 @@ use super::host::Host;
 use super::image::{Qcow2, Shared};
 use super::layout::extensions::text;
 use super::layout::header::{V2_LEN, unknown_features};
+use super::layout::refcounts::RefcountWidth;
 use super::layout::{Autoclear, Extensions, Geometry, Header, Incompatible, words_from_be};
 use super::metadata::MetadataMap;
 use super::refcounts::Refcounts;
@@ -107,6 +108,7 @@ pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) ->
         compression: header.compression,
         data_file: header.incompatible.has(Incompatible::DATA_FILE),
     };
+    let file_len = storage.len()?;
     let l1 = read_l1(storage.as_ref(), &header, &geometry, env)?;
     let SnapshotTable {
         list: snapshots,
@@ -115,16 +117,10 @@ pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) ->
     if let Some(damage) = damage.as_ref().filter(|_| env.writable && !env.for_check) {
         return Err(damage.refusal());
     }
-    let reftable = read_reftable(storage.as_ref(), &header)?;
-    let metadata = build_map(
-        &geometry,
-        &header,
-        &l1,
-        &reftable,
-        &snapshots,
-        &extensions,
-        storage.len()?,
-    );
+    // Who only reads need not know of blocks that count nothing.
+    let covered = if env.writable { u64::MAX } else { file_len };
+    let reftable = read_reftable(storage.as_ref(), &header, &geometry, covered)?;
+    let metadata = build_map(&geometry, &header, &l1, &reftable, &snapshots, &extensions, file_len);
     let metadata = Arc::new(RwLock::new(metadata));
     let host = Arc::new(Host::new(storage, data));
     let writer = if env.writable {
@@ -242,10 +238,18 @@ pub(super) fn read_table(storage: &dyn Storage, what: &str, at: u64, bytes: u64,
     Ok(words_from_be(&buf))
 }
 
-/// Reads the refcount table, at most 8 MiB. What lies past the end of the file counts as empty: `check` tells.
-pub(super) fn read_reftable(storage: &dyn Storage, header: &Header) -> Result<Vec<u64>> {
-    let bytes = (header.reftable_clusters as usize) << header.cluster_bits;
-    let mut buf = vec![0; bytes];
+/// Reads the refcount table, at most 8 MiB, as far as it is about the first `covered` bytes of the file. What lies past the end of the file
+/// counts as empty: `check` tells.
+pub(super) fn read_reftable(
+    storage: &dyn Storage,
+    header: &Header,
+    geometry: &Geometry,
+    covered: u64,
+) -> Result<Vec<u64>> {
+    let per_block = RefcountWidth::new(header.refcount_order).count(geometry.cluster_size());
+    let needed = geometry.clusters(covered).div_ceil(per_block).saturating_mul(8);
+    let bytes = u64::from(header.reftable_clusters) << header.cluster_bits;
+    let mut buf = vec![0; bytes.min(needed) as usize];
     read_padded(storage, header.reftable_offset, &mut buf)?;
     Ok(words_from_be(&buf))
 }

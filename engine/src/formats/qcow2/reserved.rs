@@ -13,16 +13,18 @@ impl Qcow2 {
         let file = self.host.file.as_ref();
         let occupied = file.allocated()? >> self.geometry.cluster_bits;
         let threshold = (occupied.saturating_mul(10) / 9).max(occupied.saturating_add(2));
-        Ok(self.used_clusters(self.geometry.clusters(file.len()?), threshold)? >= threshold)
+        let len = file.len()?;
+        Ok(self.geometry.clusters(len) >= threshold && self.used_clusters(len, threshold)? >= threshold)
     }
 
-    /// Clusters below `end` with a refcount; counts no further than `enough`.
-    fn used_clusters(&self, end: u64, enough: u64) -> Result<u64> {
+    /// Clusters of the first `len` bytes of the file with a refcount; counts no further than `enough`.
+    fn used_clusters(&self, len: u64, enough: u64) -> Result<u64> {
         let (table, order) = {
             let header = &self.read_shared().header;
-            let table = super::open::read_reftable(self.host.file.as_ref(), header)?;
+            let table = super::open::read_reftable(self.host.file.as_ref(), header, &self.geometry, len)?;
             (table, header.refcount_order)
         };
+        let end = self.geometry.clusters(len);
         let width = RefcountWidth::new(order);
         let per_block = width.count(self.geometry.cluster_size());
         let (mut first, mut used) = (0, 0);
@@ -31,8 +33,8 @@ impl Qcow2 {
                 break;
             }
             if let Some(at) = RefTableEntry::decode(raw, &self.geometry)? {
-                let block = read_vec(self.host.file.as_ref(), at, self.geometry.cluster_len())?;
                 let slots = per_block.min(end - first) as usize;
+                let block = read_vec(self.host.file.as_ref(), at, width.bytes_of(slots - 1).end)?;
                 used += (0..slots).filter(|slot| width.get(&block, *slot) != 0).count() as u64;
             }
             first += per_block;

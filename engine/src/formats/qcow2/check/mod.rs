@@ -121,7 +121,7 @@ impl Qcow2 {
         let (at, clusters) = writer.refcounts.table_place();
         shared.header.reftable_offset = at;
         shared.header.reftable_clusters = u32::try_from(clusters).unwrap_or(u32::MAX);
-        let reftable = super::open::read_reftable(storage, &shared.header)?;
+        let reftable = super::open::read_reftable(storage, &shared.header, &self.geometry, u64::MAX)?;
         *self.write_metadata() = super::open::build_map(
             &self.geometry,
             &shared.header,
