@@ -220,7 +220,8 @@ impl Image for RawImage {
     fn extent(&self, offset: u64, len: u64) -> Result<Extent> {
         let place = self.inside(offset, len)?;
         let at = Some(HostPlace { file: 0, offset: place });
-        if place >= self.file.len()? {
+        // Only the last sector may lie past the end of the file.
+        if place + SECTOR >= self.start + self.virtual_size() && place >= self.file.len()? {
             return Ok(Extent {
                 len,
                 kind: ExtentKind::Zero { at },

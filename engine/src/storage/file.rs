@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
@@ -96,6 +97,8 @@ pub struct FileStorage {
     is_device: bool,
     options: FileOptions,
     direct: Option<Direct>,
+    /// Where data was found last to begin behind a hole.
+    data_found: AtomicU64,
     flushes: FlushGuard,
 }
 
@@ -166,6 +169,7 @@ impl FileStorage {
             is_device,
             options,
             direct: options.cache.is_direct().then(Direct::default),
+            data_found: AtomicU64::new(u64::MAX),
             flushes: FlushGuard::default(),
         })
     }
@@ -186,6 +190,35 @@ impl FileStorage {
             Ok(())
         } else {
             Err(Error::denied("the file is open for reading only").at(&self.name))
+        }
+    }
+
+    /// The run of data that a range begins with; `None` where it begins with a hole, or the file system does not say.
+    fn data_run(&self, offset: u64, len: u64) -> Result<Option<StorageExtent>> {
+        let Ok(hole) = seek(&self.file, SeekFrom::Hole(offset)) else {
+            return Ok(None);
+        };
+        let Some(run) = hole.checked_sub(offset).filter(|run| *run > 0) else {
+            return Ok(None);
+        };
+        // Past the page cache there are no parts of sectors: the last one counts whole.
+        let run = match self.direct.is_some() && hole == self.len()? {
+            true => run.next_multiple_of(512),
+            false => run,
+        };
+        Ok(Some(StorageExtent {
+            len: run.min(len),
+            data: true,
+        }))
+    }
+
+    fn to_the_end(&self, offset: u64, len: u64, data: bool) -> Result<StorageExtent> {
+        match self.len()? {
+            end if offset < end && len > 0 => Ok(StorageExtent {
+                len: len.min(end - offset),
+                data,
+            }),
+            end => Err(past_end(&self.name, offset, len, end)),
         }
     }
 
@@ -303,36 +336,29 @@ impl Storage for FileStorage {
         })
     }
     fn extent(&self, offset: u64, len: u64) -> Result<StorageExtent> {
-        let end = self.len()?;
-        if offset >= end || len == 0 {
-            return Err(past_end(&self.name, offset, len, end));
+        if len == 0 {
+            return self.to_the_end(offset, len, true);
         }
-        let asked = len;
-        let len = len.min(end - offset);
-        let all_data = StorageExtent { len, data: true };
-        let data = match seek(&self.file, SeekFrom::Data(offset)) {
-            Ok(data) => data,
-            Err(Errno::NXIO) => return Ok(StorageExtent { len, data: false }),
-            Err(_) => return Ok(all_data),
-        };
-        if data > offset {
-            return Ok(StorageExtent {
-                len: len.min(data - offset),
-                data: false,
-            });
+        // A scattered disk has any number of extents, and each question to the system costs as much as the copy of one.
+        if self.data_found.load(Ordering::Relaxed) == offset
+            && let Some(run) = self.data_run(offset, len)?
+        {
+            return Ok(run);
         }
-        match seek(&self.file, SeekFrom::Hole(offset)) {
-            Ok(hole) if hole > offset => {
-                let run = hole - offset;
-                // Past the page cache there are no parts of sectors: the last one counts whole.
-                let run = if self.direct.is_some() && hole == end {
-                    run.next_multiple_of(512).min(asked)
-                } else {
-                    run.min(len)
-                };
-                Ok(StorageExtent { len: run, data: true })
+        match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) if data > offset => {
+                self.data_found.store(data, Ordering::Relaxed);
+                Ok(StorageExtent {
+                    len: len.min(data - offset),
+                    data: false,
+                })
             }
-            _ => Ok(all_data),
+            Ok(_) => match self.data_run(offset, len)? {
+                Some(run) => Ok(run),
+                None => self.to_the_end(offset, len, true),
+            },
+            Err(Errno::NXIO) => self.to_the_end(offset, len, false),
+            Err(_) => self.to_the_end(offset, len, true),
         }
     }
     fn allocated(&self) -> Result<u64> {

@@ -74,18 +74,15 @@ fn numbers(args: &Args) -> Result<Numbers, Failure> {
             bytes
         }
     };
+    let cores = crate::verbs::workers() as u64;
     let workers = match args.parallel.as_deref() {
-        None => 8,
-        Some(text) => size::number_between("number of coroutines", text, 1, 16)?,
+        // One reads while another writes; more of them than processors wait for each other.
+        None => cores.clamp(2, 8),
+        // Who asks for more may have to wait long for each read. Still more threads only cost memory.
+        Some(text) => size::number_between("number of coroutines", text, 1, 16)?.min(cores * 2),
     };
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     let rate = args.rate.as_deref().map(|t| size::size("rate limit", t)).transpose()?;
-    Ok(Numbers {
-        sparse,
-        // More threads than processors only cost memory.
-        workers: workers.min(cores * 2),
-        rate,
-    })
+    Ok(Numbers { sparse, workers, rate })
 }
 
 fn check_usage(args: &Args, list: Option<&str>) -> Result<(), Failure> {
