@@ -420,6 +420,28 @@ mod tests {
     }
 
     #[test]
+    fn a_hole_is_seen_where_data_was_found_before() {
+        let (_dir, storage) = scratch();
+        storage.set_len(1 << 20).unwrap();
+        storage.write_at(1 << 19, &[7; 4096]).unwrap();
+        assert!(!storage.extent(0, u64::MAX).unwrap().data);
+        storage.discard(1 << 19, 4096).unwrap();
+        let found = storage.extent(1 << 19, u64::MAX).unwrap();
+        assert_eq!((found.len, found.data), (1 << 19, false));
+
+        storage.write_at(1 << 19, &[7; 8192]).unwrap();
+        assert!(!storage.extent(0, u64::MAX).unwrap().data);
+        for (asked, len) in [(1, 1), (4096, 4096), (u64::MAX, 8192)] {
+            let found = storage.extent(1 << 19, asked).unwrap();
+            assert_eq!((found.len, found.data), (len, true));
+        }
+        storage.set_len(1 << 19).unwrap();
+        for (offset, len) in [(1 << 19, 1), (u64::MAX, 1), (0, 0)] {
+            assert!(storage.extent(offset, len).is_err());
+        }
+    }
+
+    #[test]
     fn zeroing_past_the_end_grows() {
         let (_dir, storage) = scratch();
         for unmap in [true, false] {
