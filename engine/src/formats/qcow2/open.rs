@@ -118,7 +118,11 @@ pub(super) fn open(storage: StorageRef, options: &Options, env: &OpenEnv<'_>) ->
         return Err(damage.refusal());
     }
     // Who only reads need not know of blocks that count nothing.
-    let covered = if env.writable { u64::MAX } else { file_len };
+    let covered = if env.writable || env.for_check {
+        u64::MAX
+    } else {
+        file_len
+    };
     let reftable = read_reftable(storage.as_ref(), &header, &geometry, covered)?;
     let metadata = build_map(&geometry, &header, &l1, &reftable, &snapshots, &extensions, file_len);
     let metadata = Arc::new(RwLock::new(metadata));
