@@ -4,6 +4,7 @@ mod buffer;
 mod direct;
 mod faulty;
 mod file;
+mod file_options;
 mod flush_guard;
 mod http;
 mod likeness;
@@ -21,7 +22,8 @@ use std::sync::Arc;
 pub(crate) use buffer::PAGE;
 pub use buffer::PageBuffer;
 pub use faulty::{Fault, FaultyStorage, LoggedOp};
-pub use file::{CacheMode, FileOptions, FileStorage};
+pub use file::FileStorage;
+pub use file_options::{CacheMode, FileOptions};
 pub use flush_guard::FlushGuard;
 pub use http::{
     AddressGuard, AllowAddress, HttpBody, HttpFile, HttpOptions, HttpStorage, is_public, is_public_web, resolve_url,

@@ -18,7 +18,7 @@ use crate::verbs::{create, target};
 /// The numbers of the command line.
 pub struct Numbers {
     pub sparse: u64,
-    pub workers: u64,
+    pub workers: usize,
     pub rate: Option<u64>,
 }
 
@@ -136,7 +136,7 @@ impl Job<'_> {
             // A failing disk is best read in one go, in its order; so are the warnings.
             workers: match self.args.salvage {
                 true => 1,
-                false => usize::try_from(self.numbers.workers).unwrap_or(1),
+                false => self.numbers.workers,
             },
             compress: self.args.compress,
             sparse: self.numbers.sparse,

@@ -74,12 +74,12 @@ fn numbers(args: &Args) -> Result<Numbers, Failure> {
             bytes
         }
     };
-    let cores = crate::verbs::workers() as u64;
+    let cores = crate::verbs::workers();
     let workers = match args.parallel.as_deref() {
         // One reads while another writes; more of them than processors wait for each other.
         None => cores.clamp(2, 8),
         // Who asks for more may have to wait long for each read. Still more threads only cost memory.
-        Some(text) => size::number_between("number of coroutines", text, 1, 16)?.min(cores * 2),
+        Some(text) => (size::number_between("number of coroutines", text, 1, 16)? as usize).min(cores * 2),
     };
     let rate = args.rate.as_deref().map(|t| size::size("rate limit", t)).transpose()?;
     Ok(Numbers { sparse, workers, rate })

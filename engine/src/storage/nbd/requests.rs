@@ -14,7 +14,7 @@ pub(super) const MAX_RANGE: u32 = 128 << 20;
 
 impl NbdStorage {
     /// Most bytes of one transfer, in whole blocks.
-    pub(super) fn transfer(&self) -> u64 {
+    fn transfer(&self) -> u64 {
         u64::from(self.export.max.min(MAX_TRANSFER))
     }
 
@@ -47,7 +47,7 @@ impl NbdStorage {
         self.write_zero_bytes(at, end - at)
     }
 
-    pub(super) fn write_zero_bytes(&self, mut offset: u64, mut len: u64) -> Result<()> {
+    fn write_zero_bytes(&self, mut offset: u64, mut len: u64) -> Result<()> {
         let zeroes = vec![0; len.min(1 << 20) as usize];
         while len > 0 {
             let n = len.min(1 << 20);
@@ -85,7 +85,7 @@ impl NbdStorage {
         Ok(())
     }
 
-    pub(super) fn write_blocks(&self, session: &mut Session, offset: u64, buf: &[u8]) -> Result<()> {
+    fn write_blocks(&self, session: &mut Session, offset: u64, buf: &[u8]) -> Result<()> {
         let mut at = offset;
         for part in buf.chunks(self.transfer() as usize) {
             let ask = self.data(Command::Write, at, part.len());
@@ -114,7 +114,7 @@ impl NbdStorage {
     }
 
     /// The whole blocks inside a range, in requests of a length that servers take.
-    pub(super) fn ranges(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, u32)> + use<> {
+    fn ranges(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, u32)> + use<> {
         let min = u64::from(self.export.min);
         let end = (offset + len) - (offset + len) % min;
         let mut at = offset.next_multiple_of(min);
@@ -134,7 +134,7 @@ impl NbdStorage {
     }
 
     /// Zeroes whole blocks; false when the server cannot.
-    pub(super) fn zero_blocks(&self, offset: u64, len: u32, unmap: bool) -> Result<bool> {
+    fn zero_blocks(&self, offset: u64, len: u32, unmap: bool) -> Result<bool> {
         let ask = Ask {
             command: Command::WriteZeroes,
             flags: if unmap { 0 } else { wire::NO_HOLE },
