@@ -94,7 +94,9 @@ fn a_new_image_keeps_nothing_of_the_file_that_was_there() {
     ] {
         fs::write(folder.join("t"), vec![0xee; 10 << 20]).unwrap();
         ok(folder, &["create", "-q", "-f", format, "t", size]);
-        assert!(!fs::read(folder.join("t")).unwrap().contains(&0xee), "{format} {size}");
+        // One such byte may be of a random identifier.
+        let found = fs::read(folder.join("t")).unwrap();
+        assert!(!found.windows(8).any(|w| w == [0xee; 8]), "{format} {size}");
     }
     fs::write(folder.join("t"), vec![0xee; 10 << 20]).unwrap();
     ok(folder, &["convert", "-f", "raw", "-O", "raw", "b", "t"]);
