@@ -9,9 +9,10 @@ use proptest::prelude::*;
 use vdisk_engine::env::{CreateSpec, NoSecrets};
 use vdisk_engine::formats::DRIVERS;
 use vdisk_engine::gate::{DenyAll, Node};
-use vdisk_engine::ops::convert::{CopyOptions, convert};
+use vdisk_engine::image::NothingBelow;
+use vdisk_engine::ops::convert::{CopyOptions, CopyTarget, convert, convert_into};
 use vdisk_engine::ops::create::create;
-use vdisk_engine::ops::{Concatenation, GuestSource, compare};
+use vdisk_engine::ops::{Concatenation, GuestSource, SourceExtent, SourceKind, Walk, compare};
 use vdisk_engine::options::Options;
 use vdisk_engine::storage::{FileOptions, FileStorage, MemoryStorage, SliceStorage, Storage};
 use vdisk_engine::{CancelToken, Chain, Control, CreateEnv, ErrorKind, Limits, OpenEnv, Progress, StorageRef};
@@ -48,6 +49,127 @@ proptest! {
         let source = raw(Arc::new(MemoryStorage::new("in", bytes.clone())), false);
         let options = CopyOptions { workers, sparse, ..CopyOptions::default() };
         prop_assert!(copied(&source, &options) == bytes);
+    }
+}
+
+/// A source of runs of one byte each, which says of every run of zeroes that it is one.
+struct Runs {
+    runs: Vec<(u8, u64)>,
+    /// Bytes of runs of zeroes that were read all the same.
+    zeroes_read: AtomicU64,
+}
+
+impl Runs {
+    fn new(lengths: &[(bool, u64)]) -> Self {
+        let byte = |n: usize, data: bool| if data { n as u8 + 1 } else { 0 };
+        let mut runs: Vec<_> = lengths
+            .iter()
+            .enumerate()
+            .map(|(n, (data, len))| (byte(n, *data), *len))
+            .collect();
+        let end: u64 = runs.iter().map(|(_, len)| len).sum();
+        runs.push((0, end.next_multiple_of(4096) - end));
+        Self {
+            runs,
+            zeroes_read: AtomicU64::new(0),
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.runs
+            .iter()
+            .flat_map(|(byte, len)| std::iter::repeat_n(*byte, *len as usize))
+            .collect()
+    }
+
+    /// The byte at `offset`, and how many of it follow from there on.
+    fn run(&self, offset: u64) -> (u8, u64) {
+        let mut start = 0;
+        for (byte, len) in &self.runs {
+            if offset < start + len {
+                return (*byte, start + len - offset);
+            }
+            start += len;
+        }
+        (0, 0)
+    }
+}
+
+impl GuestSource for Runs {
+    fn len(&self) -> u64 {
+        self.runs.iter().map(|(_, len)| len).sum()
+    }
+    fn walk(&self) -> Box<dyn Walk + '_> {
+        Box::new(move |offset, len: u64| {
+            let (byte, left) = self.run(offset);
+            let kind = if byte == 0 { SourceKind::Zero } else { SourceKind::Data };
+            Ok(SourceExtent::of(left.min(len), kind))
+        })
+    }
+    fn read(&self, offset: u64, buf: &mut [u8]) -> vdisk_engine::Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            let (byte, left) = self.run(offset + done as u64);
+            let end = buf.len().min(done + left as usize);
+            buf[done..end].fill(byte);
+            if byte == 0 {
+                self.zeroes_read.fetch_add((end - done) as u64, Ordering::SeqCst);
+            }
+            done = end;
+        }
+        Ok(())
+    }
+    fn read_data(&self, _layer: usize, offset: u64, buf: &mut [u8]) -> vdisk_engine::Result<()> {
+        self.read(offset, buf)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// With `-S 0` zeroes are data that nobody has to read. The targets hold something else before.
+    #[test]
+    fn zeroes_that_are_stored_are_not_read(
+        lengths in prop::collection::vec((any::<bool>(), prop_oneof![1u64..200_000, 1u64..3_000_000]), 1..9),
+        workers in 1usize..4,
+        format in prop::sample::select(vec!["raw", "qcow2", "vpc", "parallels"]),
+        compress in any::<bool>(),
+    ) {
+        let source = Runs::new(&lengths);
+        let (len, bytes) = (source.len(), source.bytes());
+        let options = if format == "vpc" { Options::new().with("subformat", "fixed").with("force_size", "on") } else { Options::new() };
+        let target = new_image(Arc::new(MemoryStorage::empty()), format, len, &options).unwrap();
+        let compress = compress && format == "qcow2";
+        if !compress {
+            target.write(0, &vec![0xee; len as usize]).unwrap();
+        }
+        let options = CopyOptions { workers, compress, sparse: 0, count_data: true, ..CopyOptions::default() };
+        let counted = Arc::new(Counted::default());
+        let control = Control::new(counted.clone(), CancelToken::new());
+        let to = CopyTarget { image: target.top(), below: &NothingBelow, fresh: compress, is_zero: false };
+        convert_into(&source, &to, &options, &control).unwrap();
+        let mut seen = vec![1; len as usize];
+        target.read(0, &mut seen).unwrap();
+        prop_assert!(seen == bytes);
+        prop_assert_eq!(source.zeroes_read.into_inner(), 0);
+        prop_assert_eq!(counted.total.load(Ordering::SeqCst), len);
+        prop_assert_eq!(counted.done.load(Ordering::SeqCst), len);
+    }
+}
+
+/// What progress says, at its end.
+#[derive(Default)]
+struct Counted {
+    total: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Progress for Counted {
+    fn set_total(&self, bytes: u64) {
+        self.total.store(bytes, Ordering::SeqCst);
+    }
+    fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::SeqCst);
     }
 }
 
@@ -308,7 +430,7 @@ fn progress_never_runs_ahead_of_what_is_stored_and_ends_at_the_total() {
 #[test]
 fn after_a_cancel_each_worker_ends_the_batch_that_it_has_and_no_more() {
     const LEN: usize = 12 << 20;
-    const BATCH: u64 = 1 << 20;
+    const BATCH: u64 = 512 << 10;
     let source = raw(Arc::new(MemoryStorage::new("in", vec![1; LEN])), false);
     for workers in [1, 3] {
         let target = Arc::new(MemoryStorage::new("out", vec![0; LEN]));

@@ -3,8 +3,10 @@
 use super::sector::SectorCipher;
 use crate::Result;
 
-/// Bytes that are encrypted or decrypted at a time: what stays in a processor's own cache in between.
-const PIECE: usize = 128 << 10;
+/// Bytes that are read and decrypted at a time: what stays in a processor's own cache in between.
+const READ_PIECE: usize = 256 << 10;
+/// Bytes that are encrypted and written at a time: more, since the writes to one file wait for each other.
+const WRITE_PIECE: usize = 512 << 10;
 
 /// Reads and writes stored bytes that are encrypted. Positions and places are alike modulo the sector size; positions may wrap, since some
 /// headers choose where they begin.
@@ -20,7 +22,7 @@ impl EncryptedBytes<'_> {
     /// Fills `buf` from the place `at`; `position` is what the cipher counts it by.
     pub fn load(&self, mut position: u64, mut at: u64, mut buf: &mut [u8]) -> Result<()> {
         while !buf.is_empty() {
-            let (len, partial) = self.next_part(at, buf.len());
+            let (len, partial) = self.next_part(at, buf.len().min(READ_PIECE));
             let (part, rest) = buf.split_at_mut(len);
             if partial {
                 let (sector, inside) = self.sector(position, at)?;
@@ -39,7 +41,7 @@ impl EncryptedBytes<'_> {
     pub fn store(&self, mut position: u64, mut at: u64, mut bytes: &[u8]) -> Result<()> {
         let mut piece = Vec::new();
         while !bytes.is_empty() {
-            let (len, partial) = self.next_part(at, bytes.len());
+            let (len, partial) = self.next_part(at, bytes.len().min(WRITE_PIECE));
             let (part, rest) = bytes.split_at(len);
             if partial {
                 let (mut sector, inside) = self.sector(position, at)?;
@@ -68,7 +70,7 @@ impl EncryptedBytes<'_> {
         let sector = self.cipher.sector_size();
         let inside = (at % sector as u64) as usize;
         if inside == 0 && len >= sector {
-            ((len - len % sector).min(PIECE), false)
+            (len - len % sector, false)
         } else {
             (len.min(sector - inside), true)
         }

@@ -181,6 +181,7 @@ impl<'a> Pipeline<'a> {
         for (step, buf) in batch.steps.iter().zip(parts(batch, buffer)) {
             match step {
                 Step::Zero { offset, len } => prepared.push(sink::Prepared::zero(*offset, *len)),
+                Step::StoreZeroes { offset, len } => prepared.push(sink::Prepared::stored_zeroes(*offset, *len)),
                 Step::Copy(piece) => {
                     read_piece(self.source, piece, buf)?;
                     prepared.push(self.sink.prepare(piece.offset, buf, scratch)?);

@@ -8,11 +8,13 @@ use crate::ops::{GuestSource, SourceExtent, SourceKind, Walk};
 use crate::{Control, Error, Result};
 
 /// Guest bytes of one batch at most.
-const BATCH_BYTES: u64 = 1 << 20;
+const BATCH_BYTES: u64 = 512 << 10;
 /// Steps of one batch at most: what keeps scattered data from making batches of millions of pieces.
 const BATCH_STEPS: usize = 128;
 /// Steps of one segment at most, which is planned before it is copied.
 const SEGMENT_STEPS: usize = 1 << 14;
+/// Zeroes that are stored: shorter runs are written together with the data around them.
+const ZERO_RUN: u64 = 64 << 10;
 
 /// A run of whole units (the last one may be cut by the end) with the ranges of it that must be read; the rest is zero.
 pub(super) struct Piece {
@@ -33,19 +35,32 @@ pub(super) struct Read {
 
 pub(super) enum Step {
     Copy(Piece),
-    Zero { offset: u64, len: u64 },
+    /// Made zero, by whatever way the target has.
+    Zero {
+        offset: u64,
+        len: u64,
+    },
+    /// Zeroes that are stored like data: whole units, also of the fast way.
+    StoreZeroes {
+        offset: u64,
+        len: u64,
+    },
 }
 
 impl Step {
     fn bytes_to_copy(&self) -> u64 {
-        self.buffer_len() as u64
+        match self {
+            Self::Copy(piece) => piece.len as u64,
+            Self::StoreZeroes { len, .. } => *len,
+            Self::Zero { .. } => 0,
+        }
     }
 
     /// Bytes of memory that it needs.
     pub(super) fn buffer_len(&self) -> usize {
         match self {
             Self::Copy(piece) => piece.len,
-            Self::Zero { .. } => 0,
+            Self::Zero { .. } | Self::StoreZeroes { .. } => 0,
         }
     }
 }
@@ -76,6 +91,8 @@ pub(super) struct Planner<'a> {
     piece: u64,
     explicit_zeroes: bool,
     zeroes_are_data: bool,
+    /// Shortest run of zeroes that is stored by itself; the target may want all of them encoded with the rest.
+    zero_run: u64,
     position: u64,
     number: u64,
     /// The batches of a segment that are not given out yet. `None`: there are no segments.
@@ -94,6 +111,7 @@ impl<'a> Planner<'a> {
             piece: BATCH_BYTES.next_multiple_of(whole),
             explicit_zeroes: sink.wants_zeroes(),
             zeroes_are_data: sink.store_zeroes(),
+            zero_run: if sink.encodes() { u64::MAX } else { ZERO_RUN },
             position: range.start,
             number: 0,
             segment: None,
@@ -146,6 +164,11 @@ impl<'a> Planner<'a> {
                     data += piece.data;
                     steps.push(Step::Copy(piece));
                 }
+                Some(Step::StoreZeroes { offset, len }) => {
+                    bytes += len;
+                    data += len;
+                    steps.push(Step::StoreZeroes { offset, len });
+                }
                 Some(zero) => steps.push(zero),
                 None => {}
             }
@@ -168,6 +191,15 @@ impl<'a> Planner<'a> {
         let extent = self.look(offset, end - offset)?;
         if extent.kind == SourceKind::Data {
             return self.next_piece(end);
+        }
+        if extent.kind == SourceKind::Zero && self.zeroes_are_data {
+            let stop = (offset + extent.len.min(self.piece)) / self.whole * self.whole;
+            if extent.len < self.zero_run || !offset.is_multiple_of(self.whole) || stop <= offset {
+                return self.next_piece(end);
+            }
+            self.position = stop;
+            let len = stop - offset;
+            return Ok(Some(Step::StoreZeroes { offset, len }));
         }
         let stop = offset + extent.len;
         let aligned = if stop == end { end } else { stop / self.unit * self.unit };
@@ -200,6 +232,14 @@ impl<'a> Planner<'a> {
                     data += extent.len;
                     extent.len
                 }
+                SourceKind::Zero if self.zeroes_are_data => {
+                    let len = match extent.len < self.zero_run {
+                        true => extent.len,
+                        false => extent.len.min(stop - at),
+                    };
+                    data += len;
+                    len
+                }
                 SourceKind::Zero | SourceKind::Absent => extent.len.min(stop - at),
             };
             if extent.kind != SourceKind::Zero {
@@ -227,16 +267,12 @@ impl<'a> Planner<'a> {
     }
 
     fn look(&mut self, offset: u64, len: u64) -> Result<SourceExtent> {
-        let mut extent = self.walk.extent(offset, len)?;
+        let extent = self.walk.extent(offset, len)?;
         if extent.len == 0 || extent.len > len {
             return Err(Error::corrupt(format!(
                 "expected an extent of 1 to {len} bytes at {offset:#x}, found {}",
                 extent.len
             )));
-        }
-        if self.zeroes_are_data && extent.kind == SourceKind::Zero {
-            extent.kind = SourceKind::Data;
-            extent.layer = None;
         }
         Ok(extent)
     }

@@ -39,6 +39,9 @@ impl<'a> CopyTarget<'a> {
 /// Smallest block that zero detection looks at.
 const BLOCK: usize = 4096;
 
+/// What zeroes are stored from: one block for all, which stays in the processors' caches.
+static ZEROES: [u8; 512 << 10] = [0; 512 << 10];
+
 pub struct Sink<'a> {
     target: CopyTarget<'a>,
     bulk: Option<&'a dyn BulkWrite>,
@@ -66,6 +69,8 @@ enum Run {
     /// One unit in encoded form, with its range in the buffer.
     Encoded(Range<usize>, Vec<u8>),
     Zero(u64),
+    /// Zeroes that are stored as data.
+    StoredZeroes(u64),
 }
 
 impl Prepared {
@@ -73,6 +78,12 @@ impl Prepared {
         Self {
             offset,
             runs: vec![Run::Zero(len)],
+        }
+    }
+    pub(super) fn stored_zeroes(offset: u64, len: u64) -> Self {
+        Self {
+            offset,
+            runs: vec![Run::StoredZeroes(len)],
         }
     }
 }
@@ -115,6 +126,11 @@ impl<'a> Sink<'a> {
     /// Whether zeroes are stored like data.
     pub(super) fn store_zeroes(&self) -> bool {
         self.store_zeroes
+    }
+
+    /// Whether units are encoded one by one.
+    pub(super) fn encodes(&self) -> bool {
+        self.encode
     }
 
     pub(super) fn unit(&self) -> u64 {
@@ -234,17 +250,20 @@ impl<'a> Sink<'a> {
         let mut offset = prepared.offset;
         for run in &prepared.runs {
             let len = match run {
-                Run::Zero(len) => *len,
+                Run::Zero(len) | Run::StoredZeroes(len) => *len,
                 Run::Plain(range) | Run::Part(range) | Run::Encoded(range, _) => range.len() as u64,
             };
             match (run, self.bulk) {
                 (Run::Zero(_), _) => self.zero(offset, len)?,
                 (Run::Part(range), _) => self.write(offset, &buf[range.clone()])?,
-                (Run::Plain(_), Some(bulk)) => place_plain(bulk, offset, len, &mut places)?,
+                (Run::Plain(_) | Run::StoredZeroes(_), Some(bulk)) => place_plain(bulk, offset, len, &mut places)?,
                 (Run::Encoded(_, bytes), Some(bulk)) => {
                     places.push(bulk.place(offset, len, Some(bytes.len() as u64))?)
                 }
                 (Run::Plain(range) | Run::Encoded(range, _), None) => self.write(offset, &buf[range.clone()])?,
+                (Run::StoredZeroes(_), None) => {
+                    zero_parts(len).try_for_each(|(at, part)| self.write(offset + at, part))?
+                }
             }
             offset += len;
         }
@@ -273,6 +292,14 @@ impl<'a> Sink<'a> {
             match run {
                 Run::Zero(_) | Run::Part(_) => {}
                 Run::Encoded(_, bytes) => bulk.store(next(&mut places)?, bytes)?,
+                Run::StoredZeroes(len) => {
+                    let mut done = 0;
+                    while done < *len {
+                        let place = next(&mut places)?;
+                        zero_parts(place.len).try_for_each(|(at, part)| bulk.store(&part_of(place, at, part), part))?;
+                        done += place.len;
+                    }
+                }
                 Run::Plain(range) => {
                     let mut bytes = &buf[range.clone()];
                     while !bytes.is_empty() {
@@ -296,19 +323,30 @@ impl<'a> Sink<'a> {
             return bulk.store(place, bytes);
         };
         for range in zeroes::data_ranges(bytes, BLOCK, gap) {
-            let at = HostPlace {
-                offset: place.at.offset + range.start as u64,
-                ..place.at
-            };
-            let part = Placement {
-                guest: place.guest + range.start as u64,
-                at,
-                len: range.len() as u64,
-                encoded: false,
-            };
-            bulk.store(&part, &bytes[range])?;
+            let (start, part) = (range.start as u64, &bytes[range]);
+            bulk.store(&part_of(place, start, part), part)?;
         }
         Ok(())
+    }
+}
+
+/// Parts of so many zeroes, each with where it begins.
+fn zero_parts(len: u64) -> impl Iterator<Item = (u64, &'static [u8])> {
+    let starts = (0..len).step_by(ZEROES.len());
+    starts.map(move |at| (at, &ZEROES[..ZEROES.len().min((len - at) as usize)]))
+}
+
+/// The place of a part of a plain run.
+fn part_of(place: &Placement, start: u64, part: &[u8]) -> Placement {
+    let at = HostPlace {
+        offset: place.at.offset + start,
+        ..place.at
+    };
+    Placement {
+        guest: place.guest + start,
+        at,
+        len: part.len() as u64,
+        encoded: false,
     }
 }
 
