@@ -9,6 +9,7 @@ use super::{Inner, Service};
 use crate::error::{Result, ServiceError};
 use crate::model::Event;
 use crate::request::EventFilter;
+use crate::store::Changes;
 
 /// Events read from the database at once.
 const BATCH: u32 = 256;
@@ -54,7 +55,7 @@ struct Reader {
     inner: Arc<Inner>,
     filter: EventFilter,
     last: u64,
-    changes: watch::Receiver<u64>,
+    changes: watch::Receiver<Changes>,
     ready: VecDeque<Event>,
     ended: bool,
 }

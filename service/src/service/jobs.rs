@@ -13,8 +13,8 @@ use crate::store::idempotency::Outcome;
 /// The longest wait that [`Service::wait_job`] grants.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
-/// How long changes may gather before a job is read again: who has waited long does not notice a little more, and the database is
-/// spared.
+/// How long changes other than of its state may gather before a job is read again: who has waited long does not notice a little more, and
+/// the database is spared.
 fn patience(waited: Duration) -> Duration {
     (waited / 64).min(Duration::from_millis(50))
 }
@@ -53,6 +53,7 @@ impl Service {
     /// `not_found`.
     pub async fn wait_job(&self, id: JobId, until: WaitUntil, timeout: Duration) -> Result<Job> {
         let mut changes = self.inner.store.changes_of(id);
+        let mut states = changes.borrow().states;
         let begun = tokio::time::Instant::now();
         let deadline = begun + timeout.min(LONGEST_WAIT);
         let first = self.inner.store.job_alone(id).await?;
@@ -61,11 +62,14 @@ impl Service {
             tokio::select! {
                 () = tokio::time::sleep_until(deadline) => break,
                 () = self.inner.stop.cancelled() => break,
-                _ = changes.changed() => tokio::time::sleep(patience(begun.elapsed())).await,
+                _ = changes.changed() => tokio::select! {
+                    () = tokio::time::sleep(patience(begun.elapsed())) => {}
+                    _ = changes.wait_for(|now| now.states != states) => {}
+                },
                 // Other processes change jobs too.
                 () = tokio::time::sleep(self.inner.config.poll_interval) => {}
             }
-            changes.mark_unchanged();
+            states = changes.borrow_and_update().states;
             job = self.inner.store.job_alone(id).await?;
         }
         self.inner.store.with_steps(job).await

@@ -43,6 +43,7 @@ impl Tx {
             .await?;
         self.touched.events = true;
         self.touched.jobs.extend(job);
+        self.touched.states.extend(job.filter(|_| kind == EventKind::JobState));
         row.size("seq")
     }
 

@@ -41,6 +41,7 @@ use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Side, Step, reach};
 use crate::model::{EventKind, ImageId};
 
+pub use self::news::Changes;
 use self::news::{News, Touched};
 use self::row::Columns;
 

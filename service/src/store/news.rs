@@ -11,9 +11,17 @@ use crate::model::JobId;
 /// What becomes different when a write transaction of this process has ended.
 #[derive(Default)]
 pub(super) struct News {
-    events: watch::Sender<u64>,
-    queue: watch::Sender<u64>,
-    jobs: Mutex<HashMap<JobId, watch::Sender<u64>>>,
+    events: watch::Sender<Changes>,
+    queue: watch::Sender<Changes>,
+    jobs: Mutex<HashMap<JobId, watch::Sender<Changes>>>,
+}
+
+/// How often something became different.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Changes {
+    all: u64,
+    /// Of these, how often a job came into another state.
+    pub states: u64,
 }
 
 /// What a transaction will have changed.
@@ -25,33 +33,42 @@ pub(super) struct Touched {
     pub(super) queue: bool,
     /// Jobs that a client sees as different.
     pub(super) jobs: Vec<JobId>,
+    /// Those of them that came into another state.
+    pub(super) states: Vec<JobId>,
 }
 
 impl News {
     /// Wakes who waits for any of this.
     pub(super) fn tell(&self, touched: &Touched) {
         if touched.events {
-            count_on(&self.events);
+            count_on(&self.events, false);
         }
         if touched.queue {
-            count_on(&self.queue);
+            count_on(&self.queue, false);
         }
         let jobs = self.jobs();
-        touched.jobs.iter().filter_map(|job| jobs.get(job)).for_each(count_on);
+        for job in &touched.jobs {
+            if let Some(waiting) = jobs.get(job) {
+                count_on(waiting, touched.states.contains(job));
+            }
+        }
     }
 
-    fn jobs(&self) -> MutexGuard<'_, HashMap<JobId, watch::Sender<u64>>> {
+    fn jobs(&self) -> MutexGuard<'_, HashMap<JobId, watch::Sender<Changes>>> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn count_on(news: &watch::Sender<u64>) {
-    news.send_modify(|count| *count = count.wrapping_add(1));
+fn count_on(news: &watch::Sender<Changes>, state: bool) {
+    news.send_modify(|count| {
+        count.all = count.all.wrapping_add(1);
+        count.states = count.states.wrapping_add(state.into());
+    });
 }
 
 impl Store {
     /// Becomes different when events were appended: those of a job, or any.
-    pub fn new_events(&self, job: Option<JobId>) -> watch::Receiver<u64> {
+    pub fn new_events(&self, job: Option<JobId>) -> watch::Receiver<Changes> {
         match job {
             Some(job) => self.changes_of(job),
             None => self.news.events.subscribe(),
@@ -59,12 +76,12 @@ impl Store {
     }
 
     /// Becomes different when a job came that a worker may take.
-    pub fn new_work(&self) -> watch::Receiver<u64> {
+    pub fn new_work(&self) -> watch::Receiver<Changes> {
         self.news.queue.subscribe()
     }
 
     /// Becomes different when the job did.
-    pub fn changes_of(&self, job: JobId) -> watch::Receiver<u64> {
+    pub fn changes_of(&self, job: JobId) -> watch::Receiver<Changes> {
         let mut jobs = self.news.jobs();
         jobs.retain(|_, waiting| waiting.receiver_count() > 0);
         jobs.entry(job).or_default().subscribe()
@@ -118,6 +135,28 @@ mod tests {
             .unwrap();
         tx.touch_queue();
         assert_eq!(woken(tx).await, [false, true, true, true]);
+    }
+
+    #[tokio::test]
+    async fn another_state_is_told_from_other_changes() {
+        use crate::model::EventKind;
+        let store = crate::store::testing::sqlite().await.store;
+        let job = Uuid::now_v7();
+        let news = store.changes_of(job);
+        for (kind, states) in [
+            (EventKind::JobProgress, 0),
+            (EventKind::JobState, 1),
+            (EventKind::JobQueued, 1),
+        ] {
+            let mut tx = store.begin().await.unwrap();
+            tx.append_event(kind, Some(job), None, &serde_json::Value::Null)
+                .await
+                .unwrap();
+            let before = *news.borrow();
+            tx.commit().await.unwrap();
+            assert_ne!(*news.borrow(), before, "{kind:?}");
+            assert_eq!(news.borrow().states, states, "{kind:?}");
+        }
     }
 
     #[tokio::test]

@@ -45,15 +45,17 @@ impl Tx {
     /// # Errors
     /// `lease_lost`.
     pub async fn write_journal(&mut self, fence: Fence, entry: &JournalEntry) -> Result<()> {
-        self.require_fence(fence).await?;
-        let sql = "INSERT INTO job_journal (job_id, entry) VALUES ($1, $2) \
+        let sql = "INSERT INTO job_journal (job_id, entry) SELECT id, CAST($4 AS TEXT) FROM jobs \
+             WHERE id = $1 AND token = $2 AND state = 'running' AND lease_until > $3 \
              ON CONFLICT (job_id) DO UPDATE SET entry = excluded.entry";
-        sqlx::query(sql)
+        let changed = sqlx::query(sql)
             .bind(fence.job.to_string())
+            .bind(fence.token)
+            .bind(self.now.0)
             .bind(json_text(entry)?)
             .execute(&mut *self.inner)
             .await?;
-        Ok(())
+        require_ours(changed.rows_affected(), fence)
     }
 
     pub(super) async fn drop_journal(&mut self, job: JobId) -> Result<()> {
