@@ -127,26 +127,26 @@ impl GuestSource for Runs {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// With `-S 0` zeroes are data that nobody has to read. The targets hold something else before.
+    /// With `-S 0` zeroes are data that nobody has to read. Targets that are not new hold something else before.
     #[test]
     fn zeroes_that_are_stored_are_not_read(
         lengths in prop::collection::vec((any::<bool>(), prop_oneof![1u64..200_000, 1u64..3_000_000]), 1..9),
         workers in 1usize..4,
         format in prop::sample::select(vec!["raw", "qcow2", "vpc", "parallels"]),
-        compress in any::<bool>(),
+        (fresh, compress) in any::<(bool, bool)>(),
     ) {
         let source = Runs::new(&lengths);
         let (len, bytes) = (source.len(), source.bytes());
         let options = if format == "vpc" { Options::new().with("subformat", "fixed").with("force_size", "on") } else { Options::new() };
         let target = new_image(Arc::new(MemoryStorage::empty()), format, len, &options).unwrap();
-        let compress = compress && format == "qcow2";
-        if !compress {
+        let compress = compress && fresh && format == "qcow2";
+        if !fresh {
             target.write(0, &vec![0xee; len as usize]).unwrap();
         }
         let options = CopyOptions { workers, compress, sparse: 0, count_data: true, ..CopyOptions::default() };
         let counted = Arc::new(Counted::default());
         let control = Control::new(counted.clone(), CancelToken::new());
-        let to = CopyTarget { image: target.top(), below: &NothingBelow, fresh: compress, is_zero: false };
+        let to = CopyTarget { image: target.top(), below: &NothingBelow, fresh, is_zero: false };
         convert_into(&source, &to, &options, &control).unwrap();
         let mut seen = vec![1; len as usize];
         target.read(0, &mut seen).unwrap();
