@@ -1,11 +1,11 @@
 use uuid::Uuid;
 
-use super::{Announced, Backing, FileFacts, ImageRecord, NewImage, Origin};
+use super::{Backing, FileFacts, ImageRecord, NewImage, Origin};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{EventKind, ImageId, ImageState, Labels, SecretId};
 use crate::request::{SecretRefs, UpdateImage};
 use crate::store::idempotency::Outcome;
-use crate::store::row::{Columns, json_text, stored, stored_or_null};
+use crate::store::row::{Columns, json_text, stored};
 use crate::store::{Tx, is_duplicate};
 
 impl Tx {
@@ -196,7 +196,7 @@ impl Tx {
         Ok(())
     }
 
-    async fn write_facts(&mut self, id: ImageId, facts: &FileFacts) -> Result<()> {
+    pub(super) async fn write_facts(&mut self, id: ImageId, facts: &FileFacts) -> Result<()> {
         let sql = "UPDATE images SET format = $2, virtual_size = $3, allocated_size = $4, file_size = $5, \
              encrypted = $6, file_stamp = $7, stamp_before = NULL WHERE id = $1";
         let changed = sqlx::query(sql)
@@ -295,70 +295,6 @@ impl Tx {
         Ok(())
     }
 
-    /// Notes how much of an upload is stored.
-    ///
-    /// # Errors
-    /// `image_not_ready` when the image is not uploading.
-    pub async fn record_upload(&mut self, id: ImageId, received: u64) -> Result<()> {
-        let sql = "UPDATE images SET uploaded_bytes = $2, updated_at = $3 WHERE id = $1 AND state = 'uploading'";
-        let changed = sqlx::query(sql)
-            .bind(id.to_string())
-            .bind(stored(received)?)
-            .bind(self.now.0)
-            .execute(&mut *self.inner)
-            .await?;
-        require_one(changed.rows_affected(), || {
-            ServiceError::new(ErrorCode::ImageNotReady, "the image is not waiting for its file")
-        })
-    }
-
-    /// What earlier parts of an upload said of the whole file.
-    pub async fn announced(&mut self, id: ImageId) -> Result<Announced> {
-        let row = sqlx::query("SELECT upload_sha256, upload_total FROM images WHERE id = $1")
-            .bind(id.to_string())
-            .fetch_optional(&mut *self.inner)
-            .await?;
-        let Some(row) = row else {
-            return Ok(Announced::default());
-        };
-        Ok(Announced {
-            sha256: row.text_or_null("upload_sha256")?,
-            total: row.size_or_null("upload_total")?,
-        })
-    }
-
-    /// Keeps it.
-    pub async fn announce(&mut self, id: ImageId, announced: &Announced) -> Result<()> {
-        sqlx::query("UPDATE images SET upload_sha256 = $2, upload_total = $3 WHERE id = $1")
-            .bind(id.to_string())
-            .bind(announced.sha256.clone())
-            .bind(stored_or_null("size", announced.total)?)
-            .execute(&mut *self.inner)
-            .await?;
-        Ok(())
-    }
-
-    /// Ends an upload well: the file is in place.
-    ///
-    /// # Errors
-    /// `image_not_ready` when the image is not uploading any more.
-    pub async fn finish_upload(&mut self, id: ImageId, file: &str, facts: &FileFacts) -> Result<()> {
-        let sql = "UPDATE images SET state = 'ready', uploaded_bytes = NULL, problem = NULL, file = $2, \
-             generation = generation + 1, updated_at = $3 WHERE id = $1 AND state = 'uploading'";
-        let changed = sqlx::query(sql)
-            .bind(id.to_string())
-            .bind(file)
-            .bind(self.now.0)
-            .execute(&mut *self.inner)
-            .await?;
-        require_one(changed.rows_affected(), || {
-            ServiceError::new(ErrorCode::ImageNotReady, "the image is not waiting for its file")
-        })?;
-        self.write_facts(id, facts).await?;
-        self.image_event(EventKind::ImageUpdated, id);
-        Ok(())
-    }
-
     /// Puts an image in a state with a reason, or back to `ready` with none.
     pub async fn set_image_state(&mut self, id: ImageId, state: ImageState, problem: Option<&str>) -> Result<()> {
         let sql = "UPDATE images SET state = $2, problem = $3, updated_at = $4 WHERE id = $1";
@@ -453,7 +389,7 @@ impl Tx {
     }
 }
 
-fn require_one(rows: u64, otherwise: impl FnOnce() -> ServiceError) -> Result<()> {
+pub(super) fn require_one(rows: u64, otherwise: impl FnOnce() -> ServiceError) -> Result<()> {
     if rows == 1 { Ok(()) } else { Err(otherwise()) }
 }
 

@@ -3,6 +3,7 @@
 mod change;
 mod read;
 mod tell;
+mod upload;
 
 pub use read::PoolUse;
 
