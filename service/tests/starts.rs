@@ -237,3 +237,18 @@ async fn what_a_dead_job_made_beside_a_file_that_came_with_its_name_goes() {
     lab.succeed(job).await;
     assert_eq!(lab.files(), [others.as_str(), "foo"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_process_that_is_being_started_does_not_keep_the_data_folder() {
+    // Each has a copy of every descriptor of ours until it runs its own program.
+    tokio::spawn(async {
+        loop {
+            std::process::Command::new("/bin/true").status().unwrap();
+            tokio::task::yield_now().await;
+        }
+    });
+    let mut lab = Lab::new().await;
+    for _ in 0..20 {
+        lab = lab.restart().await;
+    }
+}

@@ -1,6 +1,7 @@
 //! Pools: folders with image files, reached through one open folder each. No name leaves the folder: not by `..`, not
 //! by a link, not by a special file.
 
+mod alone;
 mod change;
 mod names;
 mod open;
@@ -16,6 +17,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use uuid::Uuid;
 
+pub use alone::Alone;
 pub use names::{FileName, check_file_length, check_file_name, check_image_name};
 pub use open::{Access, NEW_FILE_MODE};
 pub use owner::{OWNER, Owner};

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{PoolFolder, check_component, denied};
+use super::{Alone, PoolFolder, check_component, denied};
 use crate::error::{ErrorCode, Result, ServiceError};
 
 /// Mode of a new file in a pool, less the umask: disks are not for everybody on the host. The group is for whoever runs guests under
@@ -56,18 +56,18 @@ impl PoolFolder {
     }
 
     /// Opens a file, made when absent, for as long as nobody else has it open in this way: not even a process that stood still and does not
-    /// know that its turn is over. Where the file system has no such locks, the inventory's alone keep writers apart.
+    /// know that its turn is over. `None` where the file system has no such locks: the inventory's alone keep writers apart.
     ///
     /// # Errors
     /// `image_busy`; as [`PoolFolder::open_file`].
-    pub fn open_alone(&self, name: &str) -> Result<File> {
+    pub fn open_alone(&self, name: &str) -> Result<Option<Alone>> {
         let file = self.open_file(name, Access::Create)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match Alone::lock(file) {
             Err(Errno::WOULDBLOCK) => {
                 let public = "the file is still being written by another request; try again";
                 Err(ServiceError::new(ErrorCode::ImageBusy, public))
             }
-            _ => Ok(file),
+            locked => Ok(locked.ok()),
         }
     }
 

@@ -53,7 +53,7 @@ use crate::config::ServiceConfig;
 use crate::disk::{Layer, OpenSecrets};
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{AuditEntry, ImageId, JobId};
-use crate::pool::PoolFolder;
+use crate::pool::{Alone, PoolFolder};
 use crate::queue::{Pulse, Running, StopReason};
 use crate::request::SecretRefs;
 use crate::secrets::Vault;
@@ -96,7 +96,7 @@ pub struct Inner {
     running: Mutex<HashMap<JobId, Running>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     /// Held as long as this process owns the data folder.
-    _owner: Option<std::fs::File>,
+    _owner: Option<Alone>,
 }
 
 impl Service {

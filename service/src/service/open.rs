@@ -6,7 +6,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::FlockOperation;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -17,7 +16,7 @@ use super::{Inner, Service, audit, lock};
 use crate::config::ServiceConfig;
 use crate::disk::try_random;
 use crate::error::{ErrorCode, Result, ServiceError};
-use crate::pool::{PoolFolder, check_image_name};
+use crate::pool::{Alone, PoolFolder, check_image_name};
 use crate::queue::{Pulse, housekeeping, recover, workers};
 use crate::secrets::Vault;
 use crate::store::{Ballast, Store, sqlite_url};
@@ -113,16 +112,14 @@ fn make_private_folder(path: &Path) -> Result<()> {
 }
 
 /// Makes sure that no other process uses the same data folder: SQLite and recovery count on it.
-fn own(data_dir: &Path) -> Result<File> {
+fn own(data_dir: &Path) -> Result<Alone> {
     let opened = File::options()
         .create(true)
         .truncate(false)
         .write(true)
         .open(data_dir.join("vdiskd.lock"));
     let file = opened.map_err(|error| unavailable("the data folder cannot be written", &error))?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|error| unavailable("another process uses the data folder", &error))?;
-    Ok(file)
+    Alone::lock(file).map_err(|error| unavailable("another process uses the data folder", &error))
 }
 
 fn open_pools(pools: &BTreeMap<String, PathBuf>) -> Result<BTreeMap<String, Arc<PoolFolder>>> {

@@ -1,6 +1,5 @@
 //! Files on their way in: parts are appended to a hidden file, which is looked at and shown when it is complete.
 
-use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 
@@ -18,7 +17,7 @@ use crate::error::{ErrorCode, Result, ServiceError};
 use crate::fault::{Step, around};
 use crate::jobs::take_in;
 use crate::model::{ImageId, ImageState};
-use crate::pool::{Access, FileName, PoolFolder};
+use crate::pool::{Access, Alone, FileName, PoolFolder};
 use crate::request::{Checksum, UploadPart, UploadStatus};
 use crate::secrets::hex;
 use crate::store::Tx;
@@ -60,7 +59,7 @@ impl Service {
         pool: &PoolFolder,
         id: ImageId,
         part: &UploadPart,
-    ) -> Result<(File, Receiver)> {
+    ) -> Result<(Option<Alone>, Receiver)> {
         let held = locks.begin().await?;
         take_back(pool, id)?;
         let alone = pool.open_alone(&FileName::upload(id))?;
@@ -158,7 +157,7 @@ async fn take_part(
     inner: &Arc<Inner>,
     locks: RequestLocks,
     (record, digest): (ImageRecord, Option<String>),
-    (alone, receiver): (File, Receiver),
+    (alone, receiver): (Option<Alone>, Receiver),
     part: UploadPart,
     feed: Feed,
 ) -> Result<UploadStatus> {
