@@ -14,6 +14,7 @@ mod bits;
 mod blocks;
 mod check;
 mod create;
+mod flush;
 mod image;
 mod journal;
 mod layout;
@@ -23,6 +24,7 @@ mod metadata;
 mod open;
 mod resize;
 mod write;
+mod zero;
 
 #[cfg(test)]
 mod hostile;
