@@ -164,12 +164,19 @@ struct Counted {
     done: AtomicU64,
 }
 
+impl Counted {
+    /// Says how much is done with these.
+    fn add(&self, bytes: u64) -> u64 {
+        self.done.fetch_add(bytes, Ordering::SeqCst) + bytes
+    }
+}
+
 impl Progress for Counted {
     fn set_total(&self, bytes: u64) {
         self.total.store(bytes, Ordering::SeqCst);
     }
     fn advance(&self, bytes: u64) {
-        self.done.fetch_add(bytes, Ordering::SeqCst);
+        self.add(bytes);
     }
 }
 
@@ -371,8 +378,7 @@ struct Watcher {
     target: Arc<MemoryStorage>,
     cancel: CancelToken,
     cancel_at: u64,
-    total: AtomicU64,
-    done: AtomicU64,
+    counted: Counted,
     /// Where less was stored than had been said: what was said, what was there.
     untrue: Mutex<Vec<(u64, u64)>>,
 }
@@ -383,8 +389,7 @@ impl Watcher {
             target: target.clone(),
             cancel: CancelToken::new(),
             cancel_at,
-            total: AtomicU64::new(0),
-            done: AtomicU64::new(0),
+            counted: Counted::default(),
             untrue: Mutex::default(),
         })
     }
@@ -395,10 +400,10 @@ impl Watcher {
 
 impl Progress for Watcher {
     fn set_total(&self, bytes: u64) {
-        self.total.store(bytes, Ordering::SeqCst);
+        self.counted.set_total(bytes);
     }
     fn advance(&self, bytes: u64) {
-        let said = self.done.fetch_add(bytes, Ordering::SeqCst) + bytes;
+        let said = self.counted.add(bytes);
         if said >= self.cancel_at {
             self.cancel.cancel();
         }
@@ -422,8 +427,8 @@ fn progress_never_runs_ahead_of_what_is_stored_and_ends_at_the_total() {
         };
         convert(&source, raw(target, true).top(), &options, &watcher.control()).unwrap();
         assert_eq!(*watcher.untrue.lock().unwrap(), []);
-        assert_eq!(watcher.total.load(Ordering::SeqCst), LEN);
-        assert_eq!(watcher.done.load(Ordering::SeqCst), LEN);
+        assert_eq!(watcher.counted.total.load(Ordering::SeqCst), LEN);
+        assert_eq!(watcher.counted.done.load(Ordering::SeqCst), LEN);
     }
 }
 

@@ -56,6 +56,15 @@ impl Step {
         }
     }
 
+    /// Bytes of it that are data of the source.
+    fn data(&self) -> u64 {
+        match self {
+            Self::Copy(piece) => piece.data,
+            Self::StoreZeroes { len, .. } => *len,
+            Self::Zero { .. } => 0,
+        }
+    }
+
     /// Bytes of memory that it needs.
     pub(super) fn buffer_len(&self) -> usize {
         match self {
@@ -158,19 +167,10 @@ impl<'a> Planner<'a> {
         let mut looks = 0;
         while self.position < end && bytes < BATCH_BYTES && looks < BATCH_STEPS {
             looks += 1;
-            match self.next_step(end)? {
-                Some(Step::Copy(piece)) => {
-                    bytes += piece.len as u64;
-                    data += piece.data;
-                    steps.push(Step::Copy(piece));
-                }
-                Some(Step::StoreZeroes { offset, len }) => {
-                    bytes += len;
-                    data += len;
-                    steps.push(Step::StoreZeroes { offset, len });
-                }
-                Some(zero) => steps.push(zero),
-                None => {}
+            if let Some(step) = self.next_step(end)? {
+                bytes += step.bytes_to_copy();
+                data += step.data();
+                steps.push(step);
             }
         }
         if self.position == start {
