@@ -4,7 +4,8 @@
     bench/steady.py GIB [--folder DIR]
 
 Fills a file of GIB in DIR (a tmpfs; default /dev/shm), so that the host gives the memory, and frees all of it but these pages. Ends, and
-frees them, at the end of its input or Ctrl-C. Leave room: the file takes GIB for a moment.
+frees them, at the end of its input or Ctrl-C. Leave room: the file takes GIB for a moment. Best begun before the inputs of the measurements are
+made, with nearly all of the memory.
 """
 import argparse, ctypes, sys, tempfile
 
