@@ -39,7 +39,6 @@ impl EncryptedBytes<'_> {
 
     /// Stores `bytes`. A sector that they fill in part is read, changed and written: nobody else may write to it meanwhile.
     pub fn store(&self, mut position: u64, mut at: u64, mut bytes: &[u8]) -> Result<()> {
-        let mut piece = Vec::new();
         while !bytes.is_empty() {
             let (len, partial) = self.next_part(at, bytes.len().min(WRITE_PIECE));
             let (part, rest) = bytes.split_at(len);
@@ -50,9 +49,7 @@ impl EncryptedBytes<'_> {
                 self.cipher.encrypt(position.wrapping_sub(inside as u64), &mut sector)?;
                 (self.write)(at - inside as u64, &sector)?;
             } else {
-                piece.resize(len, 0);
-                self.cipher.encrypt_from(position, part, &mut piece)?;
-                (self.write)(at, &piece)?;
+                self.cipher.encrypted(position, part, |data| (self.write)(at, data))?;
             }
             (position, at, bytes) = (position.wrapping_add(len as u64), at + len as u64, rest);
         }

@@ -1,5 +1,7 @@
 //! The cipher of a volume: whole sectors, from any thread.
 
+use std::sync::{Mutex, PoisonError};
+
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, BlockSizeUser, KeyInit, consts::U16};
 
 use super::{
@@ -20,6 +22,8 @@ pub struct SectorCipher {
     mode: Box<dyn SectorMode>,
     iv: IvGenerator,
     sector_size: usize,
+    /// What was encrypted into before: memory that is new must be cleared first.
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
 impl std::fmt::Debug for SectorCipher {
@@ -52,6 +56,7 @@ impl SectorCipher {
             mode,
             iv,
             sector_size: sector_size as usize,
+            spare: Mutex::default(),
         })
     }
 
@@ -71,18 +76,22 @@ impl SectorCipher {
         Ok(())
     }
 
-    /// Encrypts `plain` into `data`, as [`encrypt`](Self::encrypt) would, without a copy in between.
+    /// Encrypts `plain` as [`encrypt`](Self::encrypt) would, and lends the result to `using`.
     ///
     /// # Errors
-    /// As `encrypt`, and `InvalidArgument` when the two are not equally long.
-    pub fn encrypt_from(&self, offset: u64, plain: &[u8], data: &mut [u8]) -> Result<()> {
-        if plain.len() != data.len() {
-            let text = format!("{} bytes to encrypt into {}", plain.len(), data.len());
-            return Err(Error::invalid(text));
+    /// As `encrypt`; what `using` says.
+    pub(super) fn encrypted<T>(&self, offset: u64, plain: &[u8], using: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+        let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = spare().pop().unwrap_or_default();
+        if kept.len() < plain.len() {
+            kept.resize(plain.len(), 0);
         }
+        let data = &mut kept[..plain.len()];
         let mut ivs = self.ivs(offset, data.len())?;
         self.mode.encrypt_from(&mut ivs, self.sector_size, plain, data);
-        Ok(())
+        let done = using(data);
+        spare().push(kept);
+        done
     }
 
     /// Decrypts `data` in place. `offset` is its place in bytes in what the volume counts IVs by.
