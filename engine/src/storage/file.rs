@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::direct::Direct;
 use super::file_options::{CacheMode, FileOptions};
+use super::write_out::WriteOut;
 use super::{FileId, FlushGuard, Storage, StorageExtent, past_end, write_zero_bytes};
 use crate::{Error, Result};
 
@@ -25,6 +26,7 @@ pub struct FileStorage {
     /// Where data was found last to begin behind a hole.
     data_found: AtomicU64,
     flushes: FlushGuard,
+    write_out: WriteOut,
 }
 
 impl FileStorage {
@@ -96,6 +98,7 @@ impl FileStorage {
             direct: options.cache.is_direct().then(Direct::default),
             data_found: AtomicU64::new(u64::MAX),
             flushes: FlushGuard::default(),
+            write_out: WriteOut::default(),
         })
     }
 
@@ -198,7 +201,11 @@ impl Storage for FileStorage {
             None => self.file.write_all_at(buf, offset),
             Some(direct) => direct.write(&self.file, offset, buf),
         };
-        done.map_err(|e| self.failed("write", offset, buf.len() as u64, e))
+        done.map_err(|e| self.failed("write", offset, buf.len() as u64, e))?;
+        if self.options.cache == CacheMode::Writeback {
+            self.write_out.wrote(&self.file, offset, buf.len() as u64);
+        }
+        Ok(())
     }
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()> {
         self.refuse_read_only()?;

@@ -14,6 +14,7 @@ mod nbd;
 mod new_file;
 mod read_only;
 mod slice;
+mod write_out;
 
 use std::fmt;
 use std::fs::File;
