@@ -24,8 +24,7 @@ use super::sources::TopLayer;
 use super::{Foreseen, Foresight, JobContext, JobRunner, note_digest, parse, plan};
 use crate::clock::Timestamp;
 use crate::disk::{
-    Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, explicit_node, file_facts,
-    open_chain, publish,
+    Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, explicit_node, file_facts, publish,
 };
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -197,15 +196,12 @@ impl Fill for Rewriting<'_> {
         )?)
     }
 
-    fn both(&self, staged: &NewFile) -> Result<(Chain, Chain)> {
-        let force_share = Opening {
-            unlocked: true,
-            ..Opening::read(&self.work.limits, self.secrets)
-        };
-        Ok((
-            open_chain(&self.work.layers, &force_share)?,
-            self.work.open_new(staged, false)?,
-        ))
+    fn source(&self) -> &Chain {
+        self.old
+    }
+
+    fn result(&self, staged: &NewFile) -> Result<Chain> {
+        self.work.open_new(staged, false)
     }
 }
 

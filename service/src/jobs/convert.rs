@@ -15,13 +15,13 @@ use vdisk_engine::storage::NewFile;
 use vdisk_engine::{Chain, Control, OpenEnv};
 
 use super::context::{open_patiently, pool_of};
-use super::fill::{Fill, Filling};
+use super::fill::{Fill, Filled, Filling};
 use super::sources::DifferenceTo;
 use super::{Foreseen, Foresight, JobContext, JobRunner, base, note_digest, parse, plan, roles, space};
 use crate::clock::Timestamp;
 use crate::disk::{
     Layer, NewDisk, OpenSecrets, Opening, check_structures, content, create_disk, file_facts, find_snapshot, keyring,
-    open_chain, publish, reference_to,
+    publish, reference_to,
 };
 use crate::error::{ErrorCode, Result, ServiceError};
 use crate::model::{ImageId, JobKind};
@@ -167,9 +167,8 @@ pub(super) async fn run(context: JobContext, payload: Value) -> Result<Done> {
     let options = serde_json::to_string(&work.request).map_err(ServiceError::internal)?;
     let sources: &[&[Layer]] = &[&work.source, &work.base];
     let filling = Filling::new(&context, "copying", &pool, &file, sources, &options).await?;
-    let verify = work.request.verify;
     let (filled, work) = context
-        .blocking(move |control| Ok((filling.run(&work, verify, control)?, work)))
+        .blocking(move |control| Ok((work.fill(&filling, control)?, work)))
         .await?;
     context.step("checking the new image").await?;
     let (staged, digest) = (filled.file, filled.digest);
@@ -217,43 +216,42 @@ struct Work {
     request: ConvertRequest,
 }
 
-impl Fill for Work {
+/// The work with its source open: to open one may take a key that costs seconds.
+struct Copying<'a> {
+    work: &'a Work,
+    source: &'a Chain,
+}
+
+impl Fill for Copying<'_> {
     fn needs(&self, control: &Control) -> Result<u64> {
-        if !self.base.is_empty() {
+        if !self.work.base.is_empty() {
             return Ok(0); // What differs from the base is known once it is copied.
         }
-        let options = plan::engine_options(&self.request.options);
-        space::for_copy(
-            &self.open_source()?,
-            &self.request.format,
-            &options,
-            self.request.compress,
-            control,
-        )
+        let request = &self.work.request;
+        let options = plan::engine_options(&request.options);
+        space::for_copy(self.source, &request.format, &options, request.compress, control)
     }
 
     fn create(&self) -> Result<NewFile> {
-        self.create_target(self.open_source()?.virtual_size())
+        self.work.create_target(self.source.virtual_size())
     }
 
     fn copy(&self, staged: &NewFile, segments: &Segments<'_>, control: &Control) -> Result<()> {
-        let source = open_patiently(&self.source, &self.reading(), control)?;
-        let source = at_snapshot(source, self.request.snapshot.as_deref())?;
         let options = CopyOptions {
-            workers: self.threads,
-            compress: self.request.compress,
+            workers: self.work.threads,
+            compress: self.work.request.compress,
             ..CopyOptions::default()
         };
-        let target = self.open_target(staged, true)?;
+        let target = self.work.open_target(staged, true)?;
         let below = target.below(0);
-        let over: Option<&dyn Below> = if self.base.is_empty() { None } else { Some(&below) };
+        let over: Option<&dyn Below> = if self.work.base.is_empty() { None } else { Some(&below) };
         let into = CopyTarget::fresh(target.top(), over)?;
-        if self.base.is_empty() {
-            convert_in_segments(&source, &into, &options, segments, control)?;
+        if self.work.base.is_empty() {
+            convert_in_segments(self.source, &into, &options, segments, control)?;
         } else {
-            let base = open_patiently(&self.base, &self.reading(), control)?;
+            let base = open_patiently(&self.work.base, &self.work.reading(), control)?;
             let difference = DifferenceTo {
-                image: &source,
+                image: self.source,
                 base: &base,
             };
             convert_in_segments(&difference, &into, &options, segments, control)?;
@@ -261,8 +259,12 @@ impl Fill for Work {
         Ok(())
     }
 
-    fn both(&self, staged: &NewFile) -> Result<(Chain, Chain)> {
-        Ok((self.open_source()?, self.open_target(staged, false)?))
+    fn source(&self) -> &Chain {
+        self.source
+    }
+
+    fn result(&self, staged: &NewFile) -> Result<Chain> {
+        self.work.open_target(staged, false)
     }
 }
 
@@ -287,11 +289,14 @@ impl Work {
         Opening::read(&self.limits, &self.secrets)
     }
 
-    fn open_source(&self) -> Result<Chain> {
-        at_snapshot(
-            open_chain(&self.source, &self.reading())?,
-            self.request.snapshot.as_deref(),
-        )
+    fn fill(&self, filling: &Filling, control: &Control) -> Result<Filled> {
+        let source = open_patiently(&self.source, &self.reading(), control)?;
+        let source = at_snapshot(source, self.request.snapshot.as_deref())?;
+        let copying = Copying {
+            work: self,
+            source: &source,
+        };
+        filling.run(&copying, self.request.verify, control)
     }
 
     fn create_target(&self, virtual_size: u64) -> Result<NewFile> {

@@ -139,8 +139,7 @@ impl Opener {
             source => {
                 let converting = Converting {
                     opener: self,
-                    storage: source.storage(),
-                    format,
+                    source: self.open(source.storage(), &format, false)?,
                     target: target.clone(),
                 };
                 filling
@@ -259,25 +258,18 @@ fn sound(looked: Looked) -> Result<Looked> {
 
 struct Converting<'a> {
     opener: &'a Opener,
-    storage: StorageRef,
-    format: String,
+    source: Chain,
     target: String,
-}
-
-impl Converting<'_> {
-    fn source(&self) -> Result<Chain> {
-        self.opener.open(self.storage.clone(), &self.format, false)
-    }
 }
 
 impl Fill for Converting<'_> {
     fn needs(&self, control: &Control) -> Result<u64> {
-        space::for_copy(&self.source()?, &self.target, &Options::new(), false, control)
+        space::for_copy(&self.source, &self.target, &Options::new(), false, control)
     }
 
     fn create(&self) -> Result<NewFile> {
         let spec = CreateSpec {
-            virtual_size: self.source()?.virtual_size(),
+            virtual_size: self.source.virtual_size(),
             options: Options::new(),
             backing: None,
         };
@@ -295,16 +287,20 @@ impl Fill for Converting<'_> {
     }
 
     fn copy(&self, file: &NewFile, segments: &Segments<'_>, control: &Control) -> Result<()> {
-        let (source, target) = (self.source()?, self.opener.open(content(file), &self.target, true)?);
+        let target = self.opener.open(content(file), &self.target, true)?;
         let into = CopyTarget::fresh(target.top(), None)?;
         let options = CopyOptions {
             workers: self.opener.threads,
             ..CopyOptions::default()
         };
-        Ok(convert_in_segments(&source, &into, &options, segments, control)?)
+        Ok(convert_in_segments(&self.source, &into, &options, segments, control)?)
     }
 
-    fn both(&self, file: &NewFile) -> Result<(Chain, Chain)> {
-        Ok((self.source()?, self.opener.open(file.storage(), &self.target, false)?))
+    fn source(&self) -> &Chain {
+        &self.source
+    }
+
+    fn result(&self, file: &NewFile) -> Result<Chain> {
+        self.opener.open(file.storage(), &self.target, false)
     }
 }

@@ -35,8 +35,10 @@ pub trait Fill {
     fn create(&self) -> Result<NewFile>;
     /// Fills it, or goes on filling it.
     fn copy(&self, file: &NewFile, segments: &Segments<'_>, control: &Control) -> Result<()>;
-    /// What the guest is to see, and what it will see.
-    fn both(&self, file: &NewFile) -> Result<(Chain, Chain)>;
+    /// What the guest is to see.
+    fn source(&self) -> &Chain;
+    /// What it will see: the file, opened anew.
+    fn result(&self, file: &NewFile) -> Result<Chain>;
 }
 
 /// A file that is complete and not published yet.
@@ -134,8 +136,7 @@ impl Filling {
             return Ok(None);
         }
         self.step("comparing the new image with its source")?;
-        let (source, target) = work.both(file)?;
-        compare(&source, &target, &control.uncounted()).map(Some)
+        compare(work.source(), &work.result(file)?, &control.uncounted()).map(Some)
     }
 
     /// The file that an earlier attempt left, when it is ours to go on with.
