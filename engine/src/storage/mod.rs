@@ -36,6 +36,7 @@ pub use nbd::{NbdAddress, NbdOptions, NbdStorage, NbdTls, TlsFiles};
 pub use new_file::NewFile;
 pub use read_only::ReadOnlyStorage;
 pub use slice::SliceStorage;
+pub use write_out::WriteOut;
 
 use crate::{Error, Result};
 

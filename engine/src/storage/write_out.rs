@@ -11,7 +11,7 @@ const STEP: u64 = 4 << 20;
 /// Has the system write what comes together in a file's page cache, so that disk and processors work side by side and a flush
 /// finds little left to do. Nothing waits for it, and nothing is stable by it: that stays with the flush, as do its errors.
 #[derive(Debug, Default)]
-pub(super) struct WriteOut {
+pub struct WriteOut {
     pending: Mutex<Pending>,
 }
 
@@ -25,7 +25,7 @@ struct Pending {
 
 impl WriteOut {
     /// Counts a write, which must have been made, and starts writing what has come together by then.
-    pub(super) fn wrote(&self, file: &File, offset: u64, len: u64) {
+    pub fn wrote(&self, file: &File, offset: u64, len: u64) {
         let due = self
             .pending
             .lock()

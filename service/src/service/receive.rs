@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use tokio::sync::mpsc;
+use vdisk_engine::storage::WriteOut;
 
 use super::Inner;
 use super::background::blocking;
@@ -65,6 +66,8 @@ impl Feeder {
 /// The hidden file that parts are appended to.
 pub(super) struct Receiver {
     file: Arc<File>,
+    /// Has what came written while more comes, so that nobody waits long for the end.
+    write_out: Arc<WriteOut>,
     start: u64,
     /// Where the file may end at most.
     limit: u64,
@@ -89,6 +92,7 @@ impl Receiver {
         let limit = announced.min(inner.config.limits.upload_bytes);
         Ok(Self {
             file: Arc::new(file),
+            write_out: Arc::default(),
             start: part.offset,
             limit,
         })
@@ -145,10 +149,12 @@ impl Receiver {
 
     /// Writes what ends at `end`, and gives the buffer back empty.
     async fn write_before(&self, end: u64, mut buffer: Vec<u8>) -> Result<Vec<u8>> {
-        let file = Arc::clone(&self.file);
+        let (file, write_out) = (Arc::clone(&self.file), Arc::clone(&self.write_out));
         blocking(move || {
-            let at = end - buffer.len() as u64;
-            file.write_all_at(&buffer, at).map_err(|error| write_failed(&error))?;
+            let len = buffer.len() as u64;
+            file.write_all_at(&buffer, end - len)
+                .map_err(|error| write_failed(&error))?;
+            write_out.wrote(&file, end - len, len);
             buffer.clear();
             Ok(buffer)
         })
